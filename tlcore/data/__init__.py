@@ -1,0 +1,1 @@
+"""See the module docstrings; the table of rooms stands in the README."""

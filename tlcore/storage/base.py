@@ -1,0 +1,52 @@
+"""The whole surface between tlcore and an object store: six methods and two ways to name a place.
+
+Owns the contract, not an implementation (`s3.py`, `local.py`). Called by every room that keeps something. Methods block and are
+safe to call from many threads at once; whoever wants concurrency brings threads, since the clients release the GIL.
+Vendor errors are translated to `tlcore.errors` inside the implementations, after their own retries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, runtime_checkable
+
+from typing_extensions import Buffer
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object as a listing gives it. `key` is relative to the store's root; `modified` is timezone-aware."""
+
+    key: str
+    size_bytes: int
+    modified: datetime
+
+
+@runtime_checkable
+class ObjectStore(Protocol):
+    """A flat map from keys to immutable bytes under one root URL (`s3://bucket/prefix` or `file:///dir`)."""
+
+    @property
+    def url(self) -> str:
+        """Root, without credentials and without a trailing slash."""
+
+    def put(self, key: str, data: Buffer) -> None:
+        """Write one object whole, replacing any other; readers see all of it or none. One request, never multipart."""
+
+    def put_if_absent(self, key: str, data: Buffer) -> bool:
+        """Write only where nothing is. True: the object now holds `data` by this call (also when a retry met its own first
+        attempt, or another writer wrote equal bytes). False: something else was there first, and stays."""
+
+    def get(self, key: str) -> bytes:
+        """Read one object whole. Raises ObjectMissing."""
+
+    def get_range(self, key: str, start: int, length: int) -> Buffer:
+        """Read exactly `length` bytes from byte `start`. Raises ObjectMissing; StorageError when the object is shorter."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix`, in key order, paging as needed."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove these objects; absent ones are no error."""
