@@ -1,8 +1,8 @@
 """The whole surface between tlcore and an object store: six methods and two ways to name a place.
 
-Owns the contract, not an implementation (`s3.py`, `local.py`). Called by every room that keeps something. Methods block and are
-safe to call from many threads at once; whoever wants concurrency brings threads, since the clients release the GIL.
-Vendor errors are translated to `tlcore.errors` inside the implementations, after their own retries.
+Owns the contract, not an implementation (`s3.py`, `local.py`). Called by every room that keeps something. Methods
+block and are safe to call from many threads at once; whoever wants concurrency brings threads, since the clients
+release the GIL. Vendor errors are translated to `tlcore.errors` inside the implementations, after their own retries.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ class ObjectStore(Protocol):
         """Write one object whole, replacing any other; readers see all of it or none. One request, never multipart."""
 
     def put_if_absent(self, key: str, data: Buffer) -> bool:
-        """Write only where nothing is. True: the object now holds `data` by this call (also when a retry met its own first
-        attempt, or another writer wrote equal bytes). False: something else was there first, and stays."""
+        """Write only where nothing is; True when the object now holds `data`, False when other bytes were there first.
+
+        True also where a retry met its own first attempt, or another writer wrote equal bytes."""
 
     def get(self, key: str) -> bytes:
         """Read one object whole. Raises ObjectMissing."""
 
     def get_range(self, key: str, start: int, length: int) -> Buffer:
-        """Read exactly `length` bytes from byte `start`. Raises ObjectMissing; StorageError when the object is shorter."""
+        """Read exactly `length` bytes from byte `start`. Raises ObjectMissing; StorageError where it is shorter."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object whose key starts with `prefix`, in key order, paging as needed."""
