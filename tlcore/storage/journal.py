@@ -81,7 +81,7 @@ class Journal:
 
 
 def read_journal(store: ObjectStore) -> list[Entry]:
-    """Every entry of the run that `store` is rooted at, in order. Raises StorageError for a missing or malformed one."""
+    """Every entry of the run at the root of `store`, in order. Raises StorageError if one is missing or malformed."""
     numbers = [number for info in store.list(JOURNAL_PREFIX) if (number := parse_journal_key(info.key)) is not None]
     if numbers != list(range(len(numbers))):
         gap = next(expected for expected, number in enumerate(numbers) if number != expected)
