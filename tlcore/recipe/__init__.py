@@ -1,1 +1,36 @@
-"""See the module docstrings; the table of rooms stands in the README."""
+"""The recipe: one YAML file that describes a sweep, as frozen models that have passed every check before anything starts.
+
+Read in this order: `schema.py` (what there is), `load.py` (how it gets in), `build.py` and `checks.py` (what is refused), `space.py`
+(points of a search). Loads without torch, ray, deepspeed and transformers.
+"""
+
+from tlcore.recipe.batch import BatchPlan, plan_batch
+from tlcore.recipe.domains import Domain
+from tlcore.recipe.load import load_recipe, recipe_from_dict
+from tlcore.recipe.owned import OWNED, owned_faults
+from tlcore.recipe.plan import PlanRow, resolved_plan
+from tlcore.recipe.rungs import report_fractions, scheduler_fractions
+from tlcore.recipe.schema import METRICS, Recipe
+from tlcore.recipe.space import Point, apply_point, difference, grid_points, sample_point, trial_point
+
+__all__ = [
+    "METRICS",
+    "OWNED",
+    "BatchPlan",
+    "Domain",
+    "PlanRow",
+    "Point",
+    "Recipe",
+    "apply_point",
+    "difference",
+    "grid_points",
+    "load_recipe",
+    "owned_faults",
+    "plan_batch",
+    "recipe_from_dict",
+    "report_fractions",
+    "resolved_plan",
+    "sample_point",
+    "scheduler_fractions",
+    "trial_point",
+]

@@ -1,0 +1,152 @@
+"""Rules between settings of one recipe: combinations that could never run.
+
+Owns every rule that needs no search space (`space_checks.py` has those), no file and no network. Each rule yields faults; none stops
+the others. Called by `build.py` on every recipe, so also on every sampled point.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from tlcore.errors import Fault, RecipeError
+from tlcore.recipe.batch import plan_batch
+from tlcore.recipe.credentials import shown
+from tlcore.recipe.fields import close_to
+from tlcore.recipe.owned import owned_faults
+from tlcore.recipe.schema import METRICS, Recipe
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_BUCKET: Final = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9](?:/.*)?")
+
+
+def faults_between(recipe: Recipe) -> list[Fault]:
+    """Every fault that a well-typed recipe has in itself, its search space aside."""
+    return [fault for rule in _RULES for fault in rule(recipe)]
+
+
+def _name(recipe: Recipe) -> Iterator[Fault]:
+    if not _NAME.fullmatch(recipe.name):
+        text = "give up to 63 letters, digits, dots, dashes or underscores, the first a letter or digit"
+        yield Fault("name", f"got {shown(recipe.name)}, which cannot name a folder in the store; {text}")
+
+
+def _storage(recipe: Recipe) -> Iterator[Fault]:
+    place = recipe.storage
+    scheme = place.partition("://")[0] if "://" in place else ""
+    if scheme not in ("", "s3", "file") or not place.strip():
+        yield Fault("storage", f"got {shown(place)}; give s3://bucket/prefix, file:///directory, or a directory")
+    elif scheme == "s3" and not _BUCKET.fullmatch(place):
+        yield Fault("storage", f"got {shown(place)}, which names no bucket; give s3://bucket/prefix")
+    elif scheme == "file" and not place.startswith("file:///"):
+        yield Fault("storage", f"got {shown(place)}, which names a host; give file:///directory with three slashes")
+
+
+def _texts(recipe: Recipe) -> Iterator[Fault]:
+    """Texts that must say something."""
+    data = recipe.data
+    must = {
+        "model.source": recipe.model.source,
+        "data.train": data.train,
+        "data.text": data.text,
+        "data.label": data.label,
+    }
+    for path, value in must.items():
+        if not value.strip():
+            yield Fault(path, f"got {shown(value)}; give a text that is not empty")
+
+
+def _model(recipe: Recipe) -> Iterator[Fault]:
+    source = recipe.model.source
+    if recipe.model.trust_remote_code and recipe.model.revision is None:
+        yield Fault(
+            "model.trust_remote_code", "got true without model.revision; name the revision whose code you have read"
+        )
+    if source.startswith("package:") and "/" not in source:
+        yield Fault("model.source", f"got {shown(source)}; give package:name/directory inside that package")
+
+
+def _data(recipe: Recipe) -> Iterator[Fault]:
+    data = recipe.data
+    for key in ("validation", "test"):
+        if getattr(data, key) == data.train:
+            yield Fault(
+                f"data.{key}",
+                f"got {shown(data.train)}, the same as data.train; give other examples, or a fraction for validation",
+            )
+    if data.test is not None and data.test == data.validation:
+        yield Fault(
+            "data.test",
+            f"got {shown(data.test)}, the same as data.validation; the test examples are for the final figures alone",
+        )
+    if data.text == data.label:
+        yield Fault(
+            "data.label", f"got {shown(data.label)}, the same column as data.text; name the column with the class"
+        )
+    if data.labels is not None:
+        if len(data.labels) < 2:
+            yield Fault(
+                "data.labels", f"got {len(data.labels)} class; give at least 2, or null to take them from the examples"
+            )
+        for name in sorted({name for name in data.labels if data.labels.count(name) > 1}):
+            yield Fault("data.labels", f"got {shown(name)} twice; give each class once")
+
+
+def _transfer(recipe: Recipe) -> Iterator[Fault]:
+    strategy, n = recipe.transfer.strategy, recipe.transfer.n
+    if strategy == "last_n" and n is None:
+        yield Fault("transfer.n", "missing with strategy last_n; give the number of last blocks to train, such as 2")
+    if strategy != "last_n" and n is not None:
+        searched = " (in a search: give transfer.n a domain with when: {transfer.strategy: last_n})"
+        yield Fault("transfer.n", f"got {n} with strategy {strategy}; only last_n takes it, so take it out{searched}")
+
+
+def _batch(recipe: Recipe) -> Iterator[Fault]:
+    try:
+        plan_batch(recipe, recipe.resources.workers)
+    except RecipeError as error:
+        yield from error.faults
+
+
+def _deepspeed(recipe: Recipe) -> Iterator[Fault]:
+    settings = recipe.deepspeed
+    if settings.offload_param != "none" and settings.zero_stage != 3:
+        text = f"got {settings.offload_param} with zero_stage {settings.zero_stage}; parameters are sharded at stage 3 alone"
+        yield Fault("deepspeed.offload_param", f"{text}: set deepspeed.zero_stage to 3, or this to none")
+    if settings.offload_optimizer != "none" and settings.zero_stage == 0:
+        text = f"got {settings.offload_optimizer} with zero_stage 0; optimizer state is sharded from stage 1 on"
+        yield Fault("deepspeed.offload_optimizer", f"{text}: set deepspeed.zero_stage to 1, 2 or 3, or this to none")
+    yield from owned_faults(settings.extra)
+
+
+def _metric(recipe: Recipe) -> Iterator[Fault]:
+    metric, known = recipe.search.metric, METRICS.get(recipe.task, {})
+    if known and metric not in known:
+        meant = close_to(metric, tuple(known))
+        hint = f"; did you mean '{meant}'?" if meant else ""
+        yield Fault("search.metric", f"got {shown(metric)}; {recipe.task} reports {', '.join(known)}{hint}")
+    elif known and recipe.search.mode != known[metric]:
+        text = f"got {recipe.search.mode} with metric {metric}, of which {'more' if known[metric] == 'max' else 'less'} is better"
+        yield Fault("search.mode", f"{text}; give {known[metric]}")
+
+
+def _scheduler(recipe: Recipe) -> Iterator[Fault]:
+    scheduler = recipe.search.scheduler
+    given = [key for key in type(scheduler).model_fields if getattr(scheduler, key) is not None]
+    if len(given) > 1:
+        yield Fault("search.scheduler", f"got {' and '.join(given)}; give one")
+
+
+_RULES: Final[tuple[Callable[[Recipe], Iterator[Fault]], ...]] = (
+    _name,
+    _storage,
+    _texts,
+    _model,
+    _data,
+    _transfer,
+    _batch,
+    _deepspeed,
+    _metric,
+    _scheduler,
+)

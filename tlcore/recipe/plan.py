@@ -1,0 +1,129 @@
+"""What a recipe comes to once everything is resolved, as rows of text.
+
+Owns the wording of `tlcore validate`'s plan. Looks at the recipe alone: memory and placement need a cluster (`tlcore plan`). Called by
+`cli.py` and `report/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tlcore.recipe.batch import BatchPlan, plan_batch
+from tlcore.recipe.domains import Number, in_words
+from tlcore.recipe.rungs import report_fractions
+from tlcore.recipe.schema import Recipe
+from tlcore.recipe.space import in_one_line, in_order
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One line of the plan."""
+
+    topic: str
+    text: str
+
+
+def resolved_plan(recipe: Recipe) -> list[PlanRow]:
+    """The plan of a recipe that passed its checks, in reading order."""
+    return [
+        PlanRow("name", recipe.name),
+        PlanRow("task", recipe.task),
+        PlanRow("model", recipe.model.source + (f" at {recipe.model.revision}" if recipe.model.revision else "")),
+        *_data(recipe),
+        PlanRow("transfer", _transfer(recipe)),
+        PlanRow("train", _train(recipe)),
+        PlanRow("batch", _batch(plan_batch(recipe, recipe.resources.workers))),
+        PlanRow("sharding", _sharding(recipe)),
+        PlanRow("workers", _workers(recipe)),
+        PlanRow("reports", f"at {_listed(report_fractions(recipe))} of {_count(recipe.train.epochs, 'epoch')}"),
+        PlanRow("checkpoints", _checkpoints(recipe)),
+        *_search(recipe),
+        PlanRow("storage", recipe.storage),
+        PlanRow("digest", recipe.digest()),
+    ]
+
+
+def _data(recipe: Recipe) -> Iterator[PlanRow]:
+    data = recipe.data
+    yield PlanRow("train data", f"{data.train} (columns {data.text}, {data.label}; {data.max_length} tokens at most)")
+    held_out = isinstance(data.validation, float)
+    yield PlanRow("validation", f"{data.validation} of the training examples" if held_out else str(data.validation))
+    yield PlanRow("test", data.test or "none: no final figures on unseen examples")
+
+
+def _transfer(recipe: Recipe) -> str:
+    transfer = recipe.transfer
+    return {
+        "full": "full: all weights are trained",
+        "head": "head: only the new head is trained",
+        "last_n": f"last_n: the head and the last {transfer.n} blocks are trained",
+        "scratch": "scratch: the same network from random weights",
+    }.get(transfer.strategy, transfer.strategy)
+
+
+def _train(recipe: Recipe) -> str:
+    train = recipe.train
+    return (
+        f"{_count(train.epochs, 'epoch')}, {train.optimizer} at learning rate {train.learning_rate:g}, {train.lr_schedule} after "
+        f"{train.warmup_ratio:g} warm-up, weight decay {train.weight_decay:g}, precision {train.precision}, seed {train.seed}"
+    )
+
+
+def _batch(plan: BatchPlan) -> str:
+    workers, steps = _count(plan.world_size, "worker"), _count(plan.accumulation_steps, "accumulation step")
+    return f"{plan.global_batch_size} samples per step = {workers} x micro-batch {plan.micro_batch_size} x {steps}"
+
+
+def _sharding(recipe: Recipe) -> str:
+    settings = recipe.deepspeed
+    what = ("nothing", "optimizer state", "optimizer state and gradients", "optimizer state, gradients and parameters")
+    moved = [name for name in ("offload_optimizer", "offload_param") if getattr(settings, name) != "none"]
+    return f"ZeRO-{settings.zero_stage}: {what[settings.zero_stage]} sharded" + (
+        f"; {' and '.join(moved)}: cpu" if moved else ""
+    )
+
+
+def _workers(recipe: Recipe) -> str:
+    needs = recipe.resources
+    gpus = (
+        "a GPU each where there are any" if needs.gpus_per_worker == "auto" else f"{needs.gpus_per_worker:g} GPUs each"
+    )
+    return f"{needs.workers} per trial, {needs.cpus_per_worker:g} CPUs and {gpus}, {needs.placement}, isolation {needs.isolation}"
+
+
+def _checkpoints(recipe: Recipe) -> str:
+    settings = recipe.checkpoint
+    every = [
+        f"every {_count(value, unit)}"
+        for unit, value in (
+            ("step", settings.every_steps),
+            ("epoch", settings.every_epochs),
+            ("minute", settings.every_minutes),
+        )
+        if value is not None
+    ]
+    when = ", ".join([*every, "at each report"])
+    return f"{when}; the last {settings.keep_last} and the best {settings.keep_best} of a trial are kept"
+
+
+def _search(recipe: Recipe) -> Iterator[PlanRow]:
+    search = recipe.search
+    yield PlanRow(
+        "trials",
+        f"{search.trials} by {search.algorithm}, scheduler {search.scheduler.name}, {search.mode} of {search.metric}",
+    )
+    for key in in_order(search.space):
+        yield PlanRow(f"  {key}", in_words(search.space[key]))
+    for place, point in enumerate(search.first, start=1):
+        yield PlanRow(f"  first {place}", in_one_line(point))
+
+
+def _listed(fractions: tuple[float, ...]) -> str:
+    if len(fractions) > 8:
+        return f"{_listed(fractions[:4])}, ... {_listed(fractions[-2:])}"
+    return ", ".join(f"{fraction:.4g}" for fraction in fractions)
+
+
+def _count(number: Number, what: str) -> str:
+    return f"{number:g} {what}" + ("" if number == 1 else "s")

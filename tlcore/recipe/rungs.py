@@ -1,0 +1,31 @@
+"""The fractions of a trial at which it is evaluated, reported and may be stopped.
+
+Owns the arithmetic of rungs. Which trial passes a rung is the scheduler's business (`sweep/`). Called by `train/`, `sweep/` and
+`report/`.
+"""
+
+from __future__ import annotations
+
+from tlcore.recipe.schema import Recipe
+
+_DIGITS = 12
+"""0.1 * 3 and 0.3 are one rung: fractions are compared to so many decimals."""
+
+
+def scheduler_fractions(recipe: Recipe) -> tuple[float, ...]:
+    """Rungs of the scheduler below the end, ascending fractions of the trial's own `train.epochs`; none without a scheduler."""
+    asha = recipe.search.scheduler.asha
+    rungs: list[float] = []
+    if asha is not None:
+        rung = asha.grace
+        while round(rung, _DIGITS) < 1:
+            rungs.append(round(rung, _DIGITS))
+            rung *= asha.reduction
+    return tuple(rungs)
+
+
+def report_fractions(recipe: Recipe) -> tuple[float, ...]:
+    """Every fraction at which the trial reports: its rungs and each epoch's end, ascending, the last one 1.0."""
+    epochs = recipe.train.epochs
+    ends = (round(epoch / epochs, _DIGITS) for epoch in range(1, epochs))
+    return (*sorted({*scheduler_fractions(recipe), *ends}), 1.0)

