@@ -1,0 +1,46 @@
+"""The object store of the integration tests: one real SeaweedFS for the whole session, in a temporary directory.
+
+`embedded_store` is that server, `s3_store` a fresh prefix in it, `throwaway_store` a second server for tests that
+stop theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tlcore.storage import EmbeddedStore, ObjectStore, open_store
+
+
+@contextmanager
+def throwaway_store(directory: Path) -> Iterator[EmbeddedStore]:
+    """A running store of one's own in `directory`; stopped at the end whatever happened to it meanwhile."""
+    store = EmbeddedStore(directory)
+    try:
+        store.up()
+        yield store
+    finally:
+        store.down()
+
+
+@pytest.fixture(scope="session")
+def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
+    """The session's store. TLCORE_STORE_DIR names it, so that child processes find it as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        directory = tmp_path_factory.mktemp("store")
+        patch.setenv("TLCORE_STORE_DIR", str(directory))
+        with throwaway_store(directory) as store:
+            yield store
+
+
+@pytest.fixture
+def s3_store(embedded_store: EmbeddedStore) -> ObjectStore:
+    """An empty prefix in the session's store; its URL is `s3_store.url`."""
+    return open_store(f"s3://tlcore/test-{secrets.token_hex(6)}")
