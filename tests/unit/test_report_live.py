@@ -1,0 +1,233 @@
+"""The live table and the plain lines, drawn from the events of a small sweep by a clock that the test moves."""
+
+from __future__ import annotations
+
+import io
+from datetime import datetime
+
+import pytest
+from rich.console import Console
+
+from tlcore.report.live import LineDisplay, TableDisplay, chosen, open_display, render
+from tlcore.report.rows import Estimate, TrialRow
+from tlcore.report.view import SweepView
+
+EVENTS = [
+    {
+        "n": 0,
+        "kind": "suggested",
+        "trial": "t000",
+        "point": {"train.learning_rate": 3.1e-4, "transfer.strategy": "full"},
+    },
+    {
+        "n": 1,
+        "kind": "suggested",
+        "trial": "t001",
+        "point": {"train.learning_rate": 2.0e-5, "transfer.strategy": "scratch"},
+    },
+    {
+        "n": 2,
+        "kind": "suggested",
+        "trial": "t002",
+        "point": {"train.learning_rate": 9.0e-4, "transfer.strategy": "head"},
+    },
+    {"n": 3, "kind": "started", "trial": "t000", "slot": 0},
+    {"n": 4, "kind": "started", "trial": "t001", "slot": 1},
+    {"n": 5, "kind": "result", "trial": "t001", "step": 16, "fraction": 0.25, "metrics": {"eval_accuracy": 0.5}},
+    {"n": 6, "kind": "stopped", "trial": "t001", "reason": "scheduler"},
+    {"n": 7, "kind": "started", "trial": "t002", "slot": 1},
+    {
+        "n": 8,
+        "kind": "result",
+        "trial": "t000",
+        "step": 16,
+        "fraction": 0.25,
+        "metrics": {"eval_accuracy": 0.7125},
+        "checkpoint_step": 16,
+    },
+    {"n": 9, "kind": "failed", "trial": "t002", "error": "OutOfMemory", "message": "rank 1 at step 3\nTraceback"},
+]
+PROGRESS = {
+    "step": 24,
+    "total_steps": 63,
+    "fraction": 24 / 63,
+    "loss": 0.6012,
+    "samples_per_s": 41.23,
+    "learning_rate": 1e-4,
+    "checkpoint_step": 16,
+    "stall_s": 0.01,
+}
+
+
+class Clock:
+    """Seconds, moved by hand."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def sweep(events=EVENTS):
+    view = SweepView("reviews/20261121-044500-ab12", "eval_accuracy", "max", 4, events)
+    view.progress({"t000": PROGRESS})
+    return view
+
+
+def drawn(view, width, height=30, ahead=None):
+    console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
+    console.print(render(view, ahead or Estimate(0.5, 185.0), 62.0, console))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_wide_table():
+    assert drawn(sweep(), 110) == [
+        "reviews/20261121-044500-ab12  2 of 4 trials ended: 1 running, 1 stopped, 1 failed",
+        "",
+        "trial  state    rung   step    loss  accuracy  samples/s  saved  lr      strategy",
+        "t000*  running   25%  24/63  0.6012    0.7125       41.2     16  3.1e-4  full",
+        "t001   stopped   25%     16       -    0.5000          -      -  2e-5    scratch",
+        "t002   failed      -      -       -         -          -      -  9e-4    head",
+        "t002 failed: OutOfMemory: rank 1 at step 3",
+        "",
+        f"{'━' * 25}{' ' * 25} 50% 1 min 02 s so far, about 3 min 05 s left",
+        "estimate: pace so far; open trials end where the ended ones did on average",
+    ]
+
+
+def test_narrow_table_merges_the_sampled_values_and_still_fits():
+    lines = drawn(sweep(), 72)
+    assert lines[2:6] == [
+        "trial state   rung  step   loss accuracy samples/s saved lr strategy",
+        "t000* running  25% 24/63 0.6012   0.7125      41.2    16 3.1e-4 full",
+        "t001  stopped  25%    16      -   0.5000         -     - 2e-5 scratch",
+        "t002  failed     -     -      -        -         -     - 9e-4 head",
+    ]
+    assert max(map(len, lines)) <= 72
+
+
+def test_a_hundred_trials_fit_the_terminal_and_the_rest_is_counted():
+    view = sweep()
+    view.expected_trials = 120
+    for number in range(3, 103):
+        trial = f"t{number:03d}"
+        view.apply(
+            {"kind": "suggested", "trial": trial, "point": {"train.learning_rate": 1e-4, "transfer.strategy": "full"}}
+        )
+        view.apply(
+            {
+                "kind": "result",
+                "trial": trial,
+                "step": 16,
+                "fraction": 0.25,
+                "metrics": {"eval_accuracy": 0.51 + number / 1000},
+            }
+        )
+        view.apply({"kind": "stopped", "trial": trial, "reason": "scheduler"})
+    lines = drawn(view, 100, height=24)
+    assert len(lines) <= 24
+    assert [line.split()[0] for line in lines[3:7]] == ["t000*", "t102", "t101", "t100"]
+    assert "and 89 more: 88 stopped, 1 failed" in lines
+
+
+def test_chosen_keeps_trial_order_while_all_fit_and_puts_waiting_last_otherwise():
+    rows = [
+        TrialRow("t0", "waiting"),
+        TrialRow("t1", "stopped", metric=0.1),
+        TrialRow("t2", "completed", metric=0.9),
+        TrialRow("t3", "running"),
+    ]
+    assert [row.trial for row in chosen(rows, "max", 4)] == ["t0", "t1", "t2", "t3"]
+    assert [row.trial for row in chosen(rows, "max", 3)] == ["t3", "t2", "t1"]
+
+
+def test_bar_says_when_it_is_too_early_and_when_all_ended():
+    early = drawn(sweep(), 110, ahead=Estimate(0.01, None))[-2]
+    assert early.endswith("1% 1 min 02 s so far")
+    done = drawn(sweep(), 110, ahead=Estimate(1.0, 0.0))
+    assert any(line.endswith("100% 1 min 02 s so far, all trials ended") for line in done)
+
+
+def lines_of(events, snapshots=()):
+    clock = Clock()
+    console = Console(file=io.StringIO(), width=40)
+    display = LineDisplay(
+        SweepView("reviews/r", "eval_accuracy", "max", 4),
+        console,
+        clock,
+        lambda: datetime(2026, 11, 21, 4, 45, int(clock.now) % 60),
+    )
+    for event in events:
+        display.on_event(event)
+    for at_s, snapshot in snapshots:
+        clock.now = at_s
+        display.on_progress(snapshot)
+    display.close()
+    return console.file.getvalue()
+
+
+def test_lines_say_one_thing_each_without_control_characters():
+    text = lines_of(EVENTS)
+    assert text.splitlines() == [
+        "04:45:00 t000 started train.learning_rate=3.1e-4 transfer.strategy=full",
+        "04:45:00 t001 started train.learning_rate=2e-5 transfer.strategy=scratch",
+        "04:45:00 t001 rung=25% eval_accuracy=0.5000 step=16",
+        "04:45:00 t001 stopped by=scheduler rung=25% eval_accuracy=0.5000",
+        "04:45:00 t002 started train.learning_rate=9e-4 transfer.strategy=head",
+        "04:45:00 t000 rung=25% eval_accuracy=0.7125 step=16",
+        "04:45:00 t000 checkpoint committed step=16",
+        "04:45:00 t002 failed OutOfMemory: rank 1 at step 3 Traceback",
+    ]
+    assert "\x1b" not in text
+
+
+def test_a_checkpoint_is_told_once_and_silence_is_broken_once_a_minute():
+    later = {**PROGRESS, "checkpoint_step": 20}
+    text = lines_of(
+        EVENTS[:4],
+        [(1.0, {"t000": PROGRESS}), (2.0, {"t000": PROGRESS}), (3.0, {"t000": later}), (64.0, {"t000": later})],
+    )
+    assert text.splitlines()[1:] == [
+        "04:45:01 t000 checkpoint committed step=16",
+        "04:45:03 t000 checkpoint committed step=20",
+        "04:45:04 sweep 10% (1 running, 2 waiting) left~10 min 08 s",
+    ]
+
+
+def test_display_is_lines_where_there_is_no_terminal_and_names_the_logs_first():
+    console = Console(file=io.StringIO(), width=20)
+    display = open_display(sweep(), console, ["runs/reviews/driver.log", "runs/reviews/workers.log"])
+    assert isinstance(display, LineDisplay)
+    assert console.file.getvalue() == "logs: runs/reviews/driver.log, runs/reviews/workers.log\n"
+
+
+def test_table_display_draws_the_last_state_when_closed_and_closes_twice():
+    console = Console(file=io.StringIO(), width=100, height=30, force_terminal=True, color_system=None)
+    with open_display(sweep(EVENTS[:-1]), console) as display:
+        assert isinstance(display, TableDisplay)
+        display.on_event(EVENTS[-1])
+        display.close()
+    assert "t002 failed: OutOfMemory: rank 1 at step 3" in console.file.getvalue()
+
+
+def test_late_progress_does_not_wake_a_trial_that_ended():
+    view = sweep()
+    view.progress({"t001": PROGRESS, "t009": PROGRESS})
+    assert view.row("t001").step == 16
+    assert view.row("t009") is None
+
+
+@pytest.mark.parametrize(
+    "event", [{"kind": "final"}, {"kind": "unheard of", "trial": "t7"}, {"kind": "result", "trial": "t7"}]
+)
+def test_entries_of_other_kinds_are_passed_over(event):
+    view = sweep()
+    before = view.rows()
+    view.apply(event)
+    assert view.rows() == before
+
+
+def test_a_resumed_trial_runs_again_and_forgets_why_it_failed():
+    view = sweep([*EVENTS, {"kind": "resumed", "trial": "t002"}])
+    assert (view.row("t002").state, view.row("t002").reason) == ("running", "")

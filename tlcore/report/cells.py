@@ -1,0 +1,91 @@
+"""The table of trials, as wide as the terminal allows.
+
+Owns columns, headings and colors of the table that the live display, the end of a sweep and `tlcore show` share.
+Sampled values get a column each where there is room, one merged column where there is not. Called by `live.py` and
+`tables.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from tlcore.report import figures
+from tlcore.report.rows import COMPLETED, FAILED, RUNNING, STOPPED, WAITING, TrialRow
+
+STATE_STYLES = {WAITING: "dim", RUNNING: "cyan", COMPLETED: "green", STOPPED: "yellow", FAILED: "bold red"}
+
+
+def trial_table(
+    rows: Sequence[TrialRow], metric: str, best: str | None, console: Console, *, speed: bool = True
+) -> Table:
+    """A borderless table of `rows` in the order given, in the widest form that fits the console.
+
+    Args:
+        best: the trial to mark.
+        speed: with loss and samples per second, which matter while it runs.
+    """
+    names = figures.short_names(dict.fromkeys(path for row in rows for path in row.point))
+    wide = _table(rows, metric, best, names, merged=False, speed=speed)
+    if Measurement.get(console, console.options.update(max_width=10_000), wide).maximum <= console.width:
+        return wide
+    return _table(rows, metric, best, names, merged=True, speed=speed)
+
+
+def _table(
+    rows: Sequence[TrialRow], metric: str, best: str | None, names: Mapping[str, str], *, merged: bool, speed: bool
+) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0) if not merged else (0, 1, 0, 0), header_style="bold")
+    table.add_column("trial", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for heading in ("rung", "step"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if speed:
+        table.add_column("loss", justify="right", no_wrap=True)
+    table.add_column(metric.removeprefix("eval_"), justify="right", no_wrap=True)
+    if speed:
+        table.add_column("samples/s", justify="right", no_wrap=True)
+    table.add_column("saved", justify="right", no_wrap=True)
+    if merged and names:
+        table.add_column(" ".join(names.values()), no_wrap=True, overflow="ellipsis", ratio=1)
+    else:
+        for name in names.values():
+            table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row, row.trial == best, names, merged=merged, speed=speed))
+    return table
+
+
+def _cells(row: TrialRow, is_best: bool, names: Mapping[str, str], *, merged: bool, speed: bool) -> list[Text]:
+    mark = "*" if is_best else " "
+    cells = [
+        Text(f"{row.trial}{mark}", "bold" if is_best else ""),
+        Text(row.state, STATE_STYLES.get(row.state, "")),
+        Text(figures.share(row.rung)),
+        Text(steps(row)),
+    ]
+    if speed:
+        cells.append(Text(figures.metric(row.loss)))
+    cells.append(Text(figures.metric(row.metric), "bold" if is_best else ""))
+    if speed:
+        cells.append(Text(figures.rate(row.samples_per_s)))
+    cells.append(Text(figures.ABSENT if row.checkpoint_step is None else str(row.checkpoint_step)))
+    values = [figures.sampled(row.point[path]) if path in row.point else figures.ABSENT for path in names]
+    if merged and values:
+        while values and values[-1] == figures.ABSENT:
+            values.pop()
+        cells.append(Text(" ".join(values)))
+    elif not merged:
+        cells.extend(Text(value) for value in values)
+    return cells
+
+
+def steps(row: TrialRow) -> str:
+    """`16/63`, `16` while the total is unknown, `-` before the first step."""
+    if row.step is None:
+        return figures.ABSENT
+    return str(row.step) if row.total_steps is None else f"{row.step}/{row.total_steps}"

@@ -1,0 +1,259 @@
+"""A running sweep, live: a table on a terminal, one line per event in a log.
+
+Owns the two displays behind `open_display`; both take the same three calls (`on_event` with a journal entry,
+`on_progress` with the latest progress by trial, `close`) from the sweep's driver, one at a time. Neither knows Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tlcore.report import figures
+from tlcore.report.cells import trial_table
+from tlcore.report.rows import RUNNING, WAITING, Estimate, TrialRow, estimate, ranked
+from tlcore.report.tables import failure_lines
+from tlcore.report.view import SweepView
+from tlcore.storage.journal import Entry
+
+HEARTBEAT_S = 60.0
+_LINES_AROUND_TABLE = 9
+"""Log line (twice when folded), title, blank, heading, "and ... more", blank, bar, estimate."""
+_FEWEST_ROWS = 4
+_MOST_FAILURES = 3
+
+
+class Display:
+    """What both displays share: the folded view, and how much of the sweep lies behind."""
+
+    def __init__(self, view: SweepView, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.view = view
+        self.console = console
+        self._clock = clock
+        self._began_s = clock()
+        self._share_before = sum(row.fraction for row in view.rows())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def on_event(self, event: Entry) -> None:
+        """Take one journal entry."""
+        raise NotImplementedError
+
+    def on_progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
+        """Take the latest progress of every running trial."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Show the last state and give the terminal back. May be called twice."""
+
+    def elapsed_s(self) -> float:
+        """Seconds since the display began."""
+        return self._clock() - self._began_s
+
+    def _fold(self, event: Entry) -> None:
+        self.view.apply(event)
+        if event["kind"] == "resumed":
+            self._began_s, self._share_before = self._clock(), sum(row.fraction for row in self.view.rows())
+
+    def _estimate(self, rows: Sequence[TrialRow]) -> Estimate:
+        return estimate(rows, self.view.expected_trials, self.elapsed_s(), self._share_before)
+
+
+class TableDisplay(Display):
+    """A table redrawn in place, with a bar for the whole sweep below it; what is printed meanwhile scrolls above."""
+
+    def __init__(self, view: SweepView, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(view, console, clock)
+        self._live = Live(self, console=console, refresh_per_second=4, transient=False, redirect_stderr=False)
+        self._live.start()
+
+    def on_event(self, event: Entry) -> None:
+        """Take one journal entry; the next refresh shows it."""
+        self._fold(event)
+
+    def on_progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
+        """Take the latest progress; the next refresh shows it."""
+        self.view.progress(snapshot)
+
+    def close(self) -> None:
+        """Draw once more and leave the table standing."""
+        if self._live.is_started:
+            self._live.stop()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = self.view.rows()
+        yield render(self.view, self._estimate(rows), self.elapsed_s(), console)
+
+
+def render(view: SweepView, ahead: Estimate, elapsed_s: float, console: Console) -> RenderableType:
+    """The whole picture, no taller than the console: title, table, failures, bar."""
+    rows = view.rows()
+    best = view.best()
+    failures = _failures(rows)
+    shown = chosen(rows, view.mode, max(_FEWEST_ROWS, console.height - _LINES_AROUND_TABLE - len(failures)))
+    parts: list[RenderableType] = [
+        _title(view, rows),
+        Text(),
+        trial_table(shown, view.metric, best.trial if best else None, console),
+    ]
+    left_out = [row for row in rows if row not in shown]
+    if left_out:
+        parts.append(Text(f"and {len(left_out)} more: {_by_state(left_out)}", "dim"))
+    return Group(*parts, *failures, Text(), *_overall(ahead, elapsed_s, console))
+
+
+def _failures(rows: Sequence[TrialRow]) -> list[Text]:
+    lines = failure_lines(rows)
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    earlier = len(lines) - _MOST_FAILURES
+    if earlier <= 0:
+        return lines
+    return [*lines[earlier:], Text(f"{figures.count(earlier, 'earlier failure')} not shown", "red")]
+
+
+def chosen(rows: Sequence[TrialRow], mode: str, most: int) -> list[TrialRow]:
+    """All rows in trial order while they fit; else the running ones, the best of the ended ones, the waiting ones."""
+    if len(rows) <= most:
+        return list(rows)
+    running = [row for row in rows if row.state == RUNNING][:most]
+    rest = [row for row in ranked(rows, mode) if row.state not in {RUNNING, WAITING}]
+    waiting = [row for row in rows if row.state == WAITING]
+    return (running + rest + waiting)[:most]
+
+
+def _title(view: SweepView, rows: Sequence[TrialRow]) -> Text:
+    ended = sum(row.ended for row in rows)
+    text = Text(no_wrap=True, overflow="ellipsis")
+    text.append(view.title, "bold")
+    text.append(f"  {ended} of {figures.count(max(view.expected_trials, len(rows)), 'trial')} ended")
+    counts = _by_state([row for row in rows if row.state != WAITING])
+    return text.append(f": {counts}" if counts else "")
+
+
+def _by_state(rows: Sequence[TrialRow]) -> str:
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.state] = counts.get(row.state, 0) + 1
+    return ", ".join(f"{number} {state}" for state, number in counts.items())
+
+
+def _overall(ahead: Estimate, elapsed_s: float, console: Console) -> list[RenderableType]:
+    spent = f"{figures.duration(elapsed_s)} so far"
+    how = ""
+    if ahead.share >= 1.0:
+        left = ", all trials ended"
+    elif ahead.left_s is None:
+        left = ""
+    else:
+        left = f", about {figures.duration(ahead.left_s)} left"
+        how = "estimate: pace so far; open trials end where the ended ones did on average"
+    line = Table.grid(padding=(0, 1))
+    width = max(10, min(50, console.width - 50))
+    line.add_row(ProgressBar(total=1.0, completed=ahead.share, width=width), f"{ahead.share:.0%}", f"{spent}{left}")
+    return [line, Text(how, "dim", no_wrap=True, overflow="ellipsis")]
+
+
+class LineDisplay(Display):
+    """One plain line per event, `time trial what key=value ...`; one about the whole sweep after a silent minute."""
+
+    def __init__(
+        self,
+        view: SweepView,
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        super().__init__(view, console, clock)
+        self._now = now
+        self._spoke_s = clock()
+        self._saved: dict[str, int] = {row.trial: row.checkpoint_step or 0 for row in view.rows()}
+
+    def on_event(self, event: Entry) -> None:
+        """Print the line that this entry deserves, if any."""
+        self._fold(event)
+        line = self._line_of(event)
+        if line:
+            self._say(line)
+        self._say_saved()
+
+    def on_progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
+        """Print checkpoints committed since, and one line on the whole when nothing was said for a minute."""
+        self.view.progress(snapshot)
+        self._say_saved()
+        if self._clock() - self._spoke_s >= HEARTBEAT_S:
+            rows = self.view.rows()
+            ahead = self._estimate(rows)
+            left = "" if ahead.left_s is None else f" left~{figures.duration(ahead.left_s)}"
+            self._say(f"sweep {ahead.share:.0%} ({_by_state(rows)}){left}")
+
+    def _say(self, line: str) -> None:
+        self._spoke_s = self._clock()
+        text = "".join(char if char.isprintable() else " " for char in line)
+        self.console.file.write(f"{self._now():%H:%M:%S} {text}\n")
+        self.console.file.flush()
+
+    def _say_saved(self) -> None:
+        for row in self.view.rows():
+            if row.checkpoint_step is not None and row.checkpoint_step > self._saved.get(row.trial, 0):
+                self._saved[row.trial] = row.checkpoint_step
+                self._say(f"{row.trial} checkpoint committed step={row.checkpoint_step}")
+
+    def _line_of(self, event: Entry) -> str:
+        kind, row = event["kind"], self.view.row(event.get("trial"))
+        if kind == "resumed":
+            return f"sweep resumed ({_by_state(self.view.rows()) or 'no trial yet'})"
+        if row is None:
+            return ""
+        measured = f"rung={figures.share(row.rung)} {self.view.metric}={figures.metric(row.metric)}"
+        if kind == "started":
+            values = (f"{path}={figures.sampled(value)}" for path, value in row.point.items())
+            return " ".join([row.trial, "started", *values])
+        if kind == "result":
+            return " ".join([row.trial, measured, *_training(row)])
+        if kind == "lost":
+            return f"{row.trial} lost rank={event.get('rank')} step={event.get('step')} cause: {event.get('cause')}"
+        if kind == "stopped":
+            return f"{row.trial} stopped by={row.reason or 'request'} {measured}"
+        if kind == "completed":
+            return f"{row.trial} completed {measured}"
+        return f"{row.trial} failed {row.reason}" if kind == "failed" else ""
+
+
+def _training(row: TrialRow) -> list[str]:
+    facts = [
+        ("step", row.step, str),
+        ("loss", row.loss, figures.metric),
+        ("samples/s", row.samples_per_s, figures.rate),
+    ]
+    return [f"{name}={shown(value)}" for name, value, shown in facts if value is not None]
+
+
+def open_display(
+    view: SweepView, console: Console | None = None, log_files: Sequence[str] = (), *, table: bool | None = None
+) -> TableDisplay | LineDisplay:
+    """The table on a terminal, lines elsewhere; the first line printed names the log files.
+
+    Args:
+        table: True or False overrules what the console says about itself.
+    """
+    screen = console or Console()
+    if log_files:
+        screen.print(f"logs: {', '.join(log_files)}", soft_wrap=True, highlight=False)
+    as_table = screen.is_terminal and not screen.is_dumb_terminal if table is None else table
+    return TableDisplay(view, screen) if as_table else LineDisplay(view, screen)

@@ -1,0 +1,101 @@
+"""One trial as every table of this room shows it, and what is computed over many of them: order, best, time left.
+
+Owns the meaning of "sorted by metric" and of the estimate; not the folding of journal entries (`storage/journal.py`)
+nor any rendering. Pure data, no clock. Called by every other module of this room.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+WAITING, RUNNING, COMPLETED, STOPPED, FAILED = "waiting", "running", "completed", "stopped", "failed"
+ENDED = frozenset({COMPLETED, STOPPED, FAILED})
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial at one moment.
+
+    `rung` is the deepest fraction of the trial's own epochs at which it was evaluated, `fraction` where it is now;
+    `metric` is the searched metric at the last report, `by_rung` the same at every fraction reported. `reason` says why
+    it stopped or failed.
+    """
+
+    trial: str
+    state: str
+    point: Mapping[str, Any] = field(default_factory=dict)
+    fraction: float = 0.0
+    rung: float | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    metric: float | None = None
+    samples_per_s: float | None = None
+    checkpoint_step: int | None = None
+    reason: str = ""
+    by_rung: Mapping[float, float] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will come of it."""
+        return self.state in ENDED
+
+
+def usable(value: float | None) -> bool:
+    """Whether a metric can be compared at all (NaN cannot)."""
+    return value is not None and not math.isnan(value)
+
+
+def better(mode: str, value: float, other: float) -> bool:
+    """Whether `value` beats `other` under `mode` ("max" or "min")."""
+    return value > other if mode == "max" else value < other
+
+
+def ranked(rows: Iterable[TrialRow], mode: str) -> list[TrialRow]:
+    """By metric, best first, the deeper rung winning a tie; trials without a metric follow, in their own order."""
+    sign = -1.0 if mode == "max" else 1.0
+
+    def order(row: TrialRow) -> tuple[bool, float, float, str]:
+        if row.metric is None or not usable(row.metric):
+            return True, 0.0, 0.0, row.trial
+        return False, sign * row.metric, -(row.rung or 0.0), row.trial
+
+    return sorted(rows, key=order)
+
+
+def best_of(rows: Iterable[TrialRow], mode: str) -> TrialRow | None:
+    """The first of `ranked`, unless no trial has a metric."""
+    order = ranked(rows, mode)
+    return order[0] if order and usable(order[0].metric) else None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How much of the sweep's training is behind us, and the seconds left at the pace so far (None: too early)."""
+
+    share: float
+    left_s: float | None
+
+
+def estimate(rows: Sequence[TrialRow], expected_trials: int, elapsed_s: float, share_before: float = 0.0) -> Estimate:
+    """Time left, in units of "fractions of a trial's own epochs".
+
+    Trials that have not ended are expected to run as far as the mean of those that did (all the way while none has),
+    or as far as they already are. The pace is what was trained since the display began: `share_before` is the amount
+    that an interrupted run had trained before it, so that a resumed sweep is not credited with work it did not do.
+    Says nothing until a quarter of one trial has been trained.
+    """
+    ended = [row.fraction for row in rows if row.ended]
+    typical = sum(ended) / len(ended) if ended else 1.0
+    done = sum(row.fraction for row in rows)
+    unseen = max(0, expected_trials - len(rows))
+    ahead = sum(max(0.0, typical - row.fraction) for row in rows if not row.ended) + unseen * typical
+    expected = done + ahead
+    share = 1.0 if expected == 0 else done / expected
+    trained = done - share_before
+    if trained < 0.25 or elapsed_s <= 0:
+        return Estimate(share, None)
+    return Estimate(share, ahead * elapsed_s / trained)

@@ -1,0 +1,257 @@
+"""What `tlcore list`, `tlcore show` and `tlcore checkpoints list` print, read from object storage alone.
+
+Owns the reading and the words, as text and as JSON. Needs no cluster, no local file and no Ray: `run.json`, the journal
+and the manifests say everything. A run that stopped without saying so is called unfinished, with the age of its last
+entry: storage cannot tell a killed sweep from a slow one. Called by `cli.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tlcore.checkpoint.manifest import Manifest, read_manifest
+from tlcore.errors import ObjectMissing, RecipeError
+from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict
+from tlcore.report import figures
+from tlcore.report.cells import STATE_STYLES
+from tlcore.report.rows import TrialRow
+from tlcore.report.tables import best_lines, final_table, gain_line
+from tlcore.report.view import SweepView
+from tlcore.storage import ObjectStore, RunRef, list_runs, newest_run, parse_run_url
+from tlcore.storage.journal import Entry, read_journal
+from tlcore.storage.keys import TRIALS_PREFIX, parse_manifest_key
+
+_THREADS = 16
+FINISHED, UNFINISHED = "finished", "unfinished"
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run as the store has it. `checkpoints` are the committed steps of each trial, ascending."""
+
+    ref: RunRef
+    identity: Mapping[str, Any]
+    entries: Sequence[Entry]
+    view: SweepView
+    checkpoints: Mapping[str, Sequence[int]]
+
+    @property
+    def state(self) -> str:
+        """`finished` when the journal says so."""
+        return FINISHED if self.view.state.finished else UNFINISHED
+
+    @property
+    def final(self) -> Mapping[str, float]:
+        """Metrics on the test data, empty when they were not taken."""
+        taken = (entry.get("metrics") or {} for entry in reversed(self.entries) if entry["kind"] == "final")
+        return next(taken, {})
+
+    @property
+    def best(self) -> TrialRow | None:
+        """The best trial so far."""
+        return self.view.best()
+
+
+def find_run(sweep: str, storage: str) -> RunRef:
+    """The run that a word names: `name` (its newest run), `name/run-id`, or the run's URL."""
+    if "://" in sweep:
+        return parse_run_url(sweep)
+    name, _, run_id = sweep.strip("/").partition("/")
+    if not run_id:
+        return newest_run(storage, name)
+    for ref in list_runs(storage, name):
+        if ref.run_id == run_id:
+            return ref
+    raise ObjectMissing(f"no run {run_id!r} of {name!r} in {storage}", hint="`tlcore list` shows what there is")
+
+
+def read_run(ref: RunRef, *, checkpoints: bool = True) -> StoredRun:
+    """Read one run; without `checkpoints` its trials are not listed, which is what a list of many runs wants."""
+    store, identity = ref.open(), ref.identity()
+    entries = read_journal(store)
+    recipe = identity.get("recipe") or {}
+    search = recipe.get("search") or {}
+    title = f"{ref.name}/{ref.run_id}"
+    metric, mode = str(search.get("metric", "")), str(search.get("mode", "max"))
+    view = SweepView(title, metric, mode, int(search.get("trials", 0)), entries)
+    return StoredRun(ref, identity, entries, view, committed_steps(store) if checkpoints else {})
+
+
+def committed_steps(store: ObjectStore) -> dict[str, list[int]]:
+    """Trial to the steps of its committed checkpoints, ascending."""
+    found: dict[str, list[int]] = {}
+    for info in store.list(TRIALS_PREFIX):
+        parsed = parse_manifest_key(info.key)
+        if parsed is not None:
+            found.setdefault(parsed.trial, []).append(parsed.step)
+    return {trial: sorted(steps) for trial, steps in sorted(found.items())}
+
+
+def all_runs(storage: str) -> list[StoredRun]:
+    """Every run that was started in a storage, newest first."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = pool.map(_started, list_runs(storage))
+        return sorted((run for run in read if run is not None), key=lambda run: run.ref.run_id, reverse=True)
+
+
+def _started(ref: RunRef) -> StoredRun | None:
+    try:
+        return read_run(ref, checkpoints=False)
+    except ObjectMissing:
+        return None
+
+
+def list_table(runs: Iterable[StoredRun], now: datetime) -> RenderableType:
+    """Runs, newest first: what each found and whether it ended."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading, justify in (("run", "left"), ("started", "left"), ("state", "left"), ("trials", "right")):
+        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    table.add_column("best")
+    for run in runs:
+        table.add_row(*_list_cells(run, now))
+    return table
+
+
+def _list_cells(run: StoredRun, now: datetime) -> list[Text]:
+    rows, best = run.view.rows(), run.best
+    ended = sum(row.ended for row in rows)
+    finished = run.state == FINISHED
+    age = None if finished else _age_s(run, now)
+    state = run.state if age is None else f"{run.state}, last entry {figures.duration(age)} ago"
+    found = f"{run.view.metric} {figures.metric(best.metric)} ({best.trial})" if best else figures.ABSENT
+    return [
+        Text(run.view.title),
+        Text(str(run.identity.get("created", figures.ABSENT))[:16].replace("T", " ")),
+        Text(state, STATE_STYLES["completed" if finished else "stopped"]),
+        Text(f"{ended}/{max(run.view.expected_trials, len(rows))}"),
+        Text(found),
+    ]
+
+
+def _age_s(run: StoredRun, now: datetime) -> float | None:
+    if not run.entries:
+        return None
+    return (now - datetime.fromisoformat(run.entries[-1]["time"])).total_seconds()
+
+
+def run_json(run: StoredRun) -> dict[str, Any]:
+    """One run as `tlcore show --json` prints it; `tlcore list --json` is a list of these without the trials."""
+    best = run.best
+    return {
+        "name": run.ref.name,
+        "run_id": run.ref.run_id,
+        "url": run.ref.url,
+        "created": run.identity.get("created"),
+        "state": run.state,
+        "metric": run.view.metric,
+        "mode": run.view.mode,
+        "expected_trials": run.view.expected_trials,
+        "ended_trials": sum(row.ended for row in run.view.rows()),
+        "best": None if best is None else {"trial": best.trial, "metric": best.metric},
+        "test": dict(run.final),
+    }
+
+
+def show_json(run: StoredRun) -> dict[str, Any]:
+    """The whole run: `run_json`, its identity and every trial with its checkpoints."""
+    trials = []
+    for row in run.view.rows():
+        facts = asdict(row)
+        facts["by_rung"] = [{"fraction": fraction, "metric": value} for fraction, value in sorted(row.by_rung.items())]
+        facts["checkpoints"] = list(run.checkpoints.get(row.trial, ()))
+        trials.append(facts)
+    return {**run_json(run), "identity": dict(run.identity), "trials": trials}
+
+
+def show_parts(run: StoredRun, console: Console) -> list[RenderableType]:
+    """The whole run for people."""
+    rows, view = run.view.rows(), run.view
+    ended = sum(row.ended for row in rows)
+    parts: list[RenderableType] = [
+        Text.assemble(
+            (view.title, "bold"), f"  {run.state}, {ended} of {figures.count(view.expected_trials, 'trial')} ended"
+        ),
+        Text(f"started {run.identity.get('created', figures.ABSENT)}, stored at {run.ref.url}", overflow="fold"),
+        Text(),
+        final_table(rows, view.metric, view.mode, console) if rows else Text("no trial was suggested yet"),
+    ]
+    sentences = _findings(run)
+    return [*parts, Text(), *map(Text, sentences)] if sentences else parts
+
+
+def _findings(run: StoredRun) -> list[str]:
+    best, view = run.best, run.view
+    if best is None:
+        return []
+    lines = []
+    recipe = _recipe(run)
+    if recipe is not None:
+        lines += best_lines(best, view.metric, difference(apply_point(recipe, dict(best.point)), recipe))
+        lines.append(gain_line(view.rows(), view.metric, view.mode, recipe.transfer.strategy))
+    if run.final:
+        said = ", ".join(f"{name} {figures.metric(value)}" for name, value in run.final.items())
+        lines.append(f"on the test data: {said}")
+    steps = run.checkpoints.get(best.trial)
+    if steps:
+        lines.append(f"its newest checkpoint: {run.ref.url}/trials/{best.trial}/step-{steps[-1]:08d}")
+    return lines
+
+
+def _recipe(run: StoredRun) -> Recipe | None:
+    """The stored recipe, unless this version no longer accepts it: an old run must still be shown."""
+    try:
+        return recipe_from_dict(run.identity.get("recipe") or {}, source=f"{run.ref.url}/run.json")
+    except RecipeError:
+        return None
+
+
+def read_manifests(store: ObjectStore, trial: str | None = None) -> list[Manifest]:
+    """The committed checkpoints of a run or of one trial in it, by trial and step."""
+    steps = committed_steps(store)
+    wanted = [(name, step) for name, found in steps.items() if trial in (None, name) for step in found]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda at: read_manifest(store, *at), wanted))
+
+
+def manifest_json(manifest: Manifest) -> dict[str, Any]:
+    """One checkpoint as `tlcore checkpoints list --json` prints it."""
+    return {
+        "trial": manifest.trial,
+        "step": manifest.step,
+        "written": manifest.written,
+        "world_size": manifest.world_size,
+        "zero_stage": manifest.zero_stage,
+        "state_bytes": manifest.totals.state_bytes,
+        "new_bytes": manifest.totals.new_bytes,
+        "metrics": dict(manifest.metrics),
+        "parent": manifest.parent,
+        "key": manifest.key,
+    }
+
+
+def manifest_table(manifests: Iterable[Manifest]) -> RenderableType:
+    """Checkpoints for people; `uploaded` is what the save itself sent, the rest was in the store already."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("trial")
+    for heading in ("step", "ranks", "ZeRO", "state", "uploaded"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("written", no_wrap=True)
+    for each in manifests:
+        table.add_row(
+            each.trial,
+            str(each.step),
+            str(each.world_size),
+            figures.ABSENT if each.zero_stage is None else str(each.zero_stage),
+            figures.size(each.totals.state_bytes),
+            figures.size(each.totals.new_bytes),
+            each.written[:19].replace("T", " "),
+        )
+    return table

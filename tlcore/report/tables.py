@@ -1,0 +1,139 @@
+"""What a sweep says when it ends: trials by metric, the best one's recipe, what transfer gained, examples, how to resume.
+
+Owns the words. Works on plain rows, never on the store, and prints nothing itself: every function returns text or a
+table for the caller's console. Called by `cli.py` and `runs.py`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from tlcore.report import figures
+from tlcore.report.cells import trial_table
+from tlcore.report.rows import FAILED, TrialRow, best_of, better, ranked, usable
+
+SCRATCH = "scratch"
+
+
+def final_table(rows: Sequence[TrialRow], metric: str, mode: str, console: Console) -> RenderableType:
+    """All trials by `metric`, best first, and below them why any failed."""
+    best = best_of(rows, mode)
+    table = trial_table(ranked(rows, mode), metric, best.trial if best else None, console, speed=False)
+    return Group(table, *failure_lines(rows))
+
+
+def failure_lines(rows: Iterable[TrialRow]) -> list[Text]:
+    """One line for each failed trial; the first line of its reason only."""
+    return [
+        Text(f"{row.trial} failed: {row.reason.splitlines()[0] if row.reason else 'no reason was recorded'}", "red")
+        for row in rows
+        if row.state == FAILED
+    ]
+
+
+def best_lines(row: TrialRow, metric: str, difference: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """The best trial and where its recipe differs from the one given: dotted path to (its value, the recipe's)."""
+    reached = f"{metric} {figures.metric(row.metric)} at {figures.share(row.rung)} of its epochs"
+    if not difference:
+        return [f"best trial {row.trial}: {reached}; its recipe is the one given, unchanged"]
+    width = max(len(path) for path in difference)
+    lines = [f"best trial {row.trial}: {reached}; its recipe differs in"]
+    return lines + [
+        f"  {path:<{width}}  {figures.sampled(mine)}  (recipe: {figures.sampled(given)})"
+        for path, (mine, given) in difference.items()
+    ]
+
+
+@dataclass(frozen=True)
+class TransferGain:
+    """Best transferred trial against best one from scratch at `rung`, the deepest fraction that both kinds reached."""
+
+    rung: float
+    transferred: TrialRow
+    scratch: TrialRow
+    gain: float
+    """How much better the transferred one is, in the metric's unit; positive is better, whatever the mode."""
+    counts: tuple[int, int]
+    """Transferred and scratch trials that were evaluated at `rung`."""
+
+
+def transfer_gain(rows: Iterable[TrialRow], mode: str, strategy_of_recipe: str) -> TransferGain | None:
+    """None when no rung was reached both by a trial from scratch and by a transferred one."""
+    groups: dict[bool, list[TrialRow]] = {True: [], False: []}
+    for row in rows:
+        groups[row.point.get("transfer.strategy", strategy_of_recipe) == SCRATCH].append(row)
+    reached = [
+        {rung for row in group for rung, value in row.by_rung.items() if usable(value)} for group in groups.values()
+    ]
+    common = reached[0] & reached[1]
+    if not common:
+        return None
+    rung = max(common)
+    scratch, scratch_count = _best_at(groups[True], rung, mode)
+    transferred, transferred_count = _best_at(groups[False], rung, mode)
+    difference = transferred.by_rung[rung] - scratch.by_rung[rung]
+    return TransferGain(
+        rung, transferred, scratch, difference if mode == "max" else -difference, (transferred_count, scratch_count)
+    )
+
+
+def _best_at(rows: Sequence[TrialRow], rung: float, mode: str) -> tuple[TrialRow, int]:
+    there = [row for row in rows if usable(row.by_rung.get(rung))]
+    best = there[0]
+    for row in there[1:]:
+        if better(mode, row.by_rung[rung], best.by_rung[rung]):
+            best = row
+    return best, len(there)
+
+
+def gain_line(rows: Sequence[TrialRow], metric: str, mode: str, strategy_of_recipe: str) -> str:
+    """What transfer gained over `scratch`, in one sentence that also says so when it lost, or when nobody can know."""
+    found = transfer_gain(rows, mode, strategy_of_recipe)
+    if found is None:
+        kinds = {row.point.get("transfer.strategy", strategy_of_recipe) == SCRATCH for row in rows if row.by_rung}
+        if True not in kinds:
+            return "transfer gain: unknown, no trial with transfer.strategy scratch reached a rung"
+        if False not in kinds:
+            return "transfer gain: unknown, only trials from scratch reached a rung"
+        return "transfer gain: unknown, no rung was reached both from scratch and with transfer"
+    verdict = "gained nothing over" if found.gain == 0 else "gained over" if found.gain > 0 else "LOST against"
+    amount = "" if found.gain == 0 else f" {figures.gain(found.gain)}"
+    transferred, scratch = found.transferred, found.scratch
+    return (
+        f"transfer {verdict} scratch:{amount} {metric} at {figures.share(found.rung)} of the epochs "
+        f"({transferred.trial} {figures.metric(transferred.by_rung[found.rung])}, "
+        f"scratch {scratch.trial} {figures.metric(scratch.by_rung[found.rung])}; "
+        f"best of {found.counts[0]} against best of {found.counts[1]})"
+    )
+
+
+def prediction_lines(predictions: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Each prediction on one line: the input as given, shortened, then what the model said."""
+    return [_prediction(each) for each in predictions]
+
+
+def _prediction(prediction: Mapping[str, Any]) -> str:
+    facts = dict(prediction)
+    given = facts.pop("input", facts.pop("text", None))
+    parts = []
+    for name, value in facts.items():
+        shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+        parts.append(shown if name in {"label", "prediction"} else f"{name} {shown}")
+    said = ", ".join(parts)
+    return said if given is None else f"{_shortened(str(given))!r} -> {said}"
+
+
+def _shortened(text: str, limit: int = 72) -> str:
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def resume_line(command: Sequence[str]) -> str:
+    """How to go on after an interrupt: the command as it was typed, with `--resume`."""
+    words = [word for word in command if word != "--resume"]
+    return f"to resume: {shlex.join([*words, '--resume'])}"

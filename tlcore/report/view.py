@@ -1,0 +1,83 @@
+"""A sweep as its tables need it: the journal's state and the latest progress, joined into rows.
+
+Owns the joining; the fold of journal entries is `storage/journal.py`. Called by the displays as entries happen, and by
+`runs.py` over a stored journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tlcore.report.rows import TrialRow, best_of
+from tlcore.storage.journal import Entry, SweepState, TrialState
+
+_LIVE_FACTS = ("step", "total_steps", "fraction", "loss", "samples_per_s", "checkpoint_step")
+
+
+class SweepView:
+    """All trials suggested so far, in that order. `state` is the journal's, for whoever needs more than rows."""
+
+    def __init__(self, title: str, metric: str, mode: str, expected_trials: int, entries: Iterable[Entry] = ()) -> None:
+        self.title = title
+        self.metric = metric
+        self.mode = mode
+        self.expected_trials = expected_trials
+        self.state = SweepState()
+        self._facts: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            self.apply(entry)
+
+    def apply(self, entry: Entry) -> None:
+        """Take one more journal entry."""
+        self.state.apply(entry)
+        if entry["kind"] == "result":
+            self._take(entry["trial"], entry)
+
+    def progress(self, snapshot: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take the latest progress by trial; a trial that ended keeps its last figures, an unknown one is left out."""
+        for trial, facts in snapshot.items():
+            if trial in self.state.trials and not self.state.trials[trial].ended:
+                self._take(trial, facts)
+
+    def rows(self) -> list[TrialRow]:
+        """One row per trial."""
+        return [self._row(trial) for trial in self.state.trials.values()]
+
+    def row(self, trial: str | None) -> TrialRow | None:
+        """The row of one trial; None for one that was never suggested."""
+        found = self.state.trials.get(trial or "")
+        return None if found is None else self._row(found)
+
+    def best(self) -> TrialRow | None:
+        """The best trial by its last report."""
+        return best_of(self.rows(), self.mode)
+
+    def _take(self, trial: str, facts: Mapping[str, Any]) -> None:
+        known = {name: facts[name] for name in _LIVE_FACTS if facts.get(name) is not None}
+        self._facts.setdefault(trial, {}).update(known)
+
+    def _row(self, trial: TrialState) -> TrialRow:
+        facts = self._facts.get(trial.trial, {})
+        measured = ((result.fraction, result.metrics.get(self.metric)) for result in trial.results)
+        return TrialRow(
+            trial=trial.trial,
+            state=trial.status,
+            point=trial.point,
+            fraction=facts.get("fraction", 0.0),
+            rung=trial.fraction or None,
+            step=facts.get("step"),
+            total_steps=facts.get("total_steps"),
+            loss=facts.get("loss"),
+            metric=trial.final(self.metric),
+            samples_per_s=facts.get("samples_per_s"),
+            checkpoint_step=facts.get("checkpoint_step"),
+            reason=_reason(trial),
+            by_rung={fraction: value for fraction, value in measured if value is not None},
+        )
+
+
+def _reason(trial: TrialState) -> str:
+    if trial.failure is None or trial.status != "failed":
+        return trial.reason if trial.ended else ""
+    return ": ".join(str(trial.failure[key]) for key in ("error", "message") if trial.failure.get(key))
