@@ -228,6 +228,18 @@ def test_entries_of_other_kinds_are_passed_over(event):
     assert view.rows() == before
 
 
-def test_a_resumed_trial_runs_again_and_forgets_why_it_failed():
-    view = sweep([*EVENTS, {"kind": "resumed", "trial": "t002"}])
-    assert (view.row("t002").state, view.row("t002").reason) == ("running", "")
+def test_a_resumed_sweep_waits_again_says_so_and_starts_its_clock_anew():
+    resumed = [*EVENTS, {"kind": "resumed", "trial": None}]
+    assert [row.state for row in sweep(resumed).rows()] == ["waiting", "stopped", "failed"]
+    assert lines_of(resumed).splitlines()[-1] == "04:45:00 sweep resumed (1 waiting, 1 stopped, 1 failed)"
+    clock = Clock()
+    display = LineDisplay(SweepView("r", "eval_accuracy", "max", 4, EVENTS), Console(file=io.StringIO()), clock)
+    clock.now = 30.0
+    display.on_event(resumed[-1])
+    clock.now = 42.0
+    assert display.elapsed_s() == 12.0
+
+
+def test_a_lost_worker_is_told_with_its_rank():
+    lost = {"kind": "lost", "trial": "t000", "rank": 1, "cause": "killed by signal 9", "step": 16}
+    assert lines_of([*EVENTS, lost]).splitlines()[-1] == "04:45:00 t000 lost rank=1 step=16 cause: killed by signal 9"

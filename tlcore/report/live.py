@@ -6,6 +6,7 @@ Owns the two displays behind `open_display`; both take the same three calls (`on
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -79,16 +80,19 @@ class TableDisplay(Display):
 
     def __init__(self, view: SweepView, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(view, console, clock)
-        self._live = Live(self, console=console, refresh_per_second=4, transient=False, redirect_stderr=False)
+        self._lock = threading.Lock()  # the redrawing thread reads while the driver writes
+        self._live = Live(self, console=console, refresh_per_second=4, transient=False)
         self._live.start()
 
     def on_event(self, event: Entry) -> None:
         """Take one journal entry; the next refresh shows it."""
-        self._fold(event)
+        with self._lock:
+            self._fold(event)
 
     def on_progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Take the latest progress; the next refresh shows it."""
-        self.view.progress(snapshot)
+        with self._lock:
+            self.view.progress(snapshot)
 
     def close(self) -> None:
         """Draw once more and leave the table standing."""
@@ -96,8 +100,9 @@ class TableDisplay(Display):
             self._live.stop()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        rows = self.view.rows()
-        yield render(self.view, self._estimate(rows), self.elapsed_s(), console)
+        with self._lock:
+            picture = render(self.view, self._estimate(self.view.rows()), self.elapsed_s(), console)
+        yield picture
 
 
 def render(view: SweepView, ahead: Estimate, elapsed_s: float, console: Console) -> RenderableType:
@@ -236,12 +241,12 @@ class LineDisplay(Display):
 
 
 def _training(row: TrialRow) -> list[str]:
-    facts = [
-        ("step", row.step, str),
-        ("loss", row.loss, figures.metric),
-        ("samples/s", row.samples_per_s, figures.rate),
-    ]
-    return [f"{name}={shown(value)}" for name, value, shown in facts if value is not None]
+    facts = {
+        "step": None if row.step is None else str(row.step),
+        "loss": None if row.loss is None else figures.metric(row.loss),
+        "samples/s": None if row.samples_per_s is None else figures.rate(row.samples_per_s),
+    }
+    return [f"{name}={text}" for name, text in facts.items() if text is not None]
 
 
 def open_display(

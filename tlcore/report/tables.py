@@ -1,4 +1,4 @@
-"""What a sweep says when it ends: trials by metric, the best one's recipe, what transfer gained, examples, how to resume.
+"""What a sweep says when it ends: trials by metric, the best recipe, what transfer gained, examples, how to resume.
 
 Owns the words. Works on plain rows, never on the store, and prints nothing itself: every function returns text or a
 table for the caller's console. Called by `cli.py` and `runs.py`.
