@@ -1,7 +1,7 @@
-"""The recipe: one YAML file that describes a sweep, as frozen models that have passed every check before anything starts.
+"""The recipe: one YAML file describing a sweep, as frozen models that passed every check before anything starts.
 
-Read in this order: `schema.py` (what there is), `load.py` (how it gets in), `build.py` and `checks.py` (what is refused), `space.py`
-(points of a search). Loads without torch, ray, deepspeed and transformers.
+Read in this order: `schema.py` (what there is), `load.py` (how it gets in), `build.py` and `checks.py` (what is
+refused), `space.py` (points of a search). Loads without torch, ray, deepspeed and transformers.
 """
 
 from tlcore.recipe.batch import BatchPlan, plan_batch

@@ -16,7 +16,7 @@ LARGEST_AUTO_MICRO_BATCH: Final = 32
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """global_batch_size = world_size * micro_batch_size * accumulation_steps; all but accumulation in samples or ranks."""
+    """global_batch_size = world_size * micro_batch_size * accumulation_steps, in samples, ranks, samples, steps."""
 
     global_batch_size: int
     world_size: int
@@ -51,9 +51,14 @@ def plan_batch(recipe: Recipe, world_size: int) -> BatchPlan:
 
 def _indivisible(whole: int, world_size: int) -> str:
     below = whole - whole % world_size
-    batches = " or ".join(str(size) for size in (below, below + world_size) if size)
-    workers = ", ".join(str(size) for size in divisors(whole) if size <= 2 * world_size)
-    return f"{whole} does not divide over {world_size} workers; give {batches}, or set resources.workers to one of {workers}"
+    batches = _either([str(size) for size in (below, below + world_size) if size])
+    workers = [str(size) for size in divisors(whole) if size <= 2 * world_size]
+    text = f"{whole} does not divide over {world_size} workers; give {batches}"
+    return f"{text}, or set resources.workers to {_either(workers)}"
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def divisors(number: int) -> list[int]:

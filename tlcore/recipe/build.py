@@ -1,7 +1,7 @@
 """Builds a recipe from plain data, or says everything that is wrong with it.
 
-Owns the order of the checks: secrets, things not built yet, types, combinations. The search space is checked by `space_checks.py`,
-which itself builds a recipe for every value it tries. Called by `load.py` and `space.py`.
+Owns the order of the checks: secrets, things not built yet, types, combinations. The search space is checked by
+`space_checks.py`, which itself builds a recipe for every value it tries. Called by `load.py` and `space.py`.
 """
 
 from __future__ import annotations

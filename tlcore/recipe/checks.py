@@ -1,7 +1,7 @@
 """Rules between settings of one recipe: combinations that could never run.
 
-Owns every rule that needs no search space (`space_checks.py` has those), no file and no network. Each rule yields faults; none stops
-the others. Called by `build.py` on every recipe, so also on every sampled point.
+Owns every rule that needs no search space (`space_checks.py` has those), no file and no network. Each rule yields
+faults; none stops the others. Called by `build.py` on every recipe, so also on every sampled point.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
 def _deepspeed(recipe: Recipe) -> Iterator[Fault]:
     settings = recipe.deepspeed
     if settings.offload_param != "none" and settings.zero_stage != 3:
-        text = f"got {settings.offload_param} with zero_stage {settings.zero_stage}; parameters are sharded at stage 3 alone"
+        stage = settings.zero_stage
+        text = f"got {settings.offload_param} with zero_stage {stage}; parameters are sharded at stage 3 alone"
         yield Fault("deepspeed.offload_param", f"{text}: set deepspeed.zero_stage to 3, or this to none")
     if settings.offload_optimizer != "none" and settings.zero_stage == 0:
         text = f"got {settings.offload_optimizer} with zero_stage 0; optimizer state is sharded from stage 1 on"
@@ -127,7 +128,8 @@ def _metric(recipe: Recipe) -> Iterator[Fault]:
         hint = f"; did you mean '{meant}'?" if meant else ""
         yield Fault("search.metric", f"got {shown(metric)}; {recipe.task} reports {', '.join(known)}{hint}")
     elif known and recipe.search.mode != known[metric]:
-        text = f"got {recipe.search.mode} with metric {metric}, of which {'more' if known[metric] == 'max' else 'less'} is better"
+        better = "more" if known[metric] == "max" else "less"
+        text = f"got {recipe.search.mode} with metric {metric}, of which {better} is better"
         yield Fault("search.mode", f"{text}; give {known[metric]}")
 
 

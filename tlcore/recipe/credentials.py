@@ -1,8 +1,7 @@
 """Finds secrets that stand in a recipe, and keeps them out of every message.
 
-Owns the patterns. A recipe is copied into the store with each run and printed in plans and differences, so a secret in it is a
-leaked secret. Called by `build.py` (refuses) and by whatever puts a value into
-a message (`shown`).
+Owns the patterns. A recipe is copied into the store with each run and printed in plans and differences, so a secret
+in it is a leaked secret. Called by `build.py` (refuses) and by whatever puts a value into a message (`shown`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One search domain: what a searched setting may be, and how a value is drawn.
 
-Owns the six kinds (choice, uniform, loguniform, quniform, randint, grid): shape, range rules, drawing, membership, and the values
-by which a domain is tried out before a sweep starts. Does not know which setting it belongs to (`space.py` does).
-Called by `schema.py`, `space.py` and `space_checks.py`.
+Owns the six kinds (choice, uniform, loguniform, quniform, randint, grid): shape, range rules, drawing, membership,
+and the values by which a domain is tried out before a sweep starts. Does not know which setting it belongs to
+(`space.py` does). Called by `schema.py`, `space.py` and `space_checks.py`.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def range_faults(domain: Domain) -> Iterator[str]:
         if values[2] <= 0:
             yield f"quniform step {values[2]} must be above 0"
         elif _step_numbers(values)[0] > _step_numbers(values)[1]:
-            yield f"quniform has no multiple of {values[2]} between {low} and {high}; widen the range or make the step smaller"
+            text = f"quniform has no multiple of {values[2]} between {low} and {high}"
+            yield f"{text}; widen the range or make the step smaller"
 
 
 def _repeated(kind: str, values: tuple[Scalar, ...]) -> Iterator[str]:
@@ -152,8 +153,8 @@ def _inside(bounds: tuple[Number, Number], value: float) -> float:
 def trial_values(domain: Domain) -> tuple[Scalar, ...]:
     """Values that show whether a setting can take this domain: all of a short list; else both ends and some between.
 
-    Neighbours of the low end are among them, so that a whole-number range over a setting which must divide is found out, and an
-    uneven number inside a continuous range, so that a whole-number setting under `uniform` is.
+    Neighbours of the low end are among them, so that a whole-number range over a setting that must divide is found
+    out, and an uneven number inside a continuous range, so that a whole-number setting under `uniform` is.
     """
     if domain.listed is not None:
         return domain.listed

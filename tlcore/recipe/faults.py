@@ -1,7 +1,7 @@
 """Turns what pydantic found into faults in plain words.
 
-Owns the wording of unknown keys, missing keys and wrong values: dotted path, the value given, what to give instead. Called by
-`build.py`.
+Owns the wording of unknown keys, missing keys and wrong values: dotted path, the value given, what to give instead.
+Called by `build.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ def from_pydantic(error: ValidationError, data: dict[str, Any]) -> list[Fault]:
 
 def wrong_value(path: str, value: Any, annotation: Any) -> str:
     """What to say of a value that its setting does not accept."""
-    text = f"got {shown(value)}; give {accepted(annotation, without=unbuilt_words(path))}"
+    takes = accepted(annotation, without=unbuilt_words(path))
+    if path.startswith("search.space."):
+        # a kind that a domain does not use is left out, not null
+        takes = takes.removesuffix(" or null")
+    text = f"got {shown(value)}; give {takes}"
     meant = close_to(value, built_words(path)) if isinstance(value, str) else None
     return f"{text}; did you mean '{meant}'?" if meant else text
 
@@ -66,6 +70,9 @@ def _did_you_mean(meant: str | None) -> str:
 
 
 def _missing(path: str, annotation: Any) -> str:
+    if path in sections():
+        required = [key for key, info in sections()[path].model_fields.items() if info.is_required()]
+        return f"missing; give a section with at least {', '.join(required)}"
     section = sections().get(path.rpartition(".")[0])
     info = section.model_fields.get(path.rpartition(".")[2]) if section else None
     example = f", such as {info.examples[0]}" if info is not None and info.examples else ""

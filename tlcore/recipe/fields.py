@@ -1,7 +1,8 @@
 """The recipe's schema as a map from dotted paths to settings.
 
-Owns the walk over the models: which paths exist, what a setting accepts in plain words, which known path a wrong one is close to.
-Does not look at any recipe's values. Called by `faults.py`, `unbuilt.py`, `space.py` and `space_checks.py`.
+Owns the walk over the models: which paths exist, what a setting accepts in plain words, which known path a wrong
+one is close to. Does not look at any recipe's values. Called by `faults.py`, `unbuilt.py`, `space.py` and
+`space_checks.py`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,27 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from tlcore.recipe.domains import Domain
 from tlcore.recipe.schema import Recipe
+
+_PLURAL: Final = {str: "texts", int: "whole numbers", Domain: "domains"}
+_ALSO_CALLED: Final = {
+    "lr": "train.learning_rate",
+    "batch_size": "train.global_batch_size",
+    "wd": "train.weight_decay",
+    "max_grad_norm": "train.gradient_clip",
+    "num_workers": "resources.workers",
+    "gpus": "resources.gpus_per_worker",
+    "cpus": "resources.cpus_per_worker",
+    "stage": "deepspeed.zero_stage",
+    "num_samples": "search.trials",
+}
+"""What other tools call a setting."""
 
 
 @cache
@@ -100,7 +116,8 @@ def owner_of(location: Sequence[str | int]) -> tuple[str, Any, bool]:
         location: pydantic's `loc`: keys and list positions, and names of union members after the setting.
 
     Returns:
-        Dotted path of the setting or section; its annotation (the enclosing model when the key is unknown); whether it is known.
+        Dotted path of the setting or section; its annotation, or the enclosing model when the key is unknown; whether
+        it is known.
     """
     model: type[BaseModel] = Recipe
     annotation: Any = Recipe
@@ -158,29 +175,34 @@ def _accepted_one(annotation: Any, without: Sequence[str]) -> str:
         words = [str(word) for word in get_args(inner) if word not in without]
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
     if origin is tuple:
-        return _accepted_list(get_args(inner))
+        return _accepted_list(annotation)
     if origin is dict:
-        return "a section of keys and values"
+        return f"a section of keys and {_PLURAL.get(bare(get_args(inner)[1]), 'values')}"
     if isinstance(inner, type) and issubclass(inner, BaseModel):
-        return f"a section with keys {', '.join(keys_of(inner))}"
+        return f"a section with keys {', '.join(key for key in keys_of(inner) if key not in without)}"
     names = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
     return names[inner] + _bounds(annotation)
 
 
-def _accepted_list(items: tuple[Any, ...]) -> str:
+def _accepted_list(annotation: Any) -> str:
+    items = get_args(bare(annotation))
     if items[-1] is Ellipsis:
-        plural = {str: "texts", int: "whole numbers"}.get(bare(items[0]), "values")
-        return f"a list of {plural}"
+        not_empty = any(hasattr(rule, "min_length") for rule in _rules(annotation))
+        return f"a list of {'one or more ' if not_empty else ''}{_PLURAL.get(bare(items[0]), 'values')}"
     return f"a list of {len(items)} {'whole numbers' if bare(items[0]) is int else 'numbers'}"
 
 
+def _rules(annotation: Any) -> list[Any]:
+    """The bounds in Annotated."""
+    extras = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return [rule for info in extras if isinstance(info, FieldInfo) for rule in info.metadata]
+
+
 def _bounds(annotation: Any) -> str:
-    """` of at least 0 and below 1`, from the bounds in Annotated."""
-    if get_origin(annotation) is not Annotated:
-        return ""
-    rules = [rule for info in get_args(annotation)[1:] if isinstance(info, FieldInfo) for rule in info.metadata]
+    """` of at least 0 and below 1`."""
+    rules = _rules(annotation)
     words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
-    said = [f"{word} {getattr(rule, name):g}" for name, word in words.items() for rule in rules if hasattr(rule, name)]
+    said = [f"{word} {getattr(rule, name)}" for name, word in words.items() for rule in rules if hasattr(rule, name)]
     return f" {' and '.join(said)}" if said else ""
 
 
@@ -202,11 +224,11 @@ def _paths_by_leaf() -> dict[str, tuple[str, ...]]:
 def suggestion(path: str) -> str | None:
     """The setting that an unknown dotted path most likely meant: a sibling first, then the same word elsewhere."""
     parent, _, leaf = path.rpartition(".")
+    if leaf.lower() in _ALSO_CALLED:
+        return _ALSO_CALLED[leaf.lower()]
     if parent in sections() and (sibling := close_to(leaf, keys_of(sections()[parent]))):
         return f"{parent}.{sibling}" if parent else sibling
     if same := _paths_by_leaf().get(leaf):
         return same[0]
-    if whole := close_to(path, tuple(settings())):
-        return whole
     elsewhere = close_to(leaf, tuple(_paths_by_leaf()))
     return _paths_by_leaf()[elsewhere][0] if elsewhere else None

@@ -1,6 +1,7 @@
 """From a YAML file to a recipe that has passed every check.
 
-Owns reading the file and laying `--set key=value` over it. Called by `cli.py`, `jobs/`, and wherever a stored recipe is read back.
+Owns reading the file and laying `--set key=value` over it. Called by `cli.py`, `jobs/`, and wherever a stored
+recipe is read back.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The keys of DeepSpeed's configuration that tlcore sets itself, and by which setting a recipe reaches them.
 
-Owns the table for `deepspeed.extra`; the configuration itself is built in `engine/`. Read in DeepSpeed 0.19.8's `runtime/config.py`
-and `runtime/zero/config.py`. Called by `checks.py`, and by `engine/` when it merges.
+Owns the table for `deepspeed.extra`; the configuration itself is built in `engine/`. Read in DeepSpeed 0.19.8's
+`runtime/config.py` and `runtime/zero/config.py`. Called by `checks.py`, and by `engine/` when it merges.
 """
 
 from __future__ import annotations

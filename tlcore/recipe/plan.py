@@ -1,7 +1,7 @@
 """What a recipe comes to once everything is resolved, as rows of text.
 
-Owns the wording of `tlcore validate`'s plan. Looks at the recipe alone: memory and placement need a cluster (`tlcore plan`). Called by
-`cli.py` and `report/`.
+Owns the wording of `tlcore validate`'s plan. Looks at the recipe alone: memory and placement need a cluster
+(`tlcore plan`). Called by `cli.py` and `report/`.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ def _transfer(recipe: Recipe) -> str:
 def _train(recipe: Recipe) -> str:
     train = recipe.train
     return (
-        f"{_count(train.epochs, 'epoch')}, {train.optimizer} at learning rate {train.learning_rate:g}, {train.lr_schedule} after "
-        f"{train.warmup_ratio:g} warm-up, weight decay {train.weight_decay:g}, precision {train.precision}, seed {train.seed}"
+        f"{_count(train.epochs, 'epoch')}, {train.optimizer} at learning rate {train.learning_rate:g}, "
+        f"{train.lr_schedule} after {train.warmup_ratio:g} warm-up, weight decay {train.weight_decay:g}, "
+        f"precision {train.precision}, seed {train.seed}"
     )
 
 
@@ -87,9 +88,12 @@ def _sharding(recipe: Recipe) -> str:
 def _workers(recipe: Recipe) -> str:
     needs = recipe.resources
     gpus = (
-        "a GPU each where there are any" if needs.gpus_per_worker == "auto" else f"{needs.gpus_per_worker:g} GPUs each"
+        "a GPU each where there are any"
+        if needs.gpus_per_worker == "auto"
+        else f"{_count(needs.gpus_per_worker, 'GPU')} each"
     )
-    return f"{needs.workers} per trial, {needs.cpus_per_worker:g} CPUs and {gpus}, {needs.placement}, isolation {needs.isolation}"
+    each = f"{_count(needs.cpus_per_worker, 'CPU')} and {gpus}"
+    return f"{needs.workers} per trial, {each}, {needs.placement}, isolation {needs.isolation}"
 
 
 def _checkpoints(recipe: Recipe) -> str:

@@ -2,8 +2,9 @@
 
 Owns the parsing of recipe text and of `--set key=value`. Knows nothing of what a recipe holds. Called by `load.py`.
 
-PyYAML follows YAML 1.1, where `5e-5` is a text, `no` and `off` are false, `1:30` is ninety and a repeated key silently wins.
-Each of these has spoiled somebody's run: here numbers are numbers, words are words, and a repeated key is a fault.
+PyYAML follows YAML 1.1, where `5e-5` is a text, `no` and `off` are false, `1:30` is ninety and a repeated key
+silently wins. Each of these has spoiled somebody's run: here numbers are numbers, words are words, and a repeated
+key is a fault.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ DEEPEST = 24
 class _CoreLoader(yaml.SafeLoader):
     """SafeLoader with the scalars of the YAML 1.2 core schema, refusing repeated keys."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own class attribute)
+    # PyYAML's own class attribute: starting empty drops the scalars of YAML 1.1
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[str, int] = {}
@@ -46,7 +48,8 @@ for _tag, _pattern, _first in (
     ("int", r"^[-+]?[0-9]+$", list("-+0123456789")),
     (
         "float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
         list("-+0123456789."),
     ),
 ):
@@ -72,7 +75,7 @@ def parse_yaml(text: str, source: str, path: str = "") -> Json:
         RecipeError: not YAML, a repeated key, a key that is no text, or nested deeper than any recipe is.
     """
     try:
-        data = yaml.load(text, Loader=_CoreLoader)  # noqa: S506 (a SafeLoader with fewer scalar types)
+        data = yaml.load(text, Loader=_CoreLoader)
     except yaml.YAMLError as error:
         raise RecipeError([Fault(path, _yaml_fault(error))], source) from None
     except ValueError as error:

@@ -1,7 +1,7 @@
 """The fractions of a trial at which it is evaluated, reported and may be stopped.
 
-Owns the arithmetic of rungs. Which trial passes a rung is the scheduler's business (`sweep/`). Called by `train/`, `sweep/` and
-`report/`.
+Owns the arithmetic of rungs. Which trial passes a rung is the scheduler's business (`sweep/`). Called by `train/`,
+`sweep/` and `report/`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _DIGITS = 12
 
 
 def scheduler_fractions(recipe: Recipe) -> tuple[float, ...]:
-    """Rungs of the scheduler below the end, ascending fractions of the trial's own `train.epochs`; none without a scheduler."""
+    """Rungs of the scheduler below the end: ascending fractions of the trial's own `train.epochs`; may be none."""
     asha = recipe.search.scheduler.asha
     rungs: list[float] = []
     if asha is not None:

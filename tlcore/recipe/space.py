@@ -1,8 +1,8 @@
 """Points of a search space: drawing them, applying them to a recipe, and telling two recipes apart.
 
-Owns the stateless sampling (the same seed and index give the same point in any process, whatever was drawn before), the cross product
-of grids, and conditions. Whether a space makes sense is checked in `space_checks.py`; which points become trials, and when, is the
-sweep's business. Called by `sweep/`, `report/` and `space_checks.py`.
+Owns the stateless sampling (the same seed and index give the same point in any process, whatever was drawn before),
+the cross product of grids, and conditions. Whether a space makes sense is checked in `space_checks.py`; which
+points become trials, and when, is the sweep's business. Called by `sweep/`, `report/` and `space_checks.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _flat(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_order(space: Mapping[str, Domain]) -> list[str]:
-    """Settings of the space, each after those that its `when` names; else as written. What only waits in a circle is left out."""
+    """Settings of the space, each after those that its `when` names; what waits in a circle is left out."""
     placed: list[str] = []
     waiting = list(space)
     while ready := next((key for key in waiting if not any(other in waiting for other in space[key].when)), None):
@@ -85,7 +85,7 @@ def _drawing(seed: int, index: int) -> Pick:
 
 
 def grid_points(recipe: Recipe) -> list[Point]:
-    """The cross product of all grids, the last one in the space running fastest; other domains are drawn under `train.seed`."""
+    """The cross product of all grids, the last one running fastest; other domains are drawn under `train.seed`."""
     return _grid(recipe, recipe.train.seed)
 
 
@@ -105,7 +105,7 @@ def _grid(recipe: Recipe, seed: int) -> list[Point]:
 
 
 def trial_point(recipe: Recipe, seed: int, index: int) -> Point:
-    """The point of the sweep's trial number `index`: `search.first` in order (completed by drawing), then samples or the grid."""
+    """The point of the sweep's trial number `index`: `search.first` in order, completed; then samples or grid."""
     first = recipe.search.first
     if index < len(first):
         return complete(recipe, first[index], _drawing(seed, index))
@@ -113,7 +113,9 @@ def trial_point(recipe: Recipe, seed: int, index: int) -> Point:
 
 
 def apply_point(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
-    """One trial's recipe: these settings changed, checked as a whole, nothing left to search. Scheduler, metric and mode stay.
+    """One trial's recipe: these settings changed, checked as a whole, nothing left to search.
+
+    Scheduler, metric and mode stay.
 
     Raises:
         RecipeError: names the point, and each setting that does not fit with its value.
@@ -145,7 +147,7 @@ def set_at(data: dict[str, Any], path: str, value: Any) -> None:
 
 
 def difference(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Settings in which a trial's recipe differs from another, dotted path -> (the base's value, its own). Not the search's."""
+    """Settings, the search's aside, in which a recipe differs: dotted path -> (the base's value, the recipe's)."""
     mine, theirs = flat(recipe), flat(base)
     return {
         path: (theirs[path], mine[path])

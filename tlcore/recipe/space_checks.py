@@ -1,7 +1,7 @@
 """Tries a search space out before anything starts.
 
-Owns the rules of `search.space` and `search.first`: each key names a setting that may be searched, each domain is sound, each
-condition can be asked, and values of every domain are applied to the recipe. Called by `load.py`.
+Owns the rules of `search.space` and `search.first`: each key names a setting that may be searched, each domain is
+sound, each condition can be asked, and values of every domain are applied to the recipe. Called by `load.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tlcore.errors import Fault, RecipeError
 from tlcore.recipe.credentials import shown
-from tlcore.recipe.domains import Scalar, contains, range_faults, trial_values
+from tlcore.recipe.domains import Scalar, contains, in_words, range_faults, trial_values
 from tlcore.recipe.faults import wrong_value
 from tlcore.recipe.fields import accepts, sections, settings, suggestion
 from tlcore.recipe.schema import Recipe
@@ -37,6 +37,10 @@ NOT_SEARCHABLE: Final = {
 MOST_COMBINATIONS: Final = 512
 """Combinations of domain values tried; where there are more, a fixed random choice of them."""
 MOST_SHOWN: Final = 3
+_DEPENDENT: Final = (
+    ("train.global_batch_size", "train.micro_batch_size", "resources.workers"),
+    ("deepspeed.zero_stage", "deepspeed.offload_optimizer", "deepspeed.offload_param"),
+)
 MOST_GRID_POINTS: Final = 10_000
 
 
@@ -53,7 +57,7 @@ def faults_in_search(recipe: Recipe, trials_given: bool) -> list[Fault]:
 
 
 def planned_trials(recipe: Recipe) -> int:
-    """Trials of a recipe that does not say how many: each point of a grid once, one without a space, else the schema's default."""
+    """Trials of a recipe that does not say how many: every point of a grid, 1 without a space, else the default."""
     if recipe.search.algorithm == "grid":
         return len(grid_points(recipe))
     return recipe.search.trials if recipe.search.space else 1
@@ -109,7 +113,7 @@ def _condition(recipe: Recipe, key: str, other: str) -> str | None:
     if domain.grid is not None and named.grid is None:
         return f"{other} is no grid; a grid's condition needs a grid, or a setting that is not searched"
     if named.uniform is not None or named.loguniform is not None:
-        return f"{other} is searched by {named.kind}, which hardly ever gives one exact value; name a setting with listed values"
+        return f"{other} is searched by {named.kind}, which never gives one exact value; name one with listed values"
     missed = [value for value in domain.allowed_by(other) if not contains(named, value)]
     if missed:
         return f"{other} is never {shown(missed[0])}; its {named.kind} is {shown(list(getattr(named, named.kind)))}"
@@ -143,18 +147,21 @@ def _values(recipe: Recipe) -> Iterator[Fault]:
     """Each domain's values, one domain varied at a time around the point of all first values."""
     for key, domain in recipe.search.space.items():
         problems = ((value, _wrong_itself(recipe, key, value)) for value in trial_values(domain))
-        for value, problem in itertools.islice(((value, text) for value, text in problems if text), MOST_SHOWN):
+        most = MOST_SHOWN if domain.listed is not None else 1
+        for value, problem in itertools.islice(((value, text) for value, text in problems if text), most):
             yield Fault(f"search.space.{key}", f"can give {shown(value)}, which cannot be used: {problem}")
 
 
 def _wrong_itself(recipe: Recipe, key: str, value: Scalar) -> str | None:
     """What a point with this value has against this very setting; faults elsewhere are left to the combinations."""
+    if not accepts(key, value):
+        return wrong_value(key, value, settings()[key])
     error = fits(recipe, _first_values(recipe, {key: value}))
     return next((fault.text for fault in error.faults if fault.path == key), None) if error else None
 
 
 def _first_values(recipe: Recipe, given: Point) -> Point:
-    """The point with the given values, the conditions of their settings met, and every other setting at its domain's first value."""
+    """The point with the given values, their conditions met, every other setting at its domain's first value."""
     needed = dict(given)
     waiting = list(given)
     while waiting:
@@ -167,12 +174,10 @@ def _first_values(recipe: Recipe, given: Point) -> Point:
 
 
 def _combinations(recipe: Recipe) -> Iterator[Fault]:
-    """Values together: all combinations where they are few, else a fixed random choice of them."""
-    space = {key: trial_values(recipe.search.space[key]) for key in in_order(recipe.search.space)}
+    """Values together, the first few combinations that cannot be used."""
     tried: set[str] = set()
     found = 0
-    for values in _some_of_product(list(space.values())):
-        point = complete(recipe, dict(zip(space, values, strict=True)), lambda _, domain: trial_values(domain)[0])
+    for point in _combined(recipe):
         if (line := in_one_line(point)) in tried:
             continue
         tried.add(line)
@@ -181,6 +186,15 @@ def _combinations(recipe: Recipe) -> Iterator[Fault]:
             found += 1
             if found == MOST_SHOWN:
                 return
+
+
+def _combined(recipe: Recipe) -> Iterator[Point]:
+    """Points of the whole space; first those of settings that depend on each other, lest a large one hides a clash."""
+    space = {key: trial_values(domain) for key, domain in recipe.search.space.items()}
+    for group in (*_DEPENDENT, tuple(space)):
+        keys = [key for key in group if key in space]
+        for values in _some_of_product([space[key] for key in keys]):
+            yield _first_values(recipe, dict(zip(keys, values, strict=True)))
 
 
 def _some_of_product(lists: list[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
@@ -201,19 +215,12 @@ def _first(recipe: Recipe) -> Iterator[Fault]:
             if key not in space:
                 yield Fault(path, f"{key} is not in search.space; give it a domain there, or take it out of the point")
             elif not contains(space[key], value):
-                yield Fault(
-                    path,
-                    f"{key} cannot be {shown(value)}, its domain is {space[key].kind} {list(getattr(space[key], space[key].kind))}",
-                )
+                yield Fault(path, f"{key} cannot be {shown(value)}; its domain is {in_words(space[key])}")
             elif key not in point:
-                conditions = {other: space[key].allowed_by(other) for other in space[key].when}
-                needed = " and ".join(
-                    f"{other} is {' or '.join(map(str, values))}" for other, values in conditions.items()
-                )
-                yield Fault(path, f"{key} is searched only where {needed}; add that to the point, or take {key} out")
-        if all(key in space and contains(space[key], value) for key, value in given.items()) and (
-            error := fits(recipe, point)
-        ):
+                needed = in_words(space[key]).partition(" when ")[2]
+                yield Fault(path, f"{key} is searched only when {needed}; add that to the point, or take {key} out")
+        sound = all(key in space and contains(space[key], value) for key, value in given.items())
+        if sound and (error := fits(recipe, point)):
             yield Fault(path, f"cannot be used: {error.faults[0]}")
 
 

@@ -1,8 +1,8 @@
 """What the design names and this version does not build: one row each.
 
-Owns the table. A row refuses a value that the schema already knows (or a key that it does not have yet), so that nothing asked for
-is ever ignored. Whoever builds a capability deletes its row; what is built is then offered in messages by itself.
-Called by `build.py` and `faults.py`.
+Owns the table. A row refuses a value that the schema already knows (or a key that it does not have yet), so that
+nothing asked for is ever ignored. Whoever builds a capability deletes its row; what is built is then offered in
+messages by itself. Called by `build.py` and `faults.py`.
 """
 
 from __future__ import annotations
