@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tlcore.checkpoint.manifest import Manifest, read_manifest
+from tlcore.checkpoint import CheckpointRef, Manifest, read_manifest
 from tlcore.errors import ObjectMissing, RecipeError
 from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict
 from tlcore.report import figures
@@ -213,12 +213,25 @@ def _recipe(run: StoredRun) -> Recipe | None:
         return None
 
 
-def read_manifests(store: ObjectStore, trial: str | None = None) -> list[Manifest]:
-    """The committed checkpoints of a run or of one trial in it, by trial and step."""
+def find_checkpoints(where: str, storage: str) -> tuple[ObjectStore, list[Manifest]]:
+    """The committed checkpoints that a word names, by trial and step, and the store of their run.
+
+    Args:
+        where: a checkpoint's URL, a trial's (`<run>/trials/<trial>`), or whatever `find_run` takes.
+    """
+    if CheckpointRef.is_one(where):
+        store, manifest = CheckpointRef.parse(where).open()
+        return store, [manifest]
+    run, _, trial = where.partition(f"/{TRIALS_PREFIX}")
+    store = find_run(run, storage).open()
     steps = committed_steps(store)
-    wanted = [(name, step) for name, found in steps.items() if trial in (None, name) for step in found]
+    if trial and trial.strip("/") not in steps:
+        raise ObjectMissing(
+            f"no checkpoint of trial {trial!r} in {store.url}", hint=f"trials with any: {', '.join(steps)}"
+        )
+    wanted = [(name, step) for name, found in steps.items() if trial.strip("/") in ("", name) for step in found]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda at: read_manifest(store, *at), wanted))
+        return store, list(pool.map(lambda at: read_manifest(store, *at), wanted))
 
 
 def manifest_json(manifest: Manifest) -> dict[str, Any]:
