@@ -1,0 +1,237 @@
+"""From durable parts to one visible checkpoint, or to none: everything that ranks say to each other, said through the
+store.
+
+Owns: the fence against older writers, waiting for every rank's index, the check that they cover the state, the
+manifest put last and only if absent, and the marker that says "no checkpoint at this step". Does not own: chunks
+(`upload.py`), when to save (`writer.py`). Called by `writer.py`, in its background thread; the training process group
+takes no part.
+
+A rank that drops or fails a save puts `<rank index key>.dropped` or `.failed`, so that nobody waits for it in vain. A
+writer of attempt n puts `trials/<trial>/writers/<n>` when it begins; before each commit rank 0 lists these and gives
+up when a newer attempt is there. A manifest of an older attempt at the same step (training went back to before it) is
+replaced; any other one means two writers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tlcore.checkpoint.digest import sha256_hex
+from tlcore.checkpoint.intervals import cover_faults
+from tlcore.checkpoint.manifest import (
+    IndexRef,
+    Manifest,
+    RankIndex,
+    Totals,
+    parse_index,
+    parse_manifest,
+    parse_parameters,
+)
+from tlcore.checkpoint.patience import Patience
+from tlcore.errors import CheckpointCorrupt, CheckpointError, ObjectMissing, StaleWriter
+from tlcore.storage.base import ObjectStore
+from tlcore.storage.keys import checkpoint_prefix, manifest_key, rank_index_key, trial_prefix
+
+GIVEN_UP = {True: ".failed", False: ".dropped"}
+
+
+class SaveDropped(CheckpointError):
+    """A rank has dropped this step as its `when_late` says: there will be no checkpoint of it, and nothing is wrong."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which writer this is: the same on all ranks of an attempt but for `rank`.
+
+    A restarted trial has a higher `attempt`.
+    """
+
+    trial: str
+    rank: int
+    world_size: int
+    attempt: int
+
+    def index_key(self, step: int, rank: int | None = None) -> str:
+        """Key of this rank's index, or of another rank's."""
+        return rank_index_key(self.trial, step, self.rank if rank is None else rank, self.attempt)
+
+
+class Committer:
+    """The protocol of one writer. Blocking; every wait ends at `deadline_s` or when `patience` is abandoned."""
+
+    def __init__(self, store: ObjectStore, identity: Identity, patience: Patience, deadline_s: float) -> None:
+        self._store = store
+        self._identity = identity
+        self._patience = patience
+        self._deadline_s = deadline_s
+        self._fenced = False
+
+    def fence(self) -> None:
+        """Tell older attempts that this one has begun; once."""
+        if self._identity.rank == 0 and not self._fenced:
+            self._patience.ask(lambda: self._store.put_if_absent(self._writer_key(), b"{}"))
+            self._fenced = True
+
+    def give_up(self, step: int, reason: str, failed: bool) -> None:
+        """Tell the other ranks that there will be no checkpoint of `step`.
+
+        One try, also when abandoned. Raises StorageError.
+        """
+        self._store.put(self._identity.index_key(step) + GIVEN_UP[failed], reason.encode())
+
+    def commit(self, step: int, own: bytes, common: Mapping[str, Any]) -> RankIndexes:
+        """Rank 0: wait for all ranks, check, put the manifest.
+
+        Raises SaveDropped when a rank dropped the step, CheckpointError when one failed, is late past the
+        deadline, or the rows do not cover the parameters; StaleWriter when a newer attempt, or another writer
+        of this one, owns the trial.
+        """
+        indexes = self._gather(step, own)
+        manifest = self._manifest(step, common, indexes)
+        faults = cover_faults((at.row for each in indexes.parsed for at in each.rows), manifest.parameters)
+        if faults:
+            more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+            raise CheckpointError(
+                f"step {step}: the ranks' rows are not the whole state once: {'; '.join(faults[:3])}{more}"
+            )
+        self._refuse_if_stale(step)
+        self._put_manifest(manifest)
+        return indexes
+
+    def observe(self, step: int) -> None:
+        """Other ranks: return once rank 0's manifest of `step` is there; raises as `commit` does."""
+        key = manifest_key(self._identity.trial, step)
+        for _ in self._patience.polls(self._deadline_s):
+            present = self._present(step)
+            if key in present:
+                manifest = parse_manifest(self._get(key), key)
+                if manifest.attempt == self._identity.attempt:
+                    return
+                if manifest.attempt > self._identity.attempt:
+                    raise self._stale(step, manifest.attempt)
+            self._raise_if_given_up(step, present, ranks=[0])
+        raise CheckpointError(f"trial {self._identity.trial} step {step}: no manifest after {self._deadline_s:g} s")
+
+    def was_committed(self, step: int) -> bool:
+        """Whether this attempt's manifest of `step` is there now."""
+        key = manifest_key(self._identity.trial, step)
+        try:
+            return parse_manifest(self._get(key), key).attempt == self._identity.attempt
+        except (ObjectMissing, CheckpointCorrupt):
+            return False
+
+    def _gather(self, step: int, own: bytes) -> RankIndexes:
+        """All ranks' indexes, as soon as the last one is there."""
+        identity = self._identity
+        found: dict[int, bytes] = {identity.rank: own}
+        if identity.world_size == 1:
+            return self._parse(step, found)
+        for _ in self._patience.polls(self._deadline_s):
+            present = self._present(step)
+            for rank in range(identity.world_size):
+                key = identity.index_key(step, rank)
+                if rank not in found and key in present:
+                    found[rank] = self._get(key)
+            missing = [rank for rank in range(identity.world_size) if rank not in found]
+            if not missing:
+                return self._parse(step, found)
+            self._raise_if_given_up(step, present, missing)
+        late = ", ".join(str(rank) for rank in range(identity.world_size) if rank not in found)
+        raise CheckpointError(
+            f"trial {identity.trial} step {step}: no index of rank {late} after {self._deadline_s:g} s",
+            hint="a rank died or is too slow; training goes on from the last committed checkpoint",
+        )
+
+    def _parse(self, step: int, found: Mapping[int, bytes]) -> RankIndexes:
+        refs, parsed = [], []
+        identity = self._identity
+        for rank in sorted(found):
+            key = identity.index_key(step, rank)
+            index = parse_index(found[rank], key)
+            if (index.trial, index.step, index.rank, index.world_size, index.attempt) != (
+                identity.trial, step, rank, identity.world_size, identity.attempt,
+            ):  # fmt: skip
+                raise CheckpointCorrupt(f"{key}: holds the index of another save or rank", key=key)
+            refs.append(IndexRef(rank, key, sha256_hex(found[rank]), len(found[rank])))
+            parsed.append(index)
+        return RankIndexes(tuple(refs), tuple(parsed))
+
+    def _manifest(self, step: int, common: Mapping[str, Any], indexes: RankIndexes) -> Manifest:
+        identity = self._identity
+        return Manifest(
+            trial=identity.trial,
+            step=step,
+            world_size=identity.world_size,
+            attempt=identity.attempt,
+            written=datetime.now(UTC).isoformat(timespec="seconds"),
+            indexes=indexes.refs,
+            common=common,
+            parameters=parse_parameters(common, manifest_key(identity.trial, step)),
+            totals=Totals(
+                state_bytes=sum(at.row.size_bytes for each in indexes.parsed for at in each.rows),
+                new_bytes=sum(each.bytes_new for each in indexes.parsed),
+                chunks=len({chunk.digest for each in indexes.parsed for chunk in each.chunks}),
+            ),
+        )
+
+    def _put_manifest(self, manifest: Manifest) -> None:
+        data = manifest.to_bytes()
+        for _ in range(2):
+            if self._patience.ask(lambda: self._store.put_if_absent(manifest.key, data)):
+                return
+            try:
+                held = parse_manifest(self._get(manifest.key), manifest.key)
+            except ObjectMissing:
+                continue
+            except CheckpointCorrupt:
+                held = None
+            if held is not None and held.attempt >= self._identity.attempt:
+                raise self._stale(manifest.step, held.attempt)
+            self._patience.ask(lambda: self._store.delete([manifest.key]))
+        raise StaleWriter(f"{manifest.key}: another writer puts it back as often as it is replaced", key=manifest.key)
+
+    def _refuse_if_stale(self, step: int) -> None:
+        prefix = f"{trial_prefix(self._identity.trial)}writers/"
+        attempts = self._patience.ask(lambda: [each.key.removeprefix(prefix) for each in self._store.list(prefix)])
+        newest = max((int(each) for each in attempts if each.isdecimal()), default=0)
+        if newest > self._identity.attempt:
+            raise self._stale(step, newest)
+
+    def _raise_if_given_up(self, step: int, present: set[str], ranks: Sequence[int]) -> None:
+        for rank in ranks:
+            for failed, suffix in GIVEN_UP.items():
+                key = self._identity.index_key(step, rank) + suffix
+                if key in present:
+                    reason = self._get(key).decode(errors="replace")
+                    kind = CheckpointError if failed else SaveDropped
+                    raise kind(f"trial {self._identity.trial} step {step}: given up by rank {rank}: {reason}")
+
+    def _get(self, key: str) -> bytes:
+        return self._patience.ask(lambda: self._store.get(key))
+
+    def _present(self, step: int) -> set[str]:
+        prefix = checkpoint_prefix(self._identity.trial, step)
+        return self._patience.ask(lambda: {each.key for each in self._store.list(prefix)})
+
+    def _writer_key(self) -> str:
+        return f"{trial_prefix(self._identity.trial)}writers/{self._identity.attempt:06d}"
+
+    def _stale(self, step: int, attempt: int) -> StaleWriter:
+        identity = self._identity
+        return StaleWriter(
+            f"trial {identity.trial} step {step}: attempt {attempt} owns the trial, not attempt {identity.attempt}",
+            hint="another process trains the same trial; this one, being the older, must stop",
+            trial=identity.trial,
+            step=step,
+        )
+
+
+@dataclass(frozen=True)
+class RankIndexes:
+    """All ranks' indexes of one step, as the manifest names them and as they read."""
+
+    refs: tuple[IndexRef, ...]
+    parsed: tuple[RankIndex, ...]

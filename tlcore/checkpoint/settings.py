@@ -1,0 +1,78 @@
+"""What a caller may set on a writer, and what each save reports back.
+
+Owns: `WriterSettings`, `SaveReport`. Called by: `train/` (fills the settings from the recipe's `checkpoint` section,
+shows the reports).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from tlcore.checkpoint.plan import CHUNK_BYTES
+from tlcore.errors import CheckpointError
+
+WhenLate = Literal["wait", "skip", "newest"]
+Outcome = Literal["committed", "uploaded", "dropped", "failed"]
+
+
+@dataclass(frozen=True)
+class WriterSettings:
+    """How one rank's writer behaves. Raises CheckpointError on values that cannot work."""
+
+    when_late: WhenLate = "newest"
+    """Two saves already in flight:
+
+    `wait` for one to end, `skip` the new one, or let the new one replace the one not begun.
+    """
+    memory_bytes: int | None = None
+    """Most host memory this rank's snapshots may take; None: two snapshots. Room for one: one save in flight.
+    Less than one snapshot: `save` blocks while the state passes through what there is.
+    """
+    chunk_bytes: int = CHUNK_BYTES
+    """Size of a grid cell and most bytes of a chunk."""
+    connections: int = 8
+    """PUTs in flight from this rank."""
+    attempts: int = 4
+    """Tries of one request, after the client's own retries, when the store is unreachable or asks for less."""
+    commit_deadline_s: float = 600.0
+    """How long rank 0 waits for the other ranks' indexes, and they for its manifest."""
+
+    def __post_init__(self) -> None:
+        if self.when_late not in get_args(WhenLate):
+            raise CheckpointError(f"checkpoint.when_late: {self.when_late!r} is none of wait, skip, newest")
+        if self.memory_bytes is not None and self.memory_bytes < self.chunk_bytes:
+            raise CheckpointError(
+                f"checkpoint.memory_bytes: {self.memory_bytes} bytes hold no chunk of {self.chunk_bytes}",
+                hint=f"set checkpoint.memory_bytes to at least {self.chunk_bytes}, or to auto",
+            )
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """One save on one rank.
+
+    `outcome`: "committed" (the manifest is there, seen by this rank), "uploaded" (this rank's part is durable,
+    rank 0 commits), "dropped" (`when_late`, here or on another rank), "failed" (`error` says why). `stall_s` is
+    how long `save` kept its caller, `seconds` from the call to the outcome. `bytes_reused` were in the store
+    already.
+    """
+
+    step: int
+    outcome: Outcome
+    stall_s: float
+    seconds: float
+    bytes_new: int = 0
+    bytes_reused: int = 0
+    retries: int = 0
+    manifest_key: str = ""
+    error: str = ""
+
+    @property
+    def committed(self) -> bool:
+        """Whether the checkpoint exists, as far as this rank has seen."""
+        return self.outcome == "committed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, for the trial's history."""
+        return {**asdict(self), "committed": self.committed}
