@@ -93,8 +93,10 @@ def validate(recipe_file: RecipeFile, settings: Settings = None) -> None:
     """Check a recipe and print the plan it comes to."""
     from tlcore.recipe import load_recipe, resolved_plan
 
-    for row in resolved_plan(load_recipe(recipe_file, overrides(settings))):
-        typer.echo(f"{row.topic:<12}  {row.text}")
+    rows = resolved_plan(load_recipe(recipe_file, overrides(settings)))
+    width = max(len(row.topic) for row in rows)
+    for row in rows:
+        typer.echo(f"{row.topic:<{width}}  {row.text}")
 
 
 @app.command("list")

@@ -84,7 +84,7 @@ def test_gain_is_unknown_without_scratch_without_transfer_and_without_a_common_r
 
 
 def test_best_lines_name_every_difference():
-    difference = {"train.learning_rate": (3.1e-4, 5.0e-5), "transfer.strategy": ("head", "full")}
+    difference = {"train.learning_rate": (5.0e-5, 3.1e-4), "transfer.strategy": ("full", "head")}
     assert best_lines(ROWS[0], "eval_accuracy", difference) == [
         "best trial t000: eval_accuracy 0.7812 at 100% of its epochs; its recipe differs in",
         "  train.learning_rate  3.1e-4  (recipe: 5e-5)",

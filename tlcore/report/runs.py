@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -53,6 +53,13 @@ class StoredRun:
         """Metrics on the test data, empty when they were not taken."""
         taken = (entry.get("metrics") or {} for entry in reversed(self.entries) if entry["kind"] == "final")
         return next(taken, {})
+
+    def rows(self) -> list[TrialRow]:
+        """One row per trial, with the newest checkpoint that the store really has."""
+        return [
+            replace(row, checkpoint_step=max(self.checkpoints.get(row.trial, ()), default=None))
+            for row in self.view.rows()
+        ]
 
     @property
     def best(self) -> TrialRow | None:
@@ -163,7 +170,7 @@ def run_json(run: StoredRun) -> dict[str, Any]:
 def show_json(run: StoredRun) -> dict[str, Any]:
     """The whole run: `run_json`, its identity and every trial with its checkpoints."""
     trials = []
-    for row in run.view.rows():
+    for row in run.rows():
         facts = asdict(row)
         facts["by_rung"] = [{"fraction": fraction, "metric": value} for fraction, value in sorted(row.by_rung.items())]
         facts["checkpoints"] = list(run.checkpoints.get(row.trial, ()))
@@ -173,7 +180,7 @@ def show_json(run: StoredRun) -> dict[str, Any]:
 
 def show_parts(run: StoredRun, console: Console) -> list[RenderableType]:
     """The whole run for people."""
-    rows, view = run.view.rows(), run.view
+    rows, view = run.rows(), run.view
     ended = sum(row.ended for row in rows)
     parts: list[RenderableType] = [
         Text.assemble(

@@ -38,7 +38,7 @@ def failure_lines(rows: Iterable[TrialRow]) -> list[Text]:
 
 
 def best_lines(row: TrialRow, metric: str, difference: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """The best trial and where its recipe differs from the one given: dotted path to (its value, the recipe's)."""
+    """The best trial and where its recipe differs from the one given: dotted path to (the recipe's value, its own)."""
     reached = f"{metric} {figures.metric(row.metric)} at {figures.share(row.rung)} of its epochs"
     if not difference:
         return [f"best trial {row.trial}: {reached}; its recipe is the one given, unchanged"]
@@ -46,7 +46,7 @@ def best_lines(row: TrialRow, metric: str, difference: Mapping[str, tuple[Any, A
     lines = [f"best trial {row.trial}: {reached}; its recipe differs in"]
     return lines + [
         f"  {path:<{width}}  {figures.sampled(mine)}  (recipe: {figures.sampled(given)})"
-        for path, (mine, given) in difference.items()
+        for path, (given, mine) in difference.items()
     ]
 
 

