@@ -1,0 +1,38 @@
+"""Which number format a device trains in.
+
+Owns the choice behind `train.precision`. Called by `engine/build.py` and, for its refusals, by `train/`.
+
+On a CPU `auto` means fp32 even where the processor has bf16 instructions: masters, moments and gloo's reductions are fp32 anyway,
+and a recipe should give the same figures on a laptop and in CI. bf16 there is taken when a recipe asks for it by name.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from tlcore.errors import RequestError
+from tlcore.recipe import Recipe
+
+Format = Literal["fp32", "bf16", "fp16"]
+
+MODEL_DTYPES: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(recipe: Recipe, device: torch.device) -> Format:
+    """The format this recipe trains in on `device`. Raises RequestError where the device has no such format."""
+    asked = recipe.train.precision
+    if asked == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if asked == "fp16" and device.type == "cpu":
+        raise RequestError(
+            "train.precision: fp16 has no loss-scaled training on CPU workers",
+            hint="set train.precision to auto, fp32 or bf16, or give each worker a GPU",
+        )
+    if asked == "fp16" and recipe.deepspeed.zero_stage == 0:
+        raise RequestError(
+            "deepspeed.zero_stage: 0 with fp16 keeps its masters outside ZeRO, where checkpoints do not reach them",
+            hint="set deepspeed.zero_stage to 1: the same memory on one worker, less on several",
+        )
+    return asked

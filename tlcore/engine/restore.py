@@ -1,0 +1,129 @@
+"""Putting stored state back into a fresh DeepSpeed engine.
+
+Owns the two steps that DeepSpeed has no call for: giving the optimizer its state tensors before the first step, and refreshing the
+working weights from restored masters. Called by `sharded.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from tlcore.checkpoint import CheckpointReader, Piece, Row
+from tlcore.engine.state import Interval, dtype_name, host_bytes
+
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def base_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The torch optimizer below DeepSpeed's ZeRO wrapper, if there is one."""
+    optimizer = engine.optimizer
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def prime_optimizer(engine: Any, stage: int) -> None:
+    """Give the optimizer its state tensors without changing anything: one step with zero gradients at rate 0."""
+    inner = base_optimizer(engine)
+    rates = [group["lr"] for group in inner.param_groups]
+    for group in inner.param_groups:
+        group["lr"] = 0.0
+    try:
+        _zero_gradient_step(engine, stage, inner)
+    finally:
+        for group, rate in zip(inner.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def _zero_gradient_step(engine: Any, stage: int, inner: torch.optim.Optimizer) -> None:
+    if stage == 3:
+        zero = engine.optimizer
+        for index, flat in enumerate(zero.fp32_partitioned_groups_flat):
+            with _zero_gradient(flat):
+                zero._optimizer_step(index)
+        return
+    parameters = [each for group in inner.param_groups for each in group["params"] if each.requires_grad]
+    with _zero_gradient(*parameters):
+        inner.step()
+    if stage > 0 or hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+class _zero_gradient:
+    """Zero gradients on these tensors inside the block; what they had before (an offload's buffer, or none) after it."""
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self._before = [(tensor, tensor.grad) for tensor in tensors]
+
+    def __enter__(self) -> None:
+        for tensor, _ in self._before:
+            tensor.grad = torch.zeros_like(tensor)
+
+    def __exit__(self, *_: object) -> None:
+        for tensor, gradient in self._before:
+            tensor.grad = gradient
+
+
+def optimizer_steps(engine: Any) -> int:
+    """Steps the optimizer has really taken (an fp16 overflow skips one)."""
+    for state in base_optimizer(engine).state.values():
+        if "step" in state:
+            return int(state["step"])
+    return 0
+
+
+def set_optimizer_steps(engine: Any, steps: int) -> None:
+    """Set the step count that Adam's bias correction reads."""
+    for state in base_optimizer(engine).state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"].fill_(steps)
+        elif "step" in state:
+            state["step"] = steps
+
+
+def scaler_state(engine: Any) -> dict[str, float] | None:
+    """The dynamic loss scaler's numbers under fp16, None elsewhere."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if scaler is None or not getattr(scaler, "dynamic", False):
+        return None
+    return {field: getattr(scaler, field) for field in _SCALER_FIELDS if hasattr(scaler, field)}
+
+
+def set_scaler_state(engine: Any, state: dict[str, float] | None) -> None:
+    """Put back what `scaler_state` gave."""
+    for field, value in (state or {}).items():
+        setattr(engine.optimizer.loss_scaler, field, value)
+
+
+def read_intervals(reader: CheckpointReader, intervals: Iterator[Interval]) -> None:
+    """Fill each interval's live memory from the store; device memory goes through one host copy."""
+    staged: list[tuple[Interval, torch.Tensor]] = []
+    pieces: list[Piece] = []
+    for each in intervals:
+        direct = each.values.device.type == "cpu" and each.values.is_contiguous()
+        host = each.values if direct else torch.empty_like(each.values, device="cpu")
+        row = Row(each.parameter, each.state, each.start, each.start + host.numel(), dtype_name(host.dtype))
+        pieces.append(Piece(row, host_bytes(host)))
+        if not direct:
+            staged.append((each, host))
+    reader.read_into(pieces)
+    for each, host in staged:
+        each.values.copy_(host)
+
+
+def refresh_working_weights(engine: Any, stage: int) -> None:
+    """Cast restored masters into the weights that the next forward pass uses.
+
+    Stage 3 keeps a second copy in each parameter's own partition, and gathered copies of small parameters. DeepSpeed's setters
+    leave both stale, and the first step after a restore would run on old weights without a word.
+    """
+    zero = engine.optimizer
+    if stage == 3:
+        for index in range(len(zero.fp32_partitioned_groups_flat)):
+            zero._reassign_or_swap_out_partitioned_parameters(index)
+        if zero.persistent_parameters:
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+    elif hasattr(zero, "update_lp_params"):
+        zero.update_lp_params()

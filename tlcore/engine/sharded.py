@@ -1,0 +1,160 @@
+"""A model under DeepSpeed: build, step, give its state out, take it back.
+
+Owns the DeepSpeed engine of one trial in one process. Does not own data, the schedule of saves, or metrics (`train/`), nor the
+format of what is saved (`checkpoint/`). Called by `train/`. Needs torch.distributed to be initialised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import deepspeed
+import torch
+
+from tlcore.checkpoint import CheckpointReader, Piece
+from tlcore.engine import state
+from tlcore.engine.config import deepspeed_config
+from tlcore.engine.optimizer import build_optimizer, learning_rate
+from tlcore.engine.precision import MODEL_DTYPES, choose_precision
+from tlcore.engine.restore import (
+    optimizer_steps,
+    prime_optimizer,
+    read_intervals,
+    refresh_working_weights,
+    scaler_state,
+    set_optimizer_steps,
+    set_scaler_state,
+)
+from tlcore.errors import RequestError
+from tlcore.recipe import BatchPlan, Recipe
+
+Batch = dict[str, torch.Tensor]
+Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
+
+
+class ShardedModel:
+    """One trial's model, optimizer and ZeRO state on this rank.
+
+    Args:
+        recipe: gives stage, offload, precision, optimizer and schedule.
+        model: with requires_grad already set by the transfer strategy; moved to `device` and cast here.
+        groups: parameter groups for the optimizer.
+        batch: the batch arithmetic; DeepSpeed counts micro-steps by it.
+        device: this rank's device.
+
+    Raises:
+        RequestError: a precision the device does not have.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: torch.nn.Module,
+        groups: Sequence[dict[str, Any]],
+        batch: BatchPlan,
+        device: torch.device,
+    ) -> None:
+        self.recipe = recipe
+        self.stage = recipe.deepspeed.zero_stage
+        self.device = device
+        self.precision = choose_precision(recipe, device)
+        if recipe.train.activation_checkpointing:
+            _checkpoint_activations(model)
+        if recipe.train.compile:
+            model.compile()
+        # DeepSpeed broadcasts and shards only what is trained; frozen weights must be cast here.
+        model.to(device=device, dtype=MODEL_DTYPES[self.precision])
+        trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        config = deepspeed_config(recipe, batch, self.precision, device.type, trained)
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=build_optimizer(recipe, groups), config=config, dist_init_required=False
+        )
+        self.parameters = state.parameter_table(self._engine.module)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model as the task knows it; under stage 3 its weights are gathered as its modules run."""
+        module: torch.nn.Module = self._engine
+        return module
+
+    def train_step(
+        self, step: int, total_steps: int, micro_batches: Iterable[tuple[Batch, float]], loss_of: Loss
+    ) -> torch.Tensor:
+        """One optimizer step over this rank's micro-batches.
+
+        Args:
+            step: global step from 0, of `total_steps`; decides the learning rate.
+            micro_batches: exactly accumulation_steps pairs of a batch and its weight. The gradient is the mean over ranks and
+                micro-steps of weight * loss: weights of samples * ranks * micro-steps / global samples make it the mean over the
+                global batch however unevenly it is dealt; 0 for a filler batch.
+
+        Returns:
+            This rank's share of the mean loss over the global batch, a detached scalar on the device: the mean over ranks of it.
+        """
+        self.set_learning_rate(learning_rate(self.recipe, step, total_steps))
+        total = torch.zeros((), device=self.device)
+        count = 0
+        for batch, weight in micro_batches:
+            loss = loss_of(self._engine, batch) * weight
+            self._engine.backward(loss)
+            self._engine.step()
+            total += loss.detach()
+            count += 1
+        return total / max(1, count)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Rate of the next step, in every parameter group."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+
+    def pieces(self) -> list[Piece]:
+        """This rank's part of the whole state, as views on live memory (copies of device memory). Rank order is by the owner of
+        each interval; together the ranks' pieces cover every state of every parameter exactly once."""
+        trained = state.trained_intervals(self._engine, self.stage)
+        if self.stage == 0 and self._replicates:
+            trained = state.share_out(trained)
+        frozen = state.frozen_intervals(self._engine.module, self.stage)
+        pieces = [state.to_piece(each) for each in trained]
+        pieces += [state.to_piece(each, immutable=each.state == state.FROZEN) for each in frozen]
+        return pieces
+
+    def scalars(self) -> dict[str, Any]:
+        """What belongs to the state and is no tensor (JSON-able)."""
+        return {"optimizer_steps": optimizer_steps(self._engine), "loss_scaler": scaler_state(self._engine)}
+
+    def restore(self, reader: CheckpointReader) -> None:
+        """Take the state back from a checkpoint written at any stage and world size.
+
+        Raises:
+            CheckpointIncompatible: the stored parameters are not this model's.
+            CheckpointCorrupt: stored bytes do not match their digests.
+        """
+        state.check_fits(self.parameters, reader.manifest.parameters)
+        prime_optimizer(self._engine, self.stage)
+        read_intervals(reader, state.trained_intervals(self._engine, self.stage))
+        read_intervals(reader, state.whole_or_partitioned(self._engine.module, self.stage))
+        scalars = reader.manifest.scalars
+        set_optimizer_steps(self._engine, int(scalars["optimizer_steps"]))
+        set_scaler_state(self._engine, scalars["loss_scaler"])
+        refresh_working_weights(self._engine, self.stage)
+
+    def close(self) -> None:
+        """Drop the engine, its hooks and its memory."""
+        self._engine.destroy()
+        del self._engine
+
+    @property
+    def _replicates(self) -> bool:
+        """Stage 0 in fp32 keeps whole parameters on every rank; in bf16 DeepSpeed partitions the masters all the same."""
+        return isinstance(self._engine.optimizer, torch.optim.Optimizer)
+
+
+def _checkpoint_activations(model: torch.nn.Module) -> None:
+    enable = getattr(model, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise RequestError(
+            f"train.activation_checkpointing: {type(model).__name__} does not offer it",
+            hint="set train.activation_checkpointing to false",
+        )
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,0 +1,234 @@
+"""A DeepSpeed engine's state as intervals of flattened parameters, for every ZeRO stage.
+
+Owns the only code that knows where DeepSpeed keeps masters and optimizer state. Does not own the format (`checkpoint/`) nor when
+to save (`train/`). Called by `sharded.py`.
+
+What was read in DeepSpeed 0.19: stages 1 and 2 cut the concatenation of each parameter group into one partition per rank;
+`param._hp_mapping` says which elements of a parameter lie in this rank's and where. Stage 3 cuts every parameter by itself: rank r
+owns `[r*s, (r+1)*s)` of it padded to a multiple of the world size, and `grad_position` says where that slice lies in the flat
+masters. Stage 0 keeps whole parameters in the optimizer on every rank, so ranks share the writing out. All of them are
+`(parameter, state, start, end)`, so restoring at another stage or world size is interval intersection.
+
+16-bit weights of trained parameters are a cast of the fp32 master and are not stored. Frozen parameters and buffers are stored
+whole. Tied parameters appear once, under the first name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tlcore.checkpoint import Piece, Row, frozen_shares
+from tlcore.errors import CheckpointIncompatible
+
+MASTER = "fp32"
+FROZEN = "frozen"
+BUFFER = "buffer"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Elements `[start, start + values.numel())` of one state of one parameter; `values` is a 1-D view on live memory."""
+
+    parameter: str
+    state: str
+    start: int
+    values: torch.Tensor
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch's own name without `torch.`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def parameter_table(module: torch.nn.Module) -> dict[str, dict[str, Any]]:
+    """Shape, dtype, whether trained and what it is tied to, for every parameter and persistent buffer (JSON-able)."""
+    first: dict[int, str] = {}
+    table: dict[str, dict[str, Any]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        owner = first.setdefault(id(parameter), name)
+        # Stage 3 leaves an empty tensor in the module and the true shape in ds_shape.
+        shape = list(getattr(parameter, "ds_shape", parameter.shape))
+        trained = parameter.requires_grad
+        dtype = torch.float32 if trained else parameter.dtype
+        table[name] = {
+            "shape": shape,
+            "dtype": dtype_name(dtype),
+            "trained": trained,
+            "tied_to": None if owner == name else owner,
+        }
+    for name, buffer in persistent_buffers(module):
+        table[name] = {
+            "shape": list(buffer.shape),
+            "dtype": dtype_name(buffer.dtype),
+            "trained": False,
+            "tied_to": None,
+        }
+    return table
+
+
+def persistent_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers that belong to the state (not those a module rebuilds by itself)."""
+    for prefix, child in module.named_modules():
+        for name, buffer in child.named_buffers(recurse=False):
+            if name not in child._non_persistent_buffers_set:
+                yield (f"{prefix}.{name}" if prefix else name), buffer
+
+
+def trained_intervals(engine: Any, stage: int) -> Iterator[Interval]:
+    """Masters and optimizer state that live on this rank. At stage 0 every rank has all of them."""
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if stage == 3:
+            yield from _stage3(engine.optimizer, name, parameter)
+        elif stage == 0 and not hasattr(parameter, "_hp_mapping"):
+            yield from _replicated(engine.optimizer, name, parameter)
+        else:
+            yield from _stage12(name, parameter)
+
+
+def _stage12(name: str, parameter: Any) -> Iterator[Interval]:
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return
+    start = mapping.lp_fragment_address.start
+    yield Interval(name, MASTER, start, mapping.get_hp_fragment().data)
+    for state, values in sorted((mapping.optim_fragment or {}).items()):
+        yield Interval(name, state, start, values.data)
+
+
+def _stage3(optimizer: Any, name: str, parameter: Any) -> Iterator[Interval]:
+    group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    share = -(-parameter.ds_numel // dist.get_world_size())
+    start = dist.get_rank() * share
+    count = min(parameter.ds_numel, start + share) - start
+    if count <= 0:
+        return
+    flat = optimizer.fp32_partitioned_groups_flat[group]
+    yield Interval(name, MASTER, start, flat.data.narrow(0, offset, count))
+    for state, values in sorted(optimizer.optimizer.state[flat].items()):
+        if torch.is_tensor(values) and values.shape == flat.shape:
+            yield Interval(name, state, start, values.data.narrow(0, offset, count))
+
+
+def _replicated(optimizer: torch.optim.Optimizer, name: str, parameter: torch.Tensor) -> Iterator[Interval]:
+    yield Interval(name, MASTER, 0, parameter.data.view(-1))
+    for state, values in sorted(optimizer.state[parameter].items()):
+        if torch.is_tensor(values) and values.shape == parameter.shape:
+            yield Interval(name, state, 0, values.data.view(-1))
+
+
+def frozen_tensors(module: torch.nn.Module) -> dict[str, tuple[str, torch.Tensor]]:
+    """Name -> (state, whole 1-D tensor) of frozen parameters and buffers that every rank holds whole (stages 0 to 2)."""
+    held = {
+        name: (FROZEN, parameter.data.reshape(-1))
+        for name, parameter in module.named_parameters()
+        if not parameter.requires_grad
+    }
+    held.update({name: (BUFFER, buffer.data.reshape(-1)) for name, buffer in persistent_buffers(module)})
+    return held
+
+
+def frozen_intervals(module: torch.nn.Module, stage: int) -> Iterator[Interval]:
+    """This rank's share of frozen parameters and buffers for a save: each stored by one rank."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    whole = frozen_tensors(module)
+    if stage == 3:
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                del whole[name]
+                yield from _stage3_frozen(name, parameter, rank, world)
+    rows = [
+        Row(name, state, 0, values.numel(), dtype_name(values.dtype))
+        for name, (state, values) in whole.items()
+        if values.numel()
+    ]
+    for row in frozen_shares(rows, world)[rank] if rows else ():
+        yield Interval(row.parameter, row.state, row.start, whole[row.parameter][1][row.start : row.end])
+
+
+def _stage3_frozen(name: str, parameter: Any, rank: int, world: int) -> Iterator[Interval]:
+    share = -(-parameter.ds_numel // world)
+    count = min(parameter.ds_numel, (rank + 1) * share) - rank * share
+    if getattr(parameter, "ds_persist", False) and parameter.data.numel() == parameter.ds_numel:
+        values = parameter.data.reshape(-1)[rank * share :]
+    else:
+        values = parameter.ds_tensor.data.reshape(-1)
+    if count > 0:
+        yield Interval(name, FROZEN, rank * share, values[:count])
+
+
+def whole_or_partitioned(module: torch.nn.Module, stage: int) -> Iterator[Interval]:
+    """What this rank must read back of frozen parameters and buffers: all of each, or its partition under stage 3."""
+    for name, (kind, values) in frozen_tensors(module).items():
+        if stage == 3 and kind == FROZEN:
+            yield from _stage3_frozen(name, module.get_parameter(name), dist.get_rank(), dist.get_world_size())
+        elif values.numel():
+            yield Interval(name, kind, 0, values)
+
+
+def share_out(intervals: Iterator[Interval]) -> Iterator[Interval]:
+    """This rank's part of intervals that every rank holds whole: element ranges of about equal size (stage 0)."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    for each in intervals:
+        share = -(-each.values.numel() // world)
+        part = each.values[rank * share : (rank + 1) * share]
+        if part.numel():
+            yield Interval(each.parameter, each.state, each.start + rank * share, part)
+
+
+def to_piece(interval: Interval, *, immutable: bool = False) -> Piece:
+    """The piece `checkpoint/` takes: bytes of host memory, shared with the interval's tensor where that is on the host."""
+    values = interval.values.detach()
+    row = Row(
+        interval.parameter, interval.state, interval.start, interval.start + values.numel(), dtype_name(values.dtype)
+    )
+    return Piece(row, host_bytes(values), immutable)
+
+
+def host_bytes(values: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Bytes of a 1-D tensor as a numpy view; a device tensor is copied to the host first."""
+    host = values.detach().contiguous()
+    return host.cpu().view(torch.uint8).numpy()
+
+
+def check_fits(table: Mapping[str, Mapping[str, Any]], stored: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose parameters are not this model's.
+
+    Args:
+        table: this model's `parameter_table`.
+        stored: the manifest's table, name -> facts with `.shape` and `.trained`.
+
+    Raises:
+        CheckpointIncompatible: names the first parameter that differs and both shapes.
+    """
+    for name, facts in table.items():
+        there = stored.get(name)
+        if there is None:
+            raise CheckpointIncompatible(
+                f"parameter {name} (shape {facts['shape']}) is not in the checkpoint",
+                hint="the model or the task changed since it was written: start a new run",
+            )
+        if list(there.shape) != list(facts["shape"]):
+            raise CheckpointIncompatible(
+                f"parameter {name} has shape {facts['shape']} here and {list(there.shape)} in the checkpoint",
+                hint="the model or the number of labels changed since it was written: start a new run",
+            )
+        if there.trained != facts["trained"]:
+            here, was = ("trained", "frozen") if facts["trained"] else ("frozen", "trained")
+            raise CheckpointIncompatible(
+                f"parameter {name} is {here} here and was {was} in the checkpoint",
+                hint="transfer.strategy or transfer.n changed since it was written: start a new run",
+            )
+    gone = sorted(set(stored) - set(table))
+    if gone:
+        raise CheckpointIncompatible(
+            f"the checkpoint holds parameter {gone[0]}, which this model does not have",
+            hint="the model or the task changed since it was written: start a new run",
+        )

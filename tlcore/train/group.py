@@ -1,0 +1,63 @@
+"""The ranks of one trial talking to each other: set-up in one process or under torchrun, sums, and agreed values.
+
+Owns the use of torch.distributed outside DeepSpeed. Called by the rest of `train/`. Under Ray the process group is there already.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def rank_device() -> torch.device:
+    """The device this rank trains on: its local rank's GPU, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Ray narrows CUDA_VISIBLE_DEVICES to the worker's own; torchrun shows all and says which.
+    local = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """torch.distributed for this process: what is there already, torchrun's, or a group of one."""
+    if dist.is_initialized():
+        yield
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Element-wise sum over all ranks, in place."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def agree(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    if dist.get_world_size() == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    agreed: T = box[0]
+    return agreed

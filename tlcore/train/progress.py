@@ -1,0 +1,44 @@
+"""What a trial says about itself while it trains.
+
+Owns two records. Made by `session.py`; read by `sweep/` (decisions) and `report/` (the live table).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a trial is now; `loss` is the mean over the last few global batches, `checkpoint_step` the last committed one."""
+
+    step: int
+    total_steps: int
+    fraction: float
+    loss: float
+    samples_per_s: float
+    learning_rate: float
+    checkpoint_step: int | None
+    stall_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A trial at one of its report fractions, evaluated on the validation examples."""
+
+    step: int
+    total_steps: int
+    fraction: float
+    loss: float
+    samples_per_s: float
+    checkpoint_step: int | None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)

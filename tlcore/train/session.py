@@ -1,0 +1,223 @@
+"""One trial on one rank, from recipe to last checkpoint: the six verbs build, restore, step, evaluate, save, close.
+
+Owns the trial's position and the order of these verbs. Every method is called on all ranks together. Called by `local.py` (one
+process, torchrun) and by `sweep/worker.py` (Ray). torch.distributed must be initialised.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, newest_intact, read_manifest
+from tlcore.data import Order
+from tlcore.engine.optimizer import learning_rate
+from tlcore.engine.process import give_memory_back
+from tlcore.engine.sharded import ShardedModel
+from tlcore.errors import CheckpointCorrupt, CheckpointIncompatible, Diverged
+from tlcore.recipe import Recipe, plan_batch
+from tlcore.storage import open_store
+from tlcore.tasks import build_task
+from tlcore.train.cadence import Cadence
+from tlcore.train.evaluation import evaluate
+from tlcore.train.group import agree, rank_device, sum_over_ranks
+from tlcore.train.progress import Progress, Report
+from tlcore.train.saving import Saver
+from tlcore.train.stepper import Stepper
+from tlcore.transfer import apply_strategy, parameter_groups
+
+PROGRESS_EVERY_STEPS = 5
+"""Steps between looks at the loss: each look is a small collective and, on a GPU, a wait for the device."""
+
+_EDGE = 1e-9
+
+
+class TrialSession:
+    """One trial's training.
+
+    Args:
+        recipe: with the trial's point applied.
+        run_url: where the run lives in the store.
+        trial: its name there (`t003`).
+        on_progress: called on rank 0 every few steps.
+        resume_step: step of a committed checkpoint to continue from, 0 for a fresh start, None for the newest intact one if any.
+
+    Raises:
+        RecipeError, DataError, ModelError: what the recipe names cannot be used on this many ranks.
+        CheckpointIncompatible: the checkpoint is of another model, data or order.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_url: str,
+        trial: str,
+        on_progress: Callable[[Progress], None] | None = None,
+        resume_step: int | None = None,
+    ) -> None:
+        self.recipe, self.run_url, self.trial = recipe, run_url, trial
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._on_progress = on_progress or (lambda progress: None)
+        self._store = open_store(run_url)
+        self.task = build_task(recipe)
+        batch = plan_batch(recipe, self.world_size)
+        self.task.load_data()
+        model = self.task.build_model(from_scratch=recipe.transfer.strategy == "scratch")
+        apply_strategy(model, self.task, recipe)
+        self.model = ShardedModel(recipe, model, parameter_groups(model, recipe), batch, rank_device())
+        lengths = self.task.lengths("train")
+        self.order = Order(len(lengths), recipe.train.global_batch_size, recipe.train.seed, lengths)
+        self.total_steps = self.order.steps_per_epoch * recipe.train.epochs
+        self._stepper = Stepper(self.task, self.model, self.order, batch, self.total_steps)
+        self._cadence = Cadence.of(recipe)
+        self.step = 0
+        parent = self._restore(resume_step)
+        facts = {"recipe": recipe.to_dict(), "labels": list(self.task.label_names)}
+        self._saver = Saver(self._store, trial, recipe, facts, self.rank, self.world_size, parent)
+        self._losses: list[torch.Tensor] = []
+        self._loss = math.nan
+        self._samples, self._since = 0, time.monotonic()
+        self._samples_per_s = 0.0
+        self._saved_at = time.monotonic()
+
+    def advance(self, fraction: float) -> Report:
+        """Train to `fraction` of the trial's own epochs, evaluate on the validation examples, and begin to save.
+
+        Raises:
+            Diverged: the loss is not finite.
+            CheckpointError: more saves failed in a row than the recipe allows.
+        """
+        target = min(self.total_steps, math.ceil(fraction * self.total_steps - _EDGE))
+        while self.step < target:
+            self._step()
+        self._look(force=True)
+        metrics = self._evaluate()
+        self._save(metrics)
+        report = Report(
+            self.step, self.total_steps, fraction, self._loss, self._samples_per_s, self._saver.committed_step, metrics
+        )
+        if self.rank == 0:
+            self._saver.tell({"kind": "report", **report.to_dict()})
+        self._samples, self._since = 0, time.monotonic()
+        return report
+
+    def save(self, wait: bool = True) -> CheckpointRef | None:
+        """Save the present step if that has not been done. With `wait`, returns the newest committed checkpoint, once it is."""
+        self._save({})
+        committed = self._saver.wait() if wait else self._saver.committed_step
+        return None if committed is None else CheckpointRef(self.run_url, self.trial, committed)
+
+    def close(self) -> None:
+        """Complete the saves under way and give all memory back."""
+        self._saver.close()
+        self.model.close()
+        del self._stepper, self.model, self.task
+        give_memory_back()
+
+    def _step(self) -> None:
+        loss, samples = self._stepper.run(self.step)
+        self.step += 1
+        self._samples += samples
+        self._losses.append(loss)
+        due = self._cadence.due_by_step(self.step, self.order.steps_per_epoch)
+        if self.step % PROGRESS_EVERY_STEPS == 0 or due or self.step == 1:
+            due = self._look() or due
+        if due:
+            self._save({})
+
+    def _look(self, force: bool = False) -> bool:
+        """Agree on the loss of the last few steps, tell it, and say whether a save by time is due."""
+        if not self._losses and not force:
+            return False
+        if self._losses:
+            late = self._cadence.due_by_time(time.monotonic() - self._saved_at) and self.rank == 0
+            mean = torch.stack(self._losses).mean()
+            seen = sum_over_ranks(torch.stack([mean, torch.full_like(mean, float(late))])).tolist()
+            self._loss = seen[0] / self.world_size
+            self._losses.clear()
+            if not math.isfinite(self._loss):
+                self._fail_diverged()
+        else:
+            seen = [0.0, 0.0]
+        self._samples_per_s = self._samples / max(1e-9, time.monotonic() - self._since)
+        self._saver.poll()
+        self._tell()
+        return seen[1] > 0
+
+    def _tell(self) -> None:
+        if self.rank == 0:
+            self._on_progress(
+                Progress(
+                    step=self.step,
+                    total_steps=self.total_steps,
+                    fraction=self.step / self.total_steps,
+                    loss=self._loss,
+                    samples_per_s=self._samples_per_s,
+                    learning_rate=learning_rate(self.recipe, min(self.step, self.total_steps - 1), self.total_steps),
+                    checkpoint_step=self._saver.committed_step,
+                    stall_s=self._saver.last_stall_s,
+                )
+            )
+
+    def _fail_diverged(self) -> None:
+        raise Diverged(
+            f"trial {self.trial}, step {self.step}: the loss is {self._loss}",
+            hint=f"train.learning_rate is {self.recipe.train.learning_rate:g}; try a lower one, or train.gradient_clip",
+            trial=self.trial,
+            step=self.step,
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        found = evaluate(self.task, self.model.module, "validation", self.model.device, self.rank, self.world_size)
+        return {f"eval_{name}": value for name, value in found.items()}
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        self._saver.save(self.model, self.step, self._position(), metrics)
+        self._saved_at = time.monotonic()
+
+    def _position(self) -> dict[str, Any]:
+        """What the order of data depends on; a restore refuses other data, since its samples would be others."""
+        return {
+            "seed": self.recipe.train.seed,
+            "samples": self.order.samples,
+            "global_batch_size": self.order.global_batch_size,
+        }
+
+    def _restore(self, resume_step: int | None) -> Manifest | None:
+        """Take the state from a checkpoint; falls back to the one before when stored bytes turn out damaged."""
+        if resume_step == 0:
+            return None
+        before: int | None = None if resume_step is None else resume_step + 1
+        while True:
+            step = agree(self._newest(before) if self.rank == 0 else None)
+            if step is None:
+                return None
+            manifest = read_manifest(self._store, self.trial, step)
+            self._check_position(manifest)
+            try:
+                self.model.restore(CheckpointReader(self._store, manifest))
+                damaged = False
+            except CheckpointCorrupt:
+                damaged = True
+            if not sum_over_ranks(torch.tensor(float(damaged), device=self.model.device)).item():
+                self.step = step
+                return manifest
+            before = step
+
+    def _newest(self, before: int | None) -> int | None:
+        manifest = newest_intact(self._store, self.trial, before).manifest
+        return None if manifest is None else manifest.step
+
+    def _check_position(self, manifest: Manifest) -> None:
+        for key, here in self._position().items():
+            there = manifest.scalars.get(key)
+            if there != here:
+                raise CheckpointIncompatible(
+                    f"trial {self.trial}, step {manifest.step}: the checkpoint was written with {key} {there}, here it is {here}",
+                    hint="data or recipe changed since it was written: start a new run",
+                )

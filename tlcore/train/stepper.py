@@ -1,0 +1,67 @@
+"""One optimizer step of one trial: which samples, which rank, which weight, which random numbers.
+
+Owns the per-step loop. Holds no position: everything follows from the step, so a run restored at step n repeats exactly what an
+uninterrupted one does from there. Called by `session.py` and by the step bench.
+
+Random numbers (dropout) are seeded anew at every step from (seed, step, rank) instead of being carried along, so a checkpoint needs
+no generator state and a changed world size or device has nothing to convert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tlcore.data import Order, split_batch
+from tlcore.engine.sharded import Batch, ShardedModel
+from tlcore.recipe import BatchPlan
+from tlcore.tasks import Task
+
+_MASK = 2**63 - 1
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A seed for this step on this rank; well mixed, so that neighbours share nothing."""
+    mixed = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0]
+    return int(mixed) & _MASK
+
+
+class Stepper:
+    """Feeds a sharded model with a task's batches, one optimizer step at a time."""
+
+    def __init__(self, task: Task, model: ShardedModel, order: Order, batch: BatchPlan, total_steps: int) -> None:
+        self.task = task
+        self.model = model
+        self.order = order
+        self.batch = batch
+        self.total_steps = total_steps
+        self.rank = dist.get_rank()
+        self._seed = model.recipe.train.seed
+
+    def run(self, step: int) -> tuple[torch.Tensor, int]:
+        """Do global step `step`. Returns this rank's share of the mean loss (its mean over ranks is the loss), and the samples of
+        the global batch."""
+        indices = self.order.batch(step)
+        torch.manual_seed(step_seed(self._seed, step, self.rank))
+        loss = self.model.train_step(step, self.total_steps, self._micro_batches(indices), self.task.loss)
+        return loss, len(indices)
+
+    def _micro_batches(self, indices: np.ndarray) -> Iterator[tuple[Batch, float]]:
+        plan = self.batch
+        shares = split_batch(indices, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)[self.rank]
+        scale = plan.world_size * plan.accumulation_steps / len(indices)
+        for share in shares:
+            # Every rank must take part in every collective: without samples of its own it runs one with weight 0.
+            filler = indices[:1]
+            batch = self.task.collate("train", share if len(share) else filler)
+            yield to_device(batch, self.model.device), len(share) * scale
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device its model is on."""
+    if device.type == "cpu":
+        return batch
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
