@@ -38,6 +38,9 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, such as train.epochs=2. Repeatable."),
 ]
 Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Where runs are kept.")]
+RunStorage = Annotated[str | None, typer.Option("--storage", metavar="URL", help="In place of the recipe's storage.")]
+Name = Annotated[str | None, typer.Option("--name", help="In place of the recipe's name.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -200,6 +203,90 @@ def gc(
     went = "would go" if dry_run else "deleted"
     typer.echo(f"{went}: {count(report.deleted, 'chunk')}, {size(report.deleted_bytes)}")
     typer.echo(f"kept: {count(report.kept, 'chunk')}, {size(report.kept_bytes)}")
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="URL", help="The cluster's job server; else RAY_ADDRESS, else the local cluster."
+    ),
+]
+Job = Annotated[str | None, typer.Argument(metavar="JOB", help="The job's name; without one, the newest.")]
+
+
+def _write(text: str) -> None:
+    """A piece of a job's output, as it comes."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+@app.command()
+def submit(
+    recipe_file: RecipeFile,
+    settings: Settings = None,
+    name: Name = None,
+    storage: RunStorage = None,
+    resume: Resume = False,
+    address: Address = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Come back at once; see `tlcore attach`.")] = False,
+) -> None:
+    """Run a sweep on a cluster, so that it outlives this terminal; shows its output and ends with its exit code."""
+    from pathlib import Path
+
+    from tlcore.remote.submit import Submission, submit
+
+    options = [
+        *(["--name", name] if name else []),
+        *(["--storage", storage] if storage else []),
+        *(["--resume"] if resume else []),
+    ]
+    request = Submission(Path(recipe_file), overrides(settings), options)
+    raise typer.Exit(submit(request, _write, _say, address, follow=not detach))
+
+
+@app.command()
+def attach(job: Job = None, address: Address = None) -> None:
+    """Show a submitted job's output from its beginning, and end with its exit code."""
+    from tlcore.remote.submit import attach
+
+    raise typer.Exit(attach(job, _write, _say, address))
+
+
+@app.command()
+def stop(job: Job = None, address: Address = None) -> None:
+    """Stop a submitted job; it commits what is under way first."""
+    from tlcore.remote.submit import stop
+
+    stop(job, _say, address)
+
+
+@app.command()
+def preflight(
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Also write to and read from this storage.")
+    ] = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every node of a cluster, or this machine: versions, devices, storage, and one collective across all."""
+    from rich.console import Console
+
+    from tlcore.remote.address import find_cluster
+    from tlcore.remote.local_cluster import read_note
+    from tlcore.remote.preflight import preflight, preflight_table
+
+    report = preflight(storage, find_cluster(address) if address or read_note() else None)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        Console().print(preflight_table(report))
+        for problem in report.problems:
+            typer.echo(problem)
+    raise typer.Exit(report.exit_code)
 
 
 @store.command()

@@ -22,7 +22,9 @@ ROWS = [
     row("t000", "full", {0.25: 0.62, 0.5: 0.70, 1.0: 0.7812}, step=63, total_steps=63),
     row("t001", "scratch", {0.25: 0.51, 0.5: 0.50}, "stopped", step=32, total_steps=63),
     row("t002", "head", {0.25: 0.71}, "stopped", step=16, total_steps=63),
-    TrialRow("t003", "failed", {"transfer.strategy": "full"}, reason="OutOfMemory: rank 1 of 2\nat step 3"),
+    TrialRow(
+        "t003", "failed", {"transfer.strategy": "full"}, reason="OutOfMemory: rank 1 of 2\nhalve train.micro_batch_size"
+    ),
 ]
 
 
@@ -41,6 +43,7 @@ def test_final_table_is_sorted_by_metric_and_says_why_a_trial_failed():
         "t001   stopped     50%  32/63    0.5000     63  3.1e-4  scratch",
         "t003   failed        -      -         -      -  -       full",
         "t003 failed: OutOfMemory: rank 1 of 2",
+        "  halve train.micro_batch_size",
     ]
 
 

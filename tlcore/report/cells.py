@@ -17,7 +17,7 @@ from rich.text import Text
 from tlcore.report import figures
 from tlcore.report.rows import COMPLETED, FAILED, RUNNING, STOPPED, WAITING, TrialRow
 
-STATE_STYLES = {WAITING: "dim", RUNNING: "cyan", COMPLETED: "green", STOPPED: "yellow", FAILED: "bold red"}
+STATE_STYLES = {WAITING: "dim", RUNNING: "cyan", COMPLETED: "green", STOPPED: "", FAILED: "bold red"}
 
 
 def trial_table(

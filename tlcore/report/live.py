@@ -123,7 +123,7 @@ def render(view: SweepView, ahead: Estimate, elapsed_s: float, console: Console)
 
 
 def _failures(rows: Sequence[TrialRow]) -> list[Text]:
-    lines = failure_lines(rows)
+    lines = list(failure_lines(rows).values())
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
     earlier = len(lines) - _MOST_FAILURES
@@ -170,7 +170,11 @@ def _overall(ahead: Estimate, elapsed_s: float, console: Console) -> list[Render
         how = "estimate: pace so far; open trials end where the ended ones did on average"
     line = Table.grid(padding=(0, 1))
     width = max(10, min(50, console.width - 50))
-    line.add_row(ProgressBar(total=1.0, completed=ahead.share, width=width), f"{ahead.share:.0%}", f"{spent}{left}")
+    line.add_row(
+        ProgressBar(total=1.0, completed=ahead.share, width=width, complete_style="cyan", finished_style="green"),
+        f"{ahead.share:.0%}",
+        f"{spent}{left}",
+    )
     return [line, Text(how, "dim", no_wrap=True, overflow="ellipsis")]
 
 

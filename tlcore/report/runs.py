@@ -21,7 +21,6 @@ from tlcore.checkpoint import CheckpointRef, Manifest, read_manifest
 from tlcore.errors import ObjectMissing, RecipeError
 from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict
 from tlcore.report import figures
-from tlcore.report.cells import STATE_STYLES
 from tlcore.report.rows import TrialRow
 from tlcore.report.tables import best_lines, final_table, gain_line
 from tlcore.report.view import SweepView
@@ -137,7 +136,7 @@ def _list_cells(run: StoredRun, now: datetime) -> list[Text]:
     return [
         Text(run.view.title),
         Text(str(run.identity.get("created", figures.ABSENT))[:16].replace("T", " ")),
-        Text(state, STATE_STYLES["completed" if finished else "stopped"]),
+        Text(state, "green" if finished else "yellow"),
         Text(f"{ended}/{max(run.view.expected_trials, len(rows))}"),
         Text(found),
     ]

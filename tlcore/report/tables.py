@@ -25,16 +25,20 @@ def final_table(rows: Sequence[TrialRow], metric: str, mode: str, console: Conso
     """All trials by `metric`, best first, and below them why any failed."""
     best = best_of(rows, mode)
     table = trial_table(ranked(rows, mode), metric, best.trial if best else None, console, speed=False)
-    return Group(table, *failure_lines(rows))
+    hints = {row.trial: row.reason.partition("\n")[2] for row in rows}
+    parts: list[RenderableType] = [table]
+    for trial, line in failure_lines(rows).items():
+        parts += [line, Text(f"  {hints[trial]}")] if hints[trial] else [line]
+    return Group(*parts)
 
 
-def failure_lines(rows: Iterable[TrialRow]) -> list[Text]:
-    """One line for each failed trial; the first line of its reason only."""
-    return [
-        Text(f"{row.trial} failed: {row.reason.splitlines()[0] if row.reason else 'no reason was recorded'}", "red")
+def failure_lines(rows: Iterable[TrialRow]) -> dict[str, Text]:
+    """One line for each failed trial: the error, without the hint that may follow it."""
+    return {
+        row.trial: Text(f"{row.trial} failed: {row.reason.partition(chr(10))[0] or 'no reason was recorded'}", "red")
         for row in rows
         if row.state == FAILED
-    ]
+    }
 
 
 def best_lines(row: TrialRow, metric: str, difference: Mapping[str, tuple[Any, Any]]) -> list[str]:

@@ -80,4 +80,5 @@ class SweepView:
 def _reason(trial: TrialState) -> str:
     if trial.failure is None or trial.status != "failed":
         return trial.reason if trial.ended else ""
-    return ": ".join(str(trial.failure[key]) for key in ("error", "message") if trial.failure.get(key))
+    said = ": ".join(str(trial.failure[key]) for key in ("error", "message") if trial.failure.get(key))
+    return "\n".join(" ".join(text.split()) for text in (said, str(trial.failure.get("hint") or "")) if text)
