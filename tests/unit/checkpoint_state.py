@@ -14,6 +14,7 @@ from tlcore.checkpoint import (
     Row,
     WriterSettings,
     frozen_shares,
+    next_attempt,
     read_manifest,
 )
 
@@ -39,9 +40,10 @@ class State:
         self.data["seen", "buffer", "int64"] = random.integers(0, 256, 8, dtype=np.uint8)
 
     def change(self, by: int = 1) -> None:
+        """Everything but the frozen part becomes something else."""
         for (_, state, _), data in self.data.items():
-            if state in STATES:
-                data += np.uint8(by)
+            if state != "frozen":
+                data += np.uint8(by % 256)
 
     def common(self, **more):
         table = {
@@ -83,7 +85,8 @@ class State:
         return Piece(row, data[row.start * row.item_bytes : row.end * row.item_bytes], immutable)
 
 
-def writers(store, world_size, attempt=1, settings=SETTINGS, trial="t000", **more) -> list[CheckpointWriter]:
+def writers(store, world_size, attempt=None, settings=SETTINGS, trial="t000", **more) -> list[CheckpointWriter]:
+    attempt = attempt or next_attempt(store, trial)
     return [CheckpointWriter(store, trial, rank, world_size, attempt, settings, **more) for rank in range(world_size)]
 
 
@@ -102,7 +105,15 @@ def close(ranks: Sequence[CheckpointWriter]) -> None:
         writer.close()
 
 
-def saved(store, state: State, step: int = 200, world_size: int = 2, layout: str = "flat", attempt: int = 1, **common):
+def saved(
+    store,
+    state: State,
+    step: int = 200,
+    world_size: int = 2,
+    layout: str = "flat",
+    attempt: int | None = None,
+    **common,
+):
     """Save once with fresh writers and return the reports."""
     ranks = writers(store, world_size, attempt)
     save(ranks, state, step, layout, **common)

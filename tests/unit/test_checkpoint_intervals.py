@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,7 +39,7 @@ def test_coalesced_spans_cover_the_same_and_lie_apart(spans, gap):
     merged = coalesce(spans, gap)
     covered = {at for span in merged for at in range(*span)}
     assert {at for span in spans for at in range(*span)} <= covered
-    assert all(later[0] - earlier[1] > gap for earlier, later in zip(merged, merged[1:], strict=False))
+    assert all(later[0] - earlier[1] > gap for earlier, later in itertools.pairwise(merged))
     if gap == 0:
         assert covered == {at for span in spans for at in range(*span)}
 

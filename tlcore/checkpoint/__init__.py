@@ -5,6 +5,7 @@ Owns the format and everything that happens between live memory and the store. K
 neither torch nor DeepSpeed: `engine/` turns its state into `Piece`s and takes it back from them.
 """
 
+from tlcore.checkpoint.commit import next_attempt
 from tlcore.checkpoint.gc import GcReport, gc
 from tlcore.checkpoint.intervals import ITEM_BYTES, Piece, Row
 from tlcore.checkpoint.manifest import Manifest, list_manifests, newest_step, read_manifest
@@ -37,6 +38,7 @@ __all__ = [
     "list_manifests",
     "newest_intact",
     "newest_step",
+    "next_attempt",
     "read_manifest",
     "steps_to_delete",
     "verify",

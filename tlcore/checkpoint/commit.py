@@ -14,6 +14,7 @@ replaced; any other one means two writers.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,6 +43,21 @@ class SaveDropped(CheckpointError):
     """A rank has dropped this step as its `when_late` says: there will be no checkpoint of it, and nothing is wrong."""
 
 
+def writers_prefix(trial: str) -> str:
+    """Where the attempts of a trial are claimed."""
+    return f"{trial_prefix(trial)}writers/"
+
+
+def next_attempt(store: ObjectStore, trial: str) -> int:
+    """The number for a trial's next writer: one above every claimed attempt, 1 for the first.
+
+    Asked once per (re)start, by rank 0, which tells the other ranks.
+    """
+    prefix = writers_prefix(trial)
+    claimed = (each.key.removeprefix(prefix) for each in store.list(prefix))
+    return 1 + max((int(each) for each in claimed if each.isdecimal()), default=0)
+
+
 @dataclass(frozen=True)
 class Identity:
     """Which writer this is: the same on all ranks of an attempt but for `rank`.
@@ -68,12 +84,22 @@ class Committer:
         self._patience = patience
         self._deadline_s = deadline_s
         self._fenced = False
+        self._claim = uuid.uuid4().hex.encode()
 
     def fence(self) -> None:
-        """Tell older attempts that this one has begun; once."""
-        if self._identity.rank == 0 and not self._fenced:
-            self._patience.ask(lambda: self._store.put_if_absent(self._writer_key(), b"{}"))
-            self._fenced = True
+        """Claim this attempt, once; older ones see it and stop. Raises StaleWriter when another writer has claimed it.
+
+        Two writers that use one attempt would overwrite each other's indexes, and commit a mixture.
+        """
+        if self._identity.rank != 0 or self._fenced:
+            return
+        key = f"{writers_prefix(self._identity.trial)}{self._identity.attempt:04d}"
+        if not self._patience.ask(lambda: self._store.put_if_absent(key, self._claim)):
+            raise StaleWriter(
+                f"{key}: attempt {self._identity.attempt} of trial {self._identity.trial} has been used by another writer",
+                hint="a restarted trial needs the next attempt number",
+            )
+        self._fenced = True
 
     def give_up(self, step: int, reason: str, failed: bool) -> None:
         """Tell the other ranks that there will be no checkpoint of `step`.
@@ -106,22 +132,25 @@ class Committer:
         key = manifest_key(self._identity.trial, step)
         for _ in self._patience.polls(self._deadline_s):
             present = self._present(step)
-            if key in present:
-                manifest = parse_manifest(self._get(key), key)
-                if manifest.attempt == self._identity.attempt:
-                    return
-                if manifest.attempt > self._identity.attempt:
-                    raise self._stale(step, manifest.attempt)
+            attempt = self._attempt_of(step) if key in present else None
+            if attempt == self._identity.attempt:
+                return
+            if attempt is not None and attempt > self._identity.attempt:
+                raise self._stale(step, attempt)
             self._raise_if_given_up(step, present, ranks=[0])
         raise CheckpointError(f"trial {self._identity.trial} step {step}: no manifest after {self._deadline_s:g} s")
 
     def was_committed(self, step: int) -> bool:
         """Whether this attempt's manifest of `step` is there now."""
+        return self._attempt_of(step) == self._identity.attempt
+
+    def _attempt_of(self, step: int) -> int | None:
+        """Attempt that committed `step`; None when there is no manifest, or one that rank 0 is about to replace."""
         key = manifest_key(self._identity.trial, step)
         try:
-            return parse_manifest(self._get(key), key).attempt == self._identity.attempt
+            return parse_manifest(self._get(key), key).attempt
         except (ObjectMissing, CheckpointCorrupt):
-            return False
+            return None
 
     def _gather(self, step: int, own: bytes) -> RankIndexes:
         """All ranks' indexes, as soon as the last one is there."""
@@ -182,21 +211,14 @@ class Committer:
         for _ in range(2):
             if self._patience.ask(lambda: self._store.put_if_absent(manifest.key, data)):
                 return
-            try:
-                held = parse_manifest(self._get(manifest.key), manifest.key)
-            except ObjectMissing:
-                continue
-            except CheckpointCorrupt:
-                held = None
-            if held is not None and held.attempt >= self._identity.attempt:
-                raise self._stale(manifest.step, held.attempt)
+            attempt = self._attempt_of(manifest.step)
+            if attempt is not None and attempt >= self._identity.attempt:
+                raise self._stale(manifest.step, attempt)
             self._patience.ask(lambda: self._store.delete([manifest.key]))
         raise StaleWriter(f"{manifest.key}: another writer puts it back as often as it is replaced", key=manifest.key)
 
     def _refuse_if_stale(self, step: int) -> None:
-        prefix = f"{trial_prefix(self._identity.trial)}writers/"
-        attempts = self._patience.ask(lambda: [each.key.removeprefix(prefix) for each in self._store.list(prefix)])
-        newest = max((int(each) for each in attempts if each.isdecimal()), default=0)
+        newest = self._patience.ask(lambda: next_attempt(self._store, self._identity.trial)) - 1
         if newest > self._identity.attempt:
             raise self._stale(step, newest)
 
@@ -215,9 +237,6 @@ class Committer:
     def _present(self, step: int) -> set[str]:
         prefix = checkpoint_prefix(self._identity.trial, step)
         return self._patience.ask(lambda: {each.key for each in self._store.list(prefix)})
-
-    def _writer_key(self) -> str:
-        return f"{trial_prefix(self._identity.trial)}writers/{self._identity.attempt:06d}"
 
     def _stale(self, step: int, attempt: int) -> StaleWriter:
         identity = self._identity

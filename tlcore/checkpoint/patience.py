@@ -25,9 +25,8 @@ LONGEST_POLL_S = 0.5
 class Patience:
     """Retries and polls that end early once `abandon` was called. Counts retries; safe in many threads."""
 
-    def __init__(self, attempts: int, first_pause_s: float = FIRST_PAUSE_S) -> None:
+    def __init__(self, attempts: int) -> None:
         self._attempts = attempts
-        self._first_pause_s = first_pause_s
         self._abandoned = threading.Event()
         self._lock = threading.Lock()
         self._retries = 0
@@ -57,7 +56,7 @@ class Patience:
                     raise
             with self._lock:
                 self._retries += 1
-            longest = min(LONGEST_PAUSE_S, self._first_pause_s * 2 ** (attempt - 1))
+            longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (attempt - 1))
             self._abandoned.wait(longest * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
