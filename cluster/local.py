@@ -107,7 +107,7 @@ def _same_shape(cluster: LocalCluster, nodes: int, cpus_per_node: int) -> LocalC
     shape = [node.cpus for node in cluster.nodes]
     if shape != [cpus_per_node] * nodes:
         raise RequestError(
-            f"a local cluster is up already: {len(shape)} nodes with {shape[0]} CPUs each, not {nodes} with {cpus_per_node}",
+            f"a local cluster is up: {len(shape)} nodes with {shape[0]} CPUs each, not {nodes} with {cpus_per_node}",
             hint="make cluster-down first",
         )
     return cluster

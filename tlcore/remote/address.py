@@ -20,6 +20,10 @@ from tlcore.remote.local_cluster import LocalCluster, read_note, token_path
 CONNECT_TIMEOUT_S = 5.0
 
 
+class NoCluster(RequestError):
+    """Nothing names a cluster, and no local one is up."""
+
+
 @dataclass(frozen=True)
 class ClusterAddress:
     """A job server, and the head store's address where this machine can join the cluster itself."""
@@ -38,7 +42,7 @@ class ClusterAddress:
 def find_cluster(address: str | None = None) -> ClusterAddress:
     """The job server given, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else the local cluster that is up.
 
-    Raises RequestError when none is known or what is named is no http(s) address; never connects.
+    Raises NoCluster when none is known, RequestError when what is named is no http(s) address. Never connects.
     """
     local = read_note()
     candidates = (
