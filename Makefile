@@ -1,0 +1,89 @@
+# What there is to do, each on a fresh machine with Python 3.11 or newer, g++ and make. `make` alone lists it.
+#
+#   RECIPE=file.yaml    what to run (default: the sentiment sweep)
+#   WORKERS=4 GPUS=1    ranks of each trial, and GPUs of each rank
+#   STORAGE=s3://b/p    where runs are kept, instead of the recipe's own (or a directory)
+#   NODES=2             of cluster-up
+#   LAUNCHER=torchrun   train without Ray
+#   ARGS='...'          handed on to the command, e.g. ARGS='--set train.epochs=2 --name lr-again'
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: setup sweep train test test-long check bench cluster-up cluster-down submit clean help
+
+DEMO := jobs/recipes/sentiment_minilm.yaml
+RECIPE ?= $(DEMO)
+WORKERS ?=
+GPUS ?=
+STORAGE ?=
+NODES ?= 2
+LAUNCHER ?= ray
+ARGS ?=
+
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# What the variables above mean as words of the command.
+words := $(if $(WORKERS),--set resources.workers=$(WORKERS)) $(if $(GPUS),--set resources.gpus_per_worker=$(GPUS)) \
+	$(if $(STORAGE),--storage $(STORAGE))
+# The demo's data goes where its runs go.
+demo_data := $(if $(STORAGE),$(STORAGE:/=)/data/sentiment,s3://tlcore/data/sentiment)
+demo := $(filter $(DEMO),$(RECIPE))
+demo_words := $(if $(and $(demo),$(STORAGE)),--set data.train=$(demo_data)/movie/train.parquet --set data.test=$(demo_data)/movie/test.parquet)
+# The bucket tlcore is the embedded store's, unless another endpoint is named.
+own_store := $(if $(AWS_ENDPOINT_URL),,$(if $(STORAGE),$(filter s3://tlcore s3://tlcore/%,$(STORAGE)),yes))
+
+define prepare
+@$(if $(own_store),tlcore store up)
+@$(if $(demo),python -m jobs.prepare_sentiment --destination $(demo_data))
+endef
+
+setup: ## make or update .venv (seconds when nothing changed)
+	@.ci/setup
+
+sweep: setup ## a hyperparameter sweep, here or on RAY_ADDRESS
+	$(prepare)
+	@tlcore sweep $(RECIPE) $(words) $(demo_words) $(ARGS)
+
+train: setup ## one trial: make train WORKERS=4 GPUS=1
+	$(prepare)
+ifeq ($(LAUNCHER),torchrun)
+	@torchrun --standalone --nproc_per_node $(or $(WORKERS),1) -m tlcore.train.local $(RECIPE) $(words) $(demo_words) $(ARGS)
+else
+	@tlcore train $(RECIPE) $(words) $(demo_words) $(ARGS)
+endif
+
+test: setup ## every test but the long ones
+	@python -m pytest -m "not long" $(ARGS)
+
+test-long: setup ## the long tests
+	@python -m pytest -m long $(ARGS)
+
+check: setup ## lint, format, types
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+bench: setup ## step speed and time between trials, each against its peers
+	@python -m jobs.bench.step $(ARGS)
+	@python -m jobs.bench.turnaround $(ARGS)
+
+cluster-up: setup ## several real Ray nodes on this machine: make cluster-up NODES=2
+	@python -m cluster.local up --nodes $(NODES) $(ARGS)
+
+cluster-down: ## stop what cluster-up started, leave nothing behind
+	@if [[ -x $(BIN)/python ]]; then python -m cluster.local down; else echo "no local cluster is up"; fi
+
+submit: setup ## a sweep through the cluster's job server: make submit RECIPE=...
+	$(prepare)
+	@tlcore submit $(RECIPE) $(words) $(demo_words) $(ARGS)
+
+clean: ## remove caches and build output of this checkout; .venv, runs and the store stay
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist ./*.egg-info
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	@echo "removed caches and build output of this checkout; .venv, runs and the store stay"
+
+help: ## this list
+	@echo "make TARGET [RECIPE=...] [WORKERS=...] [GPUS=...] [STORAGE=...] [NODES=...] [LAUNCHER=torchrun] [ARGS=...]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
