@@ -3,12 +3,12 @@
 Owns requests, their retries and their translation. Credentials and endpoints come ready in `S3Access`
 (`credentials.py`).
 
-Retries are obstore's own: exponential backoff with full jitter from 0.1 s to 5 s, for 5xx answers and broken
+Retries are obstore's own: exponential backoff with jitter from 0.1 s to 5 s, for 5xx answers, throttling and broken
 connections, until 60 s have passed since the first attempt; one attempt may last 120 s (a 64 MiB chunk at 0.6 MB/s).
-Before the first request of a process to a bucket, one HEAD with 3 s attempts and a 5 s total proves that something
+Before the first request of a process to a bucket, one GET with 3 s attempts and a 4 s total proves that something
 answers, so a wrong endpoint is known within seconds while a store that goes away in the middle of training is waited
-for. Conditional puts are not repeated by the client after a lost answer, since the repetition would meet its own
-first attempt: `put_if_absent` reads back and compares instead.
+for. A repeated conditional put may meet its own first attempt, so `put_if_absent` reads back and compares whenever it is
+refused or its answer is lost. (SeaweedFS 4.48 lets writers that race for one key wait about a second for each other.)
 
 Payloads are not signed over TLS or loopback: every chunk has its own SHA-256 in a manifest, and hashing twice costs a
 core at 2 GB/s. Over plain http to another host the payload is signed, as nothing else protects it on the way.
@@ -29,7 +29,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from typing_extensions import Buffer
 
-from tlcore.errors import ObjectMissing, StorageError, StorageUnreachable
+from tlcore.errors import ObjectMissing, StorageDenied, StorageError, StorageUnreachable
 from tlcore.storage.base import ObjectInfo
 from tlcore.storage.translate import Where, s3_error
 from tlcore.storage.urls import S3Place, check_key
@@ -48,10 +48,11 @@ _VENDOR_ERRORS = (BaseError, FileNotFoundError)
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a request goes on: per attempt, and until no further attempt is made, both in seconds."""
+    """How long a request goes on, in seconds: to connect, one attempt, the longest pause, and until no further attempt starts."""
 
     connect_s: float
     attempt_s: float
+    backoff_s: float
     total_s: float
 
     @property
@@ -59,12 +60,16 @@ class Patience:
         return {
             "max_retries": 100,
             "retry_timeout": timedelta(seconds=self.total_s),
-            "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=100),
+                "max_backoff": timedelta(seconds=self.backoff_s),
+                "base": 2,
+            },
         }
 
 
-PATIENT = Patience(connect_s=5, attempt_s=120, total_s=60)
-QUICK = Patience(connect_s=2, attempt_s=3, total_s=5)
+PATIENT = Patience(connect_s=5, attempt_s=120, backoff_s=5, total_s=60)
+QUICK = Patience(connect_s=2, attempt_s=3, backoff_s=0.5, total_s=4)
 
 _lock = threading.Lock()
 _clients: dict[tuple[S3Access, str, Patience], S3Store] = {}
@@ -246,11 +251,13 @@ class S3ObjectStore:
         if known in _reached:
             return
         try:
-            self._translated("reach", "", lambda: obstore.head(_client(*known, QUICK), ".tlcore-reach"))
-        except StorageError as error:
-            if error.retry_helps or "status" not in error.fields:
+            self._translated("reach", "", lambda: obstore.get(_client(*known, QUICK), ".tlcore-reach"))
+        except (StorageUnreachable, StorageDenied) as error:
+            if isinstance(error, StorageUnreachable) or "status" not in error.fields:
                 raise
-        _reached.add(known)  # any answer will do, also "denied": the request itself will say it better
+        except StorageError:
+            pass  # any answer will do, "no such key" as well as "denied": the request itself will say it better
+        _reached.add(known)
 
     def _translated(self, action: str, key: str, call: Callable[[], Answer]) -> Answer:
         try:

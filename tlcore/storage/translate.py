@@ -80,6 +80,8 @@ def s3_error(error: Exception, where: Where) -> StorageError:
             return ObjectMissing(f"cannot {where}: no such object", **where.fields)
         if isinstance(error, UnauthenticatedError):
             return StorageDenied(f"cannot {where}: no credentials could be had", hint=_RENEW_HINT, **where.fields)
+        if "without LOCATION" in text:  # how the client reports S3's 301 for a bucket elsewhere
+            return _answered(301, "", where)
         return _no_answer(text, where)
     return _answered(
         int(status_match.group(1)) if status_match else 0, code_match.group(1) if code_match else "", where

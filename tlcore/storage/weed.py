@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -40,6 +41,7 @@ _PORT_ATTEMPTS = 1_000
 _VOLUME_SIZE_MB = 256
 # A process's start time is counted from the boot time, which moves by a second when the clock is set.
 _CLOCK_STEP_S = 2.0
+_PORT_RELEASE_S = 5.0
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """Servers started by this process, to be collected when they end."""
@@ -210,7 +212,9 @@ def stop(process: psutil.Process, ports: Ports, timeout_s: float) -> None:
     for ask in (process.terminate, process.kill):
         with suppress(psutil.NoSuchProcess):
             ask()
-        if _gone(process, timeout_s):
+        if _within(timeout_s, lambda: not _alive(process)):
+            # A process counts as dead a moment before its last thread lets go of its sockets.
+            _within(_PORT_RELEASE_S, lambda: ports_free(ports))
             _remove_sockets(ports)
             return
     raise StorageError(
@@ -218,9 +222,9 @@ def stop(process: psutil.Process, ports: Ports, timeout_s: float) -> None:
     )
 
 
-def _gone(process: psutil.Process, timeout_s: float) -> bool:
+def _within(timeout_s: float, holds: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + timeout_s
-    while _alive(process):
+    while not holds():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.02)
