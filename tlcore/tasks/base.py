@@ -1,0 +1,82 @@
+"""The whole surface between the training loop and a task.
+
+Owns the contract, not an implementation. Written for text, images and sound alike: a sample is an index into a split, a batch is a
+dictionary of tensors that only the task looks into, and evaluation belongs to the task's own accumulator, since one family compares
+logits, another generates text, a third matches boxes. Called by `train/`, `transfer/` and the command.
+
+Shapes: B samples of a micro-batch, T tokens, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor, nn
+
+    Batch: TypeAlias = dict[str, Tensor]
+else:
+    Batch = dict
+
+IGNORED = -100
+"""Label of a sample without weight, as in torch's cross entropy."""
+
+SumOverRanks: TypeAlias = "Callable[[Tensor], Tensor]"
+"""Takes a float64 CPU tensor of the same shape on every rank, returns the sum over ranks."""
+
+
+class MetricAccumulator(Protocol):
+    """Counts over batches, so that every sample weighs once however unevenly batches and ranks share them."""
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        """Run the model on one batch without gradients and count. The model is in evaluation mode already."""
+
+    def merge(self, sum_over_ranks: SumOverRanks) -> None:
+        """Add up over ranks. Every rank calls it once, at the end, also one that saw no sample."""
+
+    def compute(self) -> dict[str, float]:
+        """The metrics by name (`accuracy`, `f1`, `loss`). Raises DataError when no sample was counted."""
+
+
+class Task(Protocol):
+    """One kind of training. Splits are `train`, `validation` and `test`; a split is prepared when first used, then kept."""
+
+    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
+        """Read and prepare these splits and return how many samples each has, so that data faults show before training.
+
+        Raises DataError (also for `test` where the recipe names none), StorageError, ModelError.
+        """
+
+    def lengths(self, split: str) -> npt.NDArray[np.int32]:
+        """Size of each sample in the unit that padding costs (tokens, frames); its length is the number of samples."""
+
+    def build_model(self, from_scratch: bool) -> nn.Module:
+        """A fresh model on the CPU in fp32 and training mode, the same on every rank: weights that the source does not carry
+        (all, from scratch) are drawn from `train.seed`. Raises ModelError."""
+
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        """A micro-batch of these samples, on the CPU.
+
+        Without indices, one filler sample that has no weight in loss and metrics: a rank with nothing left still takes part in the
+        collectives of its model.
+        """
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss over the batch's samples, an fp32 scalar with gradient; 0 for a filler batch. `model` may be an engine
+        around the model."""
+
+    def metrics(self) -> MetricAccumulator:
+        """A fresh accumulator for one evaluation."""
+
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """One JSON-able answer per raw input (a text, a path of an image). The model is in evaluation mode already."""
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-able facts that the training data settled (class names), for checkpoints; `build_task` takes them back."""
+
+    def export_extras(self, directory: Path) -> None:
+        """Write all that a model directory needs beside the weights, so that plain transformers loads it: config, tokenizer."""

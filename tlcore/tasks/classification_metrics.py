@@ -1,0 +1,59 @@
+"""Accuracy, macro F1 and mean loss from counts.
+
+Owns the counting for tasks that choose one class per sample. Called by `text_classification.py`.
+
+Counts are kept here rather than in torchmetrics because importing that costs every worker 2 s (it brings torchvision and scipy
+along) and one `bincount` is all that is needed; the unit tests hold the results against torchmetrics and scikit-learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from tlcore.errors import DataError
+from tlcore.tasks.base import IGNORED, Batch, SumOverRanks
+
+
+class ClassificationCounts:
+    """Confusion matrix [C true, C predicted] and summed loss; a MetricAccumulator.
+
+    Args:
+        logits: gives [B, C] logits in fp32 for a batch.
+    """
+
+    def __init__(self, classes: int, logits: Callable[[nn.Module, Batch], Tensor]) -> None:
+        self._classes = classes
+        self._logits = logits
+        self._confusion = torch.zeros(classes, classes, dtype=torch.float64)
+        self._loss_sum = torch.zeros(1, dtype=torch.float64)
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        """Count one batch; ignored samples count nowhere."""
+        with torch.no_grad():
+            logits = self._logits(model, batch)
+            labels = batch["labels"].to(logits.device)
+            losses = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+            counted = labels != IGNORED
+            cells = labels[counted] * self._classes + logits.argmax(dim=-1)[counted]
+            self._confusion += torch.bincount(cells, minlength=self._classes**2).view_as(self._confusion).cpu()
+            self._loss_sum += losses[counted].double().sum().cpu()
+
+    def merge(self, sum_over_ranks: SumOverRanks) -> None:
+        """One sum for all counts; float64 holds counts exactly up to 2**53."""
+        summed = sum_over_ranks(torch.cat([self._confusion.flatten(), self._loss_sum]))
+        self._confusion = summed[:-1].reshape(self._classes, self._classes).clone()
+        self._loss_sum = summed[-1:].clone()
+
+    def compute(self) -> dict[str, float]:
+        """accuracy, f1 (mean over the classes that occur among labels or predictions), loss (mean over samples)."""
+        samples = self._confusion.sum()
+        if samples == 0:
+            raise DataError("no sample was evaluated", hint="the split is empty")
+        right = self._confusion.diagonal()
+        occurrences = self._confusion.sum(dim=0) + self._confusion.sum(dim=1)
+        present = occurrences > 0
+        f1 = (2 * right[present] / occurrences[present]).mean()
+        return {"accuracy": float(right.sum() / samples), "f1": float(f1), "loss": float(self._loss_sum[0] / samples)}

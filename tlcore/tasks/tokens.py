@@ -1,0 +1,58 @@
+"""Tokenized texts as two flat arrays, and batches of them.
+
+Owns tokenizing once per process and padding per batch. Called by the text tasks. Flat arrays because lists of lists of a million
+snippets cost 30 times their tokens, and a batch is then one masked copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+CHUNK_TEXTS = 8192
+"""Texts given to the tokenizer at once; its lists of a chunk are gone before the next."""
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """`tokens` of all texts after one another (int32); text i is `tokens[offsets[i]:offsets[i + 1]]` (int64)."""
+
+    tokens: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens per text."""
+        return np.diff(self.offsets).astype(np.int32)
+
+    def pad(self, indices: npt.NDArray[np.int64], pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Token ids and attention mask, both [B, T] with T the longest of these texts; padding stands at the end."""
+        starts, ends = self.offsets[indices], self.offsets[indices + 1]
+        width = int((ends - starts).max())
+        mask = np.arange(width) < (ends - starts)[:, None]
+        ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        ids[mask] = np.concatenate([self.tokens[start:end] for start, end in zip(starts, ends, strict=True)])
+        return ids, mask.astype(np.int64)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> TokenStore:
+    """Tokenize with the model's special tokens, cutting at `max_length` tokens."""
+    parts: list[npt.NDArray[np.int32]] = []
+    lengths: list[int] = []
+    for start in range(0, len(texts), CHUNK_TEXTS):
+        encoded = tokenizer(
+            list(texts[start : start + CHUNK_TEXTS]),
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        lengths.extend(len(ids) for ids in encoded)
+        parts.append(np.fromiter((token for ids in encoded for token in ids), dtype=np.int32))
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return TokenStore(np.concatenate(parts) if parts else np.empty(0, np.int32), offsets)

@@ -1,0 +1,74 @@
+"""Which parameters train, by the recipe's `transfer.strategy`.
+
+Owns freezing. Does not build optimizers (`groups.py`) nor models. Called by `train/` once per trial, before the engine is made, and
+`set_training_mode` again after every evaluation.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from tlcore.errors import Fault, RecipeError
+from tlcore.transfer.structure import Structure, read_structure
+
+if TYPE_CHECKING:
+    from tlcore.recipe import Recipe
+
+
+def apply_strategy(model: nn.Module, recipe: Recipe) -> None:
+    """Set `requires_grad` of every parameter: `full` and `scratch` all, `head` the head, `last_n` also the last n blocks and what
+    follows them (final norm, pooler).
+
+    Where nothing below a point trains, autograd records nothing there, so a frozen backbone costs its forward pass alone.
+
+    Raises:
+        RecipeError: more blocks asked for than there are, or a model without what the strategy names.
+    """
+    trained = _trained(model, recipe)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained is None or name in trained)
+    set_training_mode(model)
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """Training mode for what trains, evaluation mode for modules whose parameters are all frozen; instead of `model.train()`.
+
+    A frozen part is a fixed function: no dropout noise on features, no running statistics drifting away from frozen weights
+    (batch norms of image backbones), and the same features in every epoch, so that they can be cached. Modules without parameters
+    follow the module they stand in.
+    """
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def _trained(model: nn.Module, recipe: Recipe) -> set[str] | None:
+    """Names of what trains; None for all."""
+    strategy = recipe.transfer.strategy
+    if strategy in ("full", "scratch"):
+        return None
+    structure = read_structure(model)
+    if not structure.head:
+        text = f"is {strategy!r}, but {type(model).__name__} has no head apart from its backbone; use full"
+        raise RecipeError([Fault("transfer.strategy", text)])
+    if strategy == "head":
+        return set(structure.head)
+    return {*structure.head, *structure.after, *_last_blocks(structure, recipe.transfer.n or 1, type(model).__name__)}
+
+
+def _last_blocks(structure: Structure, n: int, model_name: str) -> set[str]:
+    if n > len(structure.blocks):
+        text = f"is {n}, but {model_name} has {len(structure.blocks)} blocks; give 1 to {len(structure.blocks)}"
+        raise RecipeError(
+            [
+                Fault(
+                    "transfer.n",
+                    text if structure.blocks else f"is {n}, but {model_name} has no blocks to count; use full",
+                )
+            ]
+        )
+    return {name for block in structure.blocks[-n:] for name in block}

@@ -1,0 +1,81 @@
+"""The parts of a model that transfer strategies speak of, found from the model itself.
+
+Owns where the blocks, the head and what lies between are. No names of families: blocks are the longest list of like modules, the
+head is what the pre-trained source does not carry or what lies outside the backbone. Called by `strategies.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from tlcore.models import new_parameters
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Parameter names by part; every parameter is in exactly one.
+
+    `blocks` are in order from input to output, `before` is what feeds them (embeddings), `after` what follows them inside the
+    backbone (a final norm, a pooler), `head` what the task adds.
+    """
+
+    before: tuple[str, ...]
+    blocks: tuple[tuple[str, ...], ...]
+    after: tuple[str, ...]
+    head: tuple[str, ...]
+
+
+def read_structure(model: nn.Module) -> Structure:
+    """Find the parts of `model`. A model without a list of like blocks has none, and all its backbone is `before`."""
+    names = [name for name, _ in model.named_parameters()]
+    head = _head(model, names)
+    block_prefixes = [f"{name}." for name in _block_names(model)]
+    blocks = tuple(
+        tuple(name for name in names if name.startswith(prefix) and name not in head) for prefix in block_prefixes
+    )
+    inside = {name for block in blocks for name in block}
+    rest = [name for name in names if name not in inside and name not in head]
+    last = max((index for index, name in enumerate(names) if name in inside), default=len(names))
+    # Embeddings registered late (DeBERTa's relative positions) feed the blocks all the same.
+    embeddings = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    later = set(names[last + 1 :])
+    after = tuple(name for name in rest if name in later and not name.startswith(embeddings))
+    return Structure(
+        tuple(name for name in rest if name not in after), blocks, after, tuple(n for n in names if n in head)
+    )
+
+
+def _head(model: nn.Module, names: list[str]) -> set[str]:
+    """What stands outside transformers' backbone attribute, and inside it what the source did not carry.
+
+    A model from scratch carries nothing; there only the first rule tells.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    has_backbone = bool(prefix) and getattr(model, prefix, None) is not None
+    outside = {name for name in names if has_backbone and not name.startswith(f"{prefix}.")}
+    new = new_parameters(model)
+    return outside | (set(new) if len(new) < len(names) else set())
+
+
+def _block_names(model: nn.Module) -> list[str]:
+    """Names of the modules of the longest list of like modules; lists inside another list's modules (experts) do not count.
+
+    Of two equally long (encoder and decoder), the later one, which is nearer the output.
+    """
+    best: list[str] = []
+    for name, modules in _outermost_lists(model, ""):
+        if len({type(module) for module in modules}) == 1 and len(modules) >= max(len(best), 1):
+            best = [f"{name}.{index}" for index in range(len(modules))]
+    return best
+
+
+def _outermost_lists(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if isinstance(child, nn.ModuleList):
+            yield path, child
+        else:
+            yield from _outermost_lists(child, path)
