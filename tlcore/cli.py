@@ -8,16 +8,35 @@ interrupt is 130.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tlcore.errors import RequestError, TlcoreError
+from tlcore import cli_storage
+from tlcore.cli_options import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Gpus,
+    Name,
+    RecipeFile,
+    Resume,
+    RunStorage,
+    Settings,
+    Storage,
+    Workers,
+    overrides,
+    print_json,
+)
+from tlcore.errors import TlcoreError
 
-DEFAULT_STORAGE = "s3://tlcore/runs"
+if TYPE_CHECKING:
+    from tlcore.recipe import Recipe
+    from tlcore.storage import RunRef
+    from tlcore.sweep import SweepOptions, SweepOutcome
+
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -27,21 +46,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distributed transfer learning: sweeps of DeepSpeed-sharded fine-tuning over object storage.",
 )
-checkpoints = typer.Typer(no_args_is_help=True, help="Checkpoints of a run: list, verify, collect garbage.")
-store = typer.Typer(no_args_is_help=True, help="The embedded object store on this machine.")
-app.add_typer(checkpoints, name="checkpoints")
-app.add_typer(store, name="store")
-
-RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, such as train.epochs=2. Repeatable."),
-]
-Storage = Annotated[str, typer.Option("--storage", metavar="URL", help="Where runs are kept.")]
-RunStorage = Annotated[str | None, typer.Option("--storage", metavar="URL", help="In place of the recipe's storage.")]
-Name = Annotated[str | None, typer.Option("--name", help="In place of the recipe's name.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.add_typer(cli_storage.checkpoints, name="checkpoints")
+app.add_typer(cli_storage.store, name="store")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,39 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        app(args=[word for word in words if word != "--debug"], prog_name="tlcore")
+        app(args=[word for word in words if word != "--debug"], prog_name="tlcore", obj=words)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         return INTERRUPTED
     except TlcoreError as error:
-        if debug:
-            raise
-        typer.echo(f"tlcore: {error}", err=True)
+        typer.echo(traceback.format_exc() if debug else f"tlcore: {error}", err=True)
         return error.exit_code
-    except Exception as error:  # the last handler of the process: a user gets one line, --debug the traceback
-        if debug:
-            raise
-        typer.echo(f"tlcore: {type(error).__name__}: {error}", err=True)
-        typer.echo("  not foreseen by tlcore; run again with --debug to see where", err=True)
+    except Exception as error:  # noqa: BLE001 (the last handler of the process: one line, and --debug for the traceback)
+        seen = f"tlcore: {type(error).__name__}: {error}\n  not foreseen by tlcore; run again with --debug to see where"
+        typer.echo(traceback.format_exc() if debug else seen, err=True)
         return 1
     return 0
-
-
-def overrides(settings: Sequence[str] | None) -> dict[str, str]:
-    """`key=value` words as a mapping. Raises RequestError for a word without `=`."""
-    found: dict[str, str] = {}
-    for word in settings or ():
-        key, separator, value = word.partition("=")
-        if not separator or not key.strip():
-            raise RequestError(f"--set {word!r} is not key=value", hint="for example --set train.learning_rate=1e-4")
-        found[key.strip()] = value
-    return found
-
-
-def print_json(value: Any) -> None:
-    """JSON on stdout, and nothing else."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @app.callback()
@@ -100,6 +86,186 @@ def validate(recipe_file: RecipeFile, settings: Settings = None) -> None:
     width = max(len(row.topic) for row in rows)
     for row in rows:
         typer.echo(f"{row.topic:<{width}}  {row.text}")
+
+
+@app.command()
+def sweep(
+    context: typer.Context,
+    recipe_file: RecipeFile,
+    settings: Settings = None,
+    name: Name = None,
+    storage: RunStorage = None,
+    workers: Workers = None,
+    gpus: Gpus = None,
+    resume: Resume = False,
+) -> None:
+    """Run a hyperparameter sweep, here or on the Ray cluster at RAY_ADDRESS."""
+    from tlcore.recipe import load_recipe
+    from tlcore.sweep import run_sweep
+
+    changes = overrides(
+        settings, name=name, storage=storage, resources__workers=workers, resources__gpus_per_worker=gpus
+    )
+    _run_on_ray(context.obj, load_recipe(recipe_file, changes), run_sweep, resume)
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    recipe_file: RecipeFile,
+    settings: Settings = None,
+    name: Name = None,
+    storage: RunStorage = None,
+    workers: Workers = None,
+    gpus: Gpus = None,
+    resume: Resume = False,
+    local: Annotated[bool, typer.Option("--local", help="Without Ray: this process, or torchrun's ranks.")] = False,
+) -> None:
+    """Train the recipe as it stands, without its search."""
+    from tlcore.recipe import load_recipe
+
+    changes = overrides(
+        settings, name=name, storage=storage, resources__workers=workers, resources__gpus_per_worker=gpus
+    )
+    recipe = load_recipe(recipe_file, changes)
+    if local:
+        _run_without_ray(context.obj, recipe, resume)
+        return
+    from tlcore.sweep import run_train
+
+    _run_on_ray(context.obj, recipe, run_train, resume)
+
+
+def _run_on_ray(
+    words: Sequence[str], recipe: Recipe, run: Callable[[Recipe, SweepOptions], SweepOutcome], resume: bool
+) -> None:
+    """Run with a live display, then say what came of it."""
+    from datetime import UTC, datetime
+
+    from tlcore.report.live import live_view, open_display
+    from tlcore.storage import ensure_embedded
+    from tlcore.sweep import SweepOptions, log_directory
+
+    logs = log_directory(recipe.name, datetime.now(UTC))
+    ensure_embedded(recipe.storage)
+    view = live_view(recipe, resume)
+    try:
+        with open_display(view, log_files=[str(logs / "driver.log"), str(logs / "ray")]) as display:
+            outcome = run(recipe, SweepOptions(resume=resume, display=display, logs=logs))
+    except KeyboardInterrupt as interrupt:
+        raise _interrupted(words) from interrupt
+    _print_run(outcome.run)
+    if outcome.interrupted:
+        raise _interrupted(words)
+
+
+def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None:
+    """The same in this process; of torchrun's ranks, rank 0 alone speaks."""
+    import os
+
+    from tlcore.report.live import live_view, open_display
+    from tlcore.storage import ensure_embedded
+    from tlcore.train.local import TRIAL, run_local
+
+    ensure_embedded(recipe.storage)
+    if os.environ.get("RANK", "0") != "0":
+        run_local(recipe, resume=resume)
+        return
+    try:
+        with open_display(live_view(recipe, resume, trials=1)) as display:
+            outcome = run_local(
+                recipe,
+                resume=resume,
+                on_event=display.on_event,
+                on_progress=lambda facts: display.on_progress({TRIAL: facts}),
+            )
+    except KeyboardInterrupt as interrupt:
+        raise _interrupted(words) from interrupt
+    _print_run(outcome.run)
+
+
+def _print_run(run: RunRef) -> None:
+    """The end of a run, read back from storage as `tlcore show` does."""
+    from rich.console import Console
+
+    from tlcore.report.runs import read_run, show_parts
+
+    console = Console()
+    console.print()
+    for part in show_parts(read_run(run), console):
+        console.print(part, highlight=False)
+
+
+def _interrupted(words: Sequence[str]) -> typer.Exit:
+    """Say how to go on; committed checkpoints stay."""
+    from tlcore.report.tables import resume_line
+
+    typer.echo(resume_line(words), err=True)
+    return typer.Exit(INTERRUPTED)
+
+
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's URL, <run>/trials/<trial>/step-<n>.")
+]
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="Directory to make.")],
+) -> None:
+    """Write a checkpoint as a directory that `from_pretrained` loads."""
+    from pathlib import Path
+
+    from tlcore.storage import ensure_embedded
+
+    ensure_embedded(checkpoint)
+    from tlcore.train.offline import TrainedModel
+
+    typer.echo(str(TrainedModel(checkpoint).export(Path(destination))))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """The metrics of a checkpoint on one part of its recipe's data."""
+    from tlcore.report.figures import metric
+    from tlcore.storage import ensure_embedded
+
+    ensure_embedded(checkpoint)
+    from tlcore.train.offline import TrainedModel
+
+    found = TrainedModel(checkpoint).evaluate(split)
+    if as_json:
+        print_json(found)
+        return
+    for name, value in found.items():
+        typer.echo(f"{name} {metric(value)}")
+
+
+@app.command()
+def predict(
+    checkpoint: Checkpoint,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="What to predict for, one each.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a checkpoint says about given inputs."""
+    from tlcore.report.tables import prediction_lines
+    from tlcore.storage import ensure_embedded
+
+    ensure_embedded(checkpoint)
+    from tlcore.train.offline import TrainedModel
+
+    answers = TrainedModel(checkpoint).predict(inputs)
+    found = [{"input": given, **answer} for given, answer in zip(inputs, answers, strict=True)]
+    if as_json:
+        print_json(found)
+        return
+    for line in prediction_lines(found):
+        typer.echo(line)
 
 
 @app.command("list")
@@ -142,67 +308,6 @@ def show(
     console = Console()
     for part in show_parts(run, console):
         console.print(part, highlight=False)
-
-
-Where = Annotated[str, typer.Argument(metavar="URL", help="URL of a run, trial or checkpoint, or a run's name.")]
-
-
-@checkpoints.command("list")
-def list_checkpoints(where: Where, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
-    """Committed checkpoints of a run or trial."""
-    from rich.console import Console
-
-    from tlcore.report.runs import find_checkpoints, manifest_json, manifest_table
-    from tlcore.storage import ensure_embedded
-
-    ensure_embedded(where if "://" in where else storage)
-    _, manifests = find_checkpoints(where, storage)
-    if as_json:
-        print_json([manifest_json(manifest) for manifest in manifests])
-    else:
-        Console().print(manifest_table(manifests))
-
-
-@checkpoints.command()
-def verify(where: Where, storage: Storage = DEFAULT_STORAGE) -> None:
-    """Read every byte of the checkpoints and compare digests; exit 1 when one is not whole."""
-    from tlcore.checkpoint import verify as problems_of
-    from tlcore.report.figures import size
-    from tlcore.report.runs import find_checkpoints
-    from tlcore.storage import ensure_embedded
-
-    ensure_embedded(where if "://" in where else storage)
-    run_store, manifests = find_checkpoints(where, storage)
-    broken = 0
-    for manifest in manifests:
-        problems = problems_of(run_store, manifest)
-        broken += bool(problems)
-        said = "; ".join(map(str, problems)) or f"whole, {size(manifest.totals.state_bytes)}"
-        typer.echo(f"{manifest.trial} step {manifest.step}: {said}")
-    typer.echo(f"{len(manifests) - broken} of {len(manifests)} whole")
-    raise typer.Exit(1 if broken else 0)
-
-
-@checkpoints.command()
-def gc(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="URL of a run, or its name.")],
-    storage: Storage = DEFAULT_STORAGE,
-    grace_hours: Annotated[float, typer.Option(help="Leave what is younger.")] = 24.0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-) -> None:
-    """Delete the chunks that no checkpoint of a run needs."""
-    from datetime import UTC, datetime
-
-    from tlcore.checkpoint import gc as collect
-    from tlcore.report.figures import count, size
-    from tlcore.report.runs import find_run
-    from tlcore.storage import ensure_embedded
-
-    ensure_embedded(run if "://" in run else storage)
-    report = collect(find_run(run, storage).open(), datetime.now(UTC), grace_hours * 3600, dry_run)
-    went = "would go" if dry_run else "deleted"
-    typer.echo(f"{went}: {count(report.deleted, 'chunk')}, {size(report.deleted_bytes)}")
-    typer.echo(f"kept: {count(report.kept, 'chunk')}, {size(report.kept_bytes)}")
 
 
 Address = Annotated[
@@ -275,11 +380,9 @@ def preflight(
     """Every node of a cluster, or this machine: versions, devices, storage, and one collective across all."""
     from rich.console import Console
 
-    from tlcore.remote.address import find_cluster
-    from tlcore.remote.local_cluster import read_note
     from tlcore.remote.preflight import preflight, preflight_table
 
-    report = preflight(storage, find_cluster(address) if address or read_note() else None)
+    report = preflight(storage, address)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -287,49 +390,3 @@ def preflight(
         for problem in report.problems:
             typer.echo(problem)
     raise typer.Exit(report.exit_code)
-
-
-@store.command()
-def up() -> None:
-    """Start it, unless it runs."""
-    from tlcore.storage import EmbeddedStore
-
-    _print_status(EmbeddedStore().up(), as_json=False)
-
-
-@store.command()
-def down() -> None:
-    """Stop it; its data stays."""
-    from tlcore.storage import EmbeddedStore
-
-    embedded = EmbeddedStore()
-    embedded.down()
-    _print_status(embedded.status(), as_json=False)
-
-
-@store.command()
-def status(as_json: AsJson = False) -> None:
-    """Whether it runs, and where."""
-    from tlcore.storage import EmbeddedStore
-
-    _print_status(EmbeddedStore().status(), as_json)
-
-
-@store.command()
-def env() -> None:
-    """Environment for other S3 tools, to use as: eval "$(tlcore store env)"."""
-    import shlex
-
-    from tlcore.storage import EmbeddedStore
-
-    for name, value in EmbeddedStore().env().items():
-        typer.echo(f"export {name}={shlex.quote(value)}")
-
-
-def _print_status(status: Any, as_json: bool) -> None:
-    if as_json:
-        print_json(status.to_dict())
-    elif status.running:
-        typer.echo(f"running at {status.endpoint}, bucket {status.bucket}, data in {status.directory}")
-    else:
-        typer.echo(f"stopped, data in {status.directory}")

@@ -111,16 +111,67 @@ def test_an_error_nobody_foresaw_is_one_line_and_how_to_see_more(capsys, monkeyp
 
 
 @pytest.mark.parametrize("words", [("--debug", "validate", "x.yaml"), ("validate", "x.yaml", "--debug")])
-@pytest.mark.parametrize("error", [StorageUnreachable("nobody answers"), ZeroDivisionError()])
-def test_debug_raises_wherever_it_stands(monkeypatch, words, error):
+@pytest.mark.parametrize("error", [StorageUnreachable("nobody answers"), ZeroDivisionError("nobody answers")])
+def test_debug_shows_the_traceback_wherever_it_stands(capsys, monkeypatch, words, error):
     fail_with(monkeypatch, error)
-    with pytest.raises(type(error)):
-        cli.main(words)
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback")
+    assert "nobody answers" in err
 
 
 def test_an_interrupt_is_exit_130(monkeypatch):
     fail_with(monkeypatch, KeyboardInterrupt())
     assert cli.main(["validate", "x.yaml"]) == 130
+
+
+def test_an_interrupt_between_commands_is_exit_130(monkeypatch):
+    def app(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", app)
+    assert cli.main(["validate", "x.yaml"]) == 130
+
+
+def test_an_interrupted_local_run_says_how_to_resume(capsys, monkeypatch, recipe_file, tmp_path):
+    def run_local(recipe, *, resume, on_event, on_progress):
+        on_event({"n": 0, "kind": "suggested", "trial": "t000", "point": {}, "time": ""})
+        on_event({"n": 1, "kind": "started", "trial": "t000", "time": ""})
+        on_progress({"step": 3, "fraction": 0.5, "checkpoint_step": 2})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tlcore.train.local.run_local", run_local)
+    words = ["train", recipe_file, "--local", "--storage", str(tmp_path / "runs")]
+    code, out, err = run(capsys, *words)
+    assert code == 130
+    assert [line.split(" ", 1)[1] for line in out.splitlines()] == ["t000 started", "t000 checkpoint committed step=2"]
+    assert err.strip().endswith(f"train {recipe_file} --local --storage {tmp_path}/runs --resume")
+
+
+def test_nothing_to_resume_is_said_before_anything_starts(capsys, recipe_file, tmp_path):
+    code, out, err = run(capsys, "train", recipe_file, "--local", "--resume", "--storage", str(tmp_path))
+    assert (code, out) == (1, "")
+    assert "no run named 'reviews'" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--workers", "3", "--gpus", "0.5"], {"resources.workers": "3", "resources.gpus_per_worker": "0.5"}),
+        (["--name", "1e3"], {"name": '"1e3"'}),
+        (["--set", "name=a", "--name", "b"], {"name": '"b"'}),
+    ],
+)
+def test_options_stand_for_settings(monkeypatch, words, expected):
+    seen = {}
+
+    def load_recipe(path, overrides):
+        seen.update(overrides)
+        raise StorageUnreachable("far enough")
+
+    monkeypatch.setattr("tlcore.recipe.load_recipe", load_recipe)
+    assert cli.main(["train", "r.yaml", "--local", *words]) == 1
+    assert seen == expected
 
 
 def test_list_and_show_of_an_empty_storage(capsys, tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 
 from rich.console import Console
 
 from tlcore.report.rows import TrialRow
-from tlcore.report.tables import best_lines, final_table, gain_line, prediction_lines, resume_line
+from tlcore.report.tables import best_lines, final_table, gain_line, prediction_lines, program, resume_line
 
 
 def row(trial, strategy, by_rung, state="completed", **more):
@@ -97,7 +98,9 @@ def test_best_lines_name_every_difference():
 
 
 def test_predictions_are_one_short_line_each():
-    found = prediction_lines([{"text": "a fine\nfilm " * 20, "label": "positive", "score": 0.98765}])
+    found = prediction_lines(
+        [{"text": "a fine\nfilm " * 20, "label": "positive", "score": 0.98765, "scores": {"positive": 0.98765}}]
+    )
     assert len(found) == 1
     assert found[0].endswith(" -> positive, score 0.988")
     assert "\n" not in found[0]
@@ -105,8 +108,19 @@ def test_predictions_are_one_short_line_each():
 
 
 def test_resume_line_repeats_the_command_once_with_resume():
-    assert (
-        resume_line(["tlcore", "sweep", "my recipe.yaml", "--resume"])
-        == "to resume: tlcore sweep 'my recipe.yaml' --resume"
-    )
-    assert resume_line(["tlcore", "sweep", "r.yaml"]) == "to resume: tlcore sweep r.yaml --resume"
+    for words in (["sweep", "my recipe.yaml", "--resume"], ["sweep", "my recipe.yaml"]):
+        assert resume_line(words).endswith("tlcore sweep 'my recipe.yaml' --resume")
+
+
+def test_resume_line_names_a_program_that_exists(monkeypatch, tmp_path):
+    script, python = tmp_path / "bin" / "tlcore", tmp_path / "bin" / "python"
+    script.parent.mkdir()
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert program() == ["bin/python", "-m", "tlcore"]
+    script.touch()
+    assert program() == ["bin/tlcore"]
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path))
+    assert program() == ["tlcore"]

@@ -19,12 +19,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tlcore.recipe import Recipe
 from tlcore.report import figures
 from tlcore.report.cells import trial_table
 from tlcore.report.rows import RUNNING, WAITING, Estimate, TrialRow, estimate, ranked
 from tlcore.report.tables import failure_lines
 from tlcore.report.view import SweepView
-from tlcore.storage.journal import Entry
+from tlcore.storage import newest_run
+from tlcore.storage.journal import Entry, read_journal
 
 HEARTBEAT_S = 60.0
 _LINES_AROUND_TABLE = 9
@@ -251,6 +253,18 @@ def _training(row: TrialRow) -> list[str]:
         "samples/s": None if row.samples_per_s is None else figures.rate(row.samples_per_s),
     }
     return [f"{name}={text}" for name, text in facts.items() if text is not None]
+
+
+def live_view(recipe: Recipe, resume: bool = False, trials: int | None = None) -> SweepView:
+    """An empty view of the sweep that a recipe describes, or of what its newest run has done so far.
+
+    Args:
+        trials: how many are to come, where that is not the recipe's number.
+    Raises ObjectMissing when there is nothing to resume.
+    """
+    entries = read_journal(newest_run(recipe.storage, recipe.name).open()) if resume else []
+    search = recipe.search
+    return SweepView(recipe.name, search.metric, search.mode, trials or search.trials, entries)
 
 
 def open_display(

@@ -6,9 +6,12 @@ table for the caller's console. Called by `cli.py` and `runs.py`.
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -127,6 +130,8 @@ def _prediction(prediction: Mapping[str, Any]) -> str:
     given = facts.pop("input", facts.pop("text", None))
     parts = []
     for name, value in facts.items():
+        if isinstance(value, Mapping):
+            continue  # a score for every class: for --json, not for a line
         shown = f"{value:.3f}" if isinstance(value, float) else str(value)
         parts.append(shown if name in {"label", "prediction"} else f"{name} {shown}")
     said = ", ".join(parts)
@@ -137,7 +142,19 @@ def _shortened(text: str, limit: int = 72) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
-def resume_line(command: Sequence[str]) -> str:
-    """How to go on after an interrupt: the command as it was typed, with `--resume`."""
-    words = [word for word in command if word != "--resume"]
-    return f"to resume: {shlex.join([*words, '--resume'])}"
+def resume_line(words: Sequence[str]) -> str:
+    """How to go on after an interrupt: the words after `tlcore` as they were given, with `--resume`."""
+    kept = [word for word in words if word != "--resume"]
+    return f"committed checkpoints are kept; to resume: {shlex.join([*program(), *kept, '--resume'])}"
+
+
+def program() -> list[str]:
+    """How this `tlcore` can be called from here, whether or not its environment is activated."""
+    script = Path(sys.executable).with_name("tlcore")
+    if os.environ.get("VIRTUAL_ENV") == sys.prefix and script.exists():
+        return ["tlcore"]
+    return [_from_here(script)] if script.exists() else [_from_here(Path(sys.executable)), "-m", "tlcore"]
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
