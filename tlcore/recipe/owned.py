@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from tlcore.errors import Fault
+from tlcore.recipe.credentials import shown
 
 _BATCH: Final = "train.global_batch_size, train.micro_batch_size and resources.workers"
 _CHECKPOINTS: Final = "the checkpoint section; tlcore writes checkpoints itself"
@@ -61,7 +62,7 @@ def owned_faults(extra: dict[str, Any]) -> Iterator[Fault]:
             yield Fault(f"deepspeed.extra.{key}", f"is set by tlcore; take it out and use {instead}")
     if not isinstance(zero := extra.get("zero_optimization", {}), dict):
         yield Fault(
-            "deepspeed.extra.zero_optimization", f"got {zero!r}; give a section, the stage is deepspeed.zero_stage"
+            "deepspeed.extra.zero_optimization", f"got {shown(zero)}; give a section, the stage is deepspeed.zero_stage"
         )
 
 

@@ -58,7 +58,8 @@ def complete(recipe: Recipe, given: Mapping[str, Any], pick: Pick) -> Point:
         pick: chooses the value of a setting from its domain.
     """
     point: Point = {}
-    base = flat(recipe)
+    conditional = any(domain.when for domain in recipe.search.space.values())
+    base = flat(recipe) if conditional else {}
     for key in in_order(recipe.search.space):
         domain = recipe.search.space[key]
         if all(_holds(point.get(other, base.get(other)), domain.allowed_by(other)) for other in domain.when):

@@ -34,7 +34,7 @@ NOT_SEARCHABLE: Final = {
 }
 """Setting or section -> why it cannot be searched."""
 
-MOST_COMBINATIONS: Final = 512
+MOST_COMBINATIONS: Final = 256
 """Combinations of domain values tried; where there are more, a fixed random choice of them."""
 MOST_SHOWN: Final = 3
 _DEPENDENT: Final = (
@@ -174,17 +174,14 @@ def _first_values(recipe: Recipe, given: Point) -> Point:
 
 
 def _combinations(recipe: Recipe) -> Iterator[Fault]:
-    """Values together, the first few combinations that cannot be used."""
-    tried: set[str] = set()
-    found = 0
+    """Values together; each thing wrong is told once, by the first point that has it."""
+    told: set[Fault] = set()
     for point in _combined(recipe):
-        if (line := in_one_line(point)) in tried:
-            continue
-        tried.add(line)
-        if (error := fits(recipe, point)) is not None:
-            yield Fault("search.space", f"can give {line}, which cannot be used: {error.faults[0]}")
-            found += 1
-            if found == MOST_SHOWN:
+        error = fits(recipe, point)
+        if error is not None and error.faults[0] not in told:
+            told.add(error.faults[0])
+            yield Fault("search.space", f"can give {in_one_line(point)}, which cannot be used: {error.faults[0]}")
+            if len(told) == MOST_SHOWN:
                 return
 
 

