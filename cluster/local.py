@@ -41,6 +41,7 @@ from tlcore.remote.local_cluster import (
     read_note,
     remove_note,
     token_path,
+    visible_gpus,
     write_note,
 )
 from tlcore.storage import EmbeddedStore, ensure_embedded
@@ -124,7 +125,7 @@ def _prepare(nodes: int, cpus_per_node: int) -> LocalCluster:
     with os.fdopen(os.open(token_path(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
     head_port, dashboard_port = _free_ports(2)
-    devices = _visible_gpus()
+    devices = visible_gpus()
     members = tuple(
         LocalNode(f"127.0.0.{2 + number}", cpus_per_node, tuple(devices[number::nodes])) for number in range(nodes)
     )
@@ -151,16 +152,6 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for holder in holders:
             holder.close()
-
-
-def _visible_gpus() -> list[str]:
-    """The devices to deal out over the nodes: every one Ray would see, each to one node only."""
-    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
-
-    chosen = Nvidia.get_current_process_visible_accelerator_ids()
-    if chosen is not None:
-        return list(chosen)
-    return [str(index) for index in range(Nvidia.get_current_node_num_accelerators())]
 
 
 def _environment(cluster: LocalCluster, node: LocalNode) -> dict[str, str]:

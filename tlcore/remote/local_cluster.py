@@ -87,3 +87,13 @@ def remove_note() -> None:
     """Forget the cluster and its token."""
     token_path().unlink(missing_ok=True)
     _note().unlink(missing_ok=True)
+
+
+def visible_gpus() -> list[str]:
+    """The devices of this machine to deal out over its nodes, as Ray itself would find them."""
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Nvidia
+
+    chosen = Nvidia.get_current_process_visible_accelerator_ids()
+    if chosen is not None:
+        return list(chosen)
+    return [str(index) for index in range(Nvidia.get_current_node_num_accelerators())]
