@@ -487,6 +487,19 @@ def test_with_memory_for_one_snapshot_one_save_is_in_flight(store):
     assert outcomes == ["committed", "dropped"]
 
 
+def test_prepared_memory_is_what_the_saves_use(store):
+    [writer] = writers(store, 1)
+    state = State()
+    writer.prepare(state.pieces(0, 1))
+    writer._background.submit(bool).result()
+    save([writer], state, 1)
+    writer.wait()
+    made = writer._slots.made
+    save([writer], state, 2)
+    writer.close()
+    assert made == writer._slots.made == sum(chunk.copied for chunk in writer._plan(state.pieces(0, 1)))
+
+
 def test_buffers_are_used_again(store):
     [writer] = writers(store, 1)
     state = State()

@@ -12,7 +12,7 @@ runs of packs to any number of ranks and every topology still produces the same 
 
 Chunks are 16 MiB: large enough that a request's fixed cost is small (20 ms of round trip is 6 % at 50 MB/s per
 connection), small enough that a quarter of a gigabyte keeps sixteen connections busy and that hashing is ahead of
-sending after the first ten milliseconds. Leaves are 256 KiB where a chunk is one cut, 64 KiB in packs, whose parts
+sending after the first ten milliseconds. Leaves are 256 KiB where a chunk is one cut, 32 KiB in packs, whose parts
 are read singly when the world size changes.
 """
 
@@ -27,7 +27,7 @@ from tlcore.errors import CheckpointError
 MIB = 1 << 20
 CHUNK_BYTES = 16 * MIB
 CUT_LEAF_BYTES = 256 << 10
-PACK_LEAF_BYTES = 64 << 10
+PACK_LEAF_BYTES = 32 << 10
 
 
 @dataclass(frozen=True, slots=True)

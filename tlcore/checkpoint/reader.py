@@ -30,7 +30,7 @@ from tlcore.storage.keys import chunk_key
 CONNECTIONS = 8
 ATTEMPTS = 4
 GAP_BYTES = 64 << 10
-"""Bytes worth reading to save a request: one leaf of a pack."""
+"""Bytes worth reading to save a request: two leaves of a pack."""
 
 
 @dataclass(frozen=True)

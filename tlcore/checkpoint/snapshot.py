@@ -18,6 +18,8 @@ import numpy as np
 from tlcore.checkpoint.intervals import ByteArray, Piece
 from tlcore.checkpoint.plan import PlannedChunk
 
+PAGE_BYTES = 4096
+
 
 class SlotPool:
     """Buffers of `slot_bytes` each, made on demand up to `limit` and then waited for."""
@@ -39,6 +41,17 @@ class SlotPool:
         with self._changed:
             self._limit = max(self._limit, limit)
             self._changed.notify_all()
+
+    def reserve(self, count: int) -> None:
+        """Make buffers until `count` exist and write to each page, so that the first snapshot does not pay for that."""
+        while True:
+            with self._changed:
+                if self._made >= min(count, self._limit):
+                    return
+                self._made += 1
+            slot = np.empty(self._slot_bytes, dtype=np.uint8)
+            slot[::PAGE_BYTES] = 0
+            self.give(slot)
 
     def take(self) -> ByteArray:
         """A buffer with arbitrary contents; waits for one when all are taken."""

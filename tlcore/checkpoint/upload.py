@@ -5,7 +5,7 @@ Owns: the order hash -> look up -> PUT, and which digests count as "there alread
 
 The calling thread hashes chunk after chunk (one core is ahead of any network this is likely to meet) and hands each
 to a pool of `connections` threads that only wait in PUT; both release the GIL. A thread and not a process: what they
-hold the GIL for is some microseconds per 64 KiB, and a process would have to share the snapshot's memory with its
+hold the GIL for is some microseconds per leaf, and a process would have to share the snapshot's memory with its
 parent to be no worse.
 """
 
