@@ -19,19 +19,6 @@ TARGETS = (
     *("setup", "sweep", "train", "test", "test-long", "check", "bench"),
     *("cluster-up", "cluster-down", "submit", "clean", "help"),
 )
-    "setup",
-    "sweep",
-    "train",
-    "test",
-    "test-long",
-    "check",
-    "bench",
-    "cluster-up",
-    "cluster-down",
-    "submit",
-    "clean",
-    "help",
-]
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}$")
 
 
