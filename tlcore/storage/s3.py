@@ -5,7 +5,7 @@ Owns requests, their retries and their translation. Credentials and endpoints co
 
 Retries are obstore's own: exponential backoff with jitter from 0.1 s to 5 s, for 5xx answers, throttling and broken
 connections, until 60 s have passed since the first attempt; one attempt may last 120 s (a 64 MiB chunk at 0.6 MB/s).
-Before the first request of a process to a bucket, one GET with 3 s attempts and a 4 s total proves that something
+Before the first request of a process to a bucket, one GET with 3 s attempts and a 3 s total proves that something
 answers, so a wrong endpoint is known within seconds while a store that goes away in the middle of training is waited
 for. A repeated conditional put may meet its own first attempt, so `put_if_absent` reads back and compares whenever it is
 refused or its answer is lost. (SeaweedFS 4.48 lets writers that race for one key wait about a second for each other.)
@@ -69,7 +69,7 @@ class Patience:
 
 
 PATIENT = Patience(connect_s=5, attempt_s=120, backoff_s=5, total_s=60)
-QUICK = Patience(connect_s=2, attempt_s=3, backoff_s=0.5, total_s=4)
+QUICK = Patience(connect_s=2, attempt_s=3, backoff_s=0.5, total_s=3)
 
 _lock = threading.Lock()
 _clients: dict[tuple[S3Access, str, Patience], S3Store] = {}

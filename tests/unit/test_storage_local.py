@@ -1,0 +1,104 @@
+"""What a directory store does beyond the contract: no torn file under any failure, and errors in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tlcore.errors import StorageDenied, StorageError, StorageFull, StorageUnreachable
+from tlcore.storage import ObjectStore, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return open_store(str(tmp_path / "root"))
+
+
+def files(store: ObjectStore, tmp_path: Path) -> list[str]:
+    return sorted(
+        path.relative_to(tmp_path / "root").as_posix() for path in (tmp_path / "root").rglob("*") if path.is_file()
+    )
+
+
+def failing(number: int):
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, StorageFull),
+        (errno.EDQUOT, StorageFull),
+        (errno.EROFS, StorageDenied),
+        (errno.EIO, StorageUnreachable),
+    ],
+)
+def test_a_write_that_fails_leaves_the_old_object_and_no_litter(store, tmp_path, monkeypatch, number, kind):
+    store.put("a/x", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing(number))
+        with pytest.raises(kind, match=r"cannot write .*/root/a/x: ") as caught:
+            store.put("a/x", b"new")
+        with pytest.raises(kind):
+            store.put_if_absent("a/y", b"new")
+    assert caught.value.hint and caught.value.fields == {"key": "a/x"}
+    assert store.get("a/x") == b"old"
+    assert files(store, tmp_path) == ["a/x"]
+
+
+def test_bytes_are_on_disk_before_they_have_a_name(store, monkeypatch):
+    steps: list[str] = []
+    real_fsync, real_link, real_replace = os.fsync, os.link, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("fsync"), real_fsync(fd))[1])
+    monkeypatch.setattr(os, "link", lambda a, b: (steps.append("name"), real_link(a, b))[1])
+    monkeypatch.setattr(Path, "replace", lambda a, b: (steps.append("name"), real_replace(a, b))[1])
+    store.put("x", b"1")
+    store.put_if_absent("y", b"1")
+    assert steps == ["fsync", "name", "fsync"] * 2  # data, name, directory
+
+
+def test_a_file_system_without_hard_links_is_named(store, monkeypatch):
+    store.put("x", b"1")
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    with pytest.raises(StorageError, match="no hard links"):
+        store.put_if_absent("y", b"1")
+
+
+def test_a_killed_write_is_not_an_object(store, tmp_path):
+    store.put("a/x", b"1")
+    (tmp_path / "root/a/.tlcore-tmp-123-abc").write_bytes(b"half")
+    assert [info.key for info in store.list()] == ["a/x"]
+
+
+def test_an_object_and_a_directory_cannot_share_a_name(store):
+    store.put("a/b", b"1")
+    for write in (store.put, store.put_if_absent):
+        for key in ("a", "a/b/c"):
+            with pytest.raises(StorageError, match="cannot write"):
+                write(key, b"2")
+
+
+def test_directories_go_with_their_last_object(store, tmp_path):
+    store.put("a/b/c/x", b"1")
+    store.put("a/y", b"1")
+    store.delete(["a/b/c/x"])
+    assert not (tmp_path / "root/a/b").exists() and (tmp_path / "root/a").exists()
+
+
+def test_nothing_is_created_by_looking(store, tmp_path):
+    assert list(store.list()) == [] == list(store.list("a/b"))
+    store.delete(["a/b"])
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_may_not_be_written_is_denied(store, tmp_path):
+    (tmp_path / "root").mkdir(mode=0o500)
+    with pytest.raises(StorageDenied, match="Permission denied"):
+        store.put("x", b"1")
