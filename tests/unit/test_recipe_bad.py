@@ -237,6 +237,13 @@ COMBINATIONS = {
         {"deepspeed.extra": {"zero_optimization": 3}},
         ["deepspeed.extra.zero_optimization: got 3; give a section, the stage is deepspeed.zero_stage"],
     ),
+    "another layout of the state": (
+        {"deepspeed.extra": {"zero_optimization": {"round_robin_gradients": True, "mics_shard_size": 0}}},
+        [
+            "deepspeed.extra.zero_optimization.round_robin_gradients: got true, which lays state out otherwise than "
+            "checkpoints read it; take it out"
+        ],
+    ),
     "metric of no task": (
         {"search.metric": "accuracy"},
         [

@@ -36,7 +36,8 @@ train: {epochs: 2, global_batch_size: 32, micro_batch_size: auto, learning_rate:
         activation_checkpointing: false, compile: false, seed: 0}
 deepspeed: {zero_stage: 2, offload_optimizer: none, offload_param: none, extra: {}}
 resources: {workers: 2, gpus_per_worker: auto, cpus_per_worker: 1, placement: pack, labels: {}, isolation: warm}
-checkpoint: {every_steps: 200, every_epochs: null, every_minutes: null, keep_last: 2, keep_best: 1, snapshot: eager, when_late: newest,
+checkpoint: {every_steps: 200, every_epochs: null, every_minutes: null, keep_last: 2, keep_best: 1, snapshot: eager,
+             when_late: newest,
              memory_bytes: auto}
 search:
   space: {train.learning_rate: {loguniform: [1.0e-5, 1.0e-3]}, train.global_batch_size: {choice: [16, 32]},

@@ -7,15 +7,12 @@ refused), `space.py` (points of a search). Loads without torch, ray, deepspeed a
 from tlcore.recipe.batch import BatchPlan, plan_batch
 from tlcore.recipe.domains import Domain
 from tlcore.recipe.load import load_recipe, recipe_from_dict
-from tlcore.recipe.owned import OWNED, owned_faults
 from tlcore.recipe.plan import PlanRow, resolved_plan
 from tlcore.recipe.rungs import report_fractions, scheduler_fractions
-from tlcore.recipe.schema import METRICS, Recipe
+from tlcore.recipe.schema import Recipe
 from tlcore.recipe.space import Point, apply_point, difference, grid_points, sample_point, trial_point
 
 __all__ = [
-    "METRICS",
-    "OWNED",
     "BatchPlan",
     "Domain",
     "PlanRow",
@@ -25,7 +22,6 @@ __all__ = [
     "difference",
     "grid_points",
     "load_recipe",
-    "owned_faults",
     "plan_batch",
     "recipe_from_dict",
     "report_fractions",

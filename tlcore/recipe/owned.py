@@ -1,7 +1,7 @@
 """The keys of DeepSpeed's configuration that tlcore sets itself, and by which setting a recipe reaches them.
 
 Owns the table for `deepspeed.extra`; the configuration itself is built in `engine/`. Read in DeepSpeed 0.19.8's
-`runtime/config.py` and `runtime/zero/config.py`. Called by `checks.py`, and by `engine/` when it merges.
+`runtime/config.py` and `runtime/zero/config.py`. Called by `checks.py`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ OWNED: Final[dict[str, str]] = {
 }
 """Key in DeepSpeed's configuration -> what to set instead."""
 
+LAYOUTS: Final = ("round_robin_gradients", "mics_shard_size", "zenflow")
+"""Keys of `zero_optimization` that lay the state out otherwise than checkpoints read it."""
+
 
 def owned_faults(extra: dict[str, Any]) -> Iterator[Fault]:
     """One fault per key of `deepspeed.extra` that is tlcore's own."""
@@ -60,7 +63,12 @@ def owned_faults(extra: dict[str, Any]) -> Iterator[Fault]:
             value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
         if value is not _ABSENT:
             yield Fault(f"deepspeed.extra.{key}", f"is set by tlcore; take it out and use {instead}")
-    if not isinstance(zero := extra.get("zero_optimization", {}), dict):
+    zero = extra.get("zero_optimization", {})
+    if isinstance(zero, dict):
+        for key in (key for key in LAYOUTS if zero.get(key)):
+            text = f"got {shown(zero[key])}, which lays state out otherwise than checkpoints read it; take it out"
+            yield Fault(f"deepspeed.extra.zero_optimization.{key}", text)
+    else:
         yield Fault(
             "deepspeed.extra.zero_optimization", f"got {shown(zero)}; give a section, the stage is deepspeed.zero_stage"
         )
