@@ -34,8 +34,10 @@ from tlcore.errors import TlcoreError
 
 if TYPE_CHECKING:
     from tlcore.recipe import Recipe
+    from tlcore.report.view import SweepView
     from tlcore.storage import RunRef
     from tlcore.sweep import SweepOptions, SweepOutcome
+    from tlcore.train.offline import TrainedModel
 
 INTERRUPTED = 130
 
@@ -133,11 +135,15 @@ def train(
         return
     from tlcore.sweep import run_train
 
-    _run_on_ray(context.obj, recipe, run_train, resume)
+    _run_on_ray(context.obj, recipe, run_train, resume, trials=1)
 
 
 def _run_on_ray(
-    words: Sequence[str], recipe: Recipe, run: Callable[[Recipe, SweepOptions], SweepOutcome], resume: bool
+    words: Sequence[str],
+    recipe: Recipe,
+    run: Callable[[Recipe, SweepOptions], SweepOutcome],
+    resume: bool,
+    trials: int | None = None,
 ) -> None:
     """Run with a live display, then say what came of it."""
     from datetime import UTC, datetime
@@ -148,31 +154,37 @@ def _run_on_ray(
 
     logs = log_directory(recipe.name, datetime.now(UTC))
     ensure_embedded(recipe.storage)
-    view = live_view(recipe, resume)
+    view = live_view(recipe, resume, trials)
     try:
         with open_display(view, log_files=[str(logs / "driver.log"), str(logs / "ray")]) as display:
             outcome = run(recipe, SweepOptions(resume=resume, display=display, logs=logs))
     except KeyboardInterrupt as interrupt:
-        raise _interrupted(words) from interrupt
+        raise _interrupted(words, view) from interrupt
     _print_run(outcome.run)
     if outcome.interrupted:
-        raise _interrupted(words)
+        raise _interrupted(words, view)
+    if len(outcome.errors) == len(outcome.trials):
+        raise typer.Exit(1)
 
 
 def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None:
     """The same in this process; of torchrun's ranks, rank 0 alone speaks."""
     import os
 
+    from tlcore.engine.process import prepare_process
     from tlcore.report.live import live_view, open_display
     from tlcore.storage import ensure_embedded
-    from tlcore.train.local import TRIAL, run_local
 
     ensure_embedded(recipe.storage)
+    view = live_view(recipe, resume, trials=1)
+    prepare_process(int(recipe.resources.cpus_per_worker))  # before torch is imported
+    from tlcore.train.local import TRIAL, run_local
+
     if os.environ.get("RANK", "0") != "0":
         run_local(recipe, resume=resume)
         return
     try:
-        with open_display(live_view(recipe, resume, trials=1)) as display:
+        with open_display(view) as display:
             outcome = run_local(
                 recipe,
                 resume=resume,
@@ -180,7 +192,7 @@ def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None
                 on_progress=lambda facts: display.on_progress({TRIAL: facts}),
             )
     except KeyboardInterrupt as interrupt:
-        raise _interrupted(words) from interrupt
+        raise _interrupted(words, view) from interrupt
     _print_run(outcome.run)
 
 
@@ -196,17 +208,28 @@ def _print_run(run: RunRef) -> None:
         console.print(part, highlight=False)
 
 
-def _interrupted(words: Sequence[str]) -> typer.Exit:
-    """Say how to go on; committed checkpoints stay."""
+def _interrupted(words: Sequence[str], view: SweepView) -> typer.Exit:
+    """Say how to go on, if there is anything to go on with."""
     from tlcore.report.tables import resume_line
 
-    typer.echo(resume_line(words), err=True)
+    typer.echo(resume_line(words) if view.rows() else "interrupted before the first trial", err=True)
     return typer.Exit(INTERRUPTED)
 
 
 Checkpoint = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's URL, <run>/trials/<trial>/step-<n>.")
 ]
+
+
+def _load(checkpoint: str) -> TrainedModel:
+    from tlcore.engine.process import prepare_process
+    from tlcore.storage import ensure_embedded
+
+    ensure_embedded(checkpoint)
+    prepare_process()  # before torch is imported
+    from tlcore.train.offline import TrainedModel
+
+    return TrainedModel(checkpoint)
 
 
 @app.command()
@@ -217,12 +240,7 @@ def export(
     """Write a checkpoint as a directory that `from_pretrained` loads."""
     from pathlib import Path
 
-    from tlcore.storage import ensure_embedded
-
-    ensure_embedded(checkpoint)
-    from tlcore.train.offline import TrainedModel
-
-    typer.echo(str(TrainedModel(checkpoint).export(Path(destination))))
+    typer.echo(str(_load(checkpoint).export(Path(destination))))
 
 
 @app.command()
@@ -233,12 +251,8 @@ def evaluate(
 ) -> None:
     """The metrics of a checkpoint on one part of its recipe's data."""
     from tlcore.report.figures import metric
-    from tlcore.storage import ensure_embedded
 
-    ensure_embedded(checkpoint)
-    from tlcore.train.offline import TrainedModel
-
-    found = TrainedModel(checkpoint).evaluate(split)
+    found = _load(checkpoint).evaluate(split)
     if as_json:
         print_json(found)
         return
@@ -254,12 +268,8 @@ def predict(
 ) -> None:
     """What a checkpoint says about given inputs."""
     from tlcore.report.tables import prediction_lines
-    from tlcore.storage import ensure_embedded
 
-    ensure_embedded(checkpoint)
-    from tlcore.train.offline import TrainedModel
-
-    answers = TrainedModel(checkpoint).predict(inputs)
+    answers = _load(checkpoint).predict(inputs)
     found = [{"input": given, **answer} for given, answer in zip(inputs, answers, strict=True)]
     if as_json:
         print_json(found)

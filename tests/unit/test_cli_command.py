@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -140,7 +141,9 @@ def test_an_interrupted_local_run_says_how_to_resume(capsys, monkeypatch, recipe
         on_progress({"step": 3, "fraction": 0.5, "checkpoint_step": 2})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tlcore.train.local.run_local", run_local)
+    # stands in for the module, so that torch stays out of this process
+    monkeypatch.setitem(sys.modules, "tlcore.train.local", SimpleNamespace(TRIAL="t000", run_local=run_local))
+    monkeypatch.setattr("tlcore.engine.process.prepare_process", lambda threads: None)
     words = ["train", recipe_file, "--local", "--storage", str(tmp_path / "runs")]
     code, out, err = run(capsys, *words)
     assert code == 130
