@@ -1,0 +1,27 @@
+"""One Ray for the whole test session, small and quiet."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+import ray
+
+CPUS = 4
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A local Ray with four logical CPUs and no dashboard."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()

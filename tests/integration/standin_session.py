@@ -1,0 +1,87 @@
+"""A session with real collectives and no model: what the sweep's tests drive instead of training.
+
+It trains as many steps as the recipe has epochs times ten, each with an all-reduce over gloo; its accuracy grows with the learning rate
+and the fraction; its checkpoint is a manifest key in the run's store. `data.train` names a directory: `trace.jsonl` in it says
+what every rank did, `<trial>.fault` in it makes one rank fail at one step, once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from tlcore.errors import DataError
+from tlcore.storage import open_store, put_json
+from tlcore.storage.keys import manifest_key
+from tlcore.train.progress import Progress, Report
+
+STEPS_PER_EPOCH = 20
+
+
+class StandInSession:
+    """One trial on one rank."""
+
+    def __init__(self, recipe, run_url, trial, on_progress=None, resume_step=None):
+        self.recipe, self.trial, self.on_progress = recipe, trial, on_progress
+        self.store = open_store(run_url)
+        self.directory = Path(recipe.data.train)
+        self.rank = dist.get_rank()
+        self.total = recipe.train.epochs * STEPS_PER_EPOCH
+        self.step = resume_step or 0
+        self.trace("start", resume_step=resume_step, threads=os.environ.get("OMP_NUM_THREADS"))
+
+    def advance(self, fraction):
+        while self.step < round(fraction * self.total):
+            self._fault()
+            total = torch.ones(1)
+            dist.all_reduce(total)
+            self.step += 1
+            time.sleep(0.01)
+            if self.on_progress is not None:
+                self.on_progress(self._record(Progress, learning_rate=0.0, stall_s=0.0))
+        self.save()
+        self.trace("report", fraction=fraction)
+        accuracy = min(1.0, self.recipe.train.learning_rate * 1000 * fraction)
+        return self._record(Report, metrics={"eval_accuracy": accuracy, "eval_loss": 1.0 - accuracy})
+
+    def _record(self, kind, **more):
+        facts = {"step": self.step, "total_steps": self.total, "fraction": self.step / self.total}
+        return kind(**facts, loss=1.0, samples_per_s=100.0, checkpoint_step=self.step, **more)
+
+    def save(self, wait=True):
+        dist.barrier()
+        if self.rank == 0:
+            put_json(self.store, manifest_key(self.trial, self.step), {"step": self.step})
+
+    def close(self):
+        self.trace("close")
+
+    def trace(self, event, **facts):
+        line = {"trial": self.trial, "event": event, "rank": self.rank, "pid": os.getpid(), "step": self.step, **facts}
+        with (self.directory / "trace.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _fault(self):
+        path = self.directory / f"{self.trial}.fault"
+        if not path.exists():
+            return
+        fault = json.loads(path.read_text())
+        if (fault["rank"], fault["step"]) != (self.rank, self.step):
+            return
+        if not fault.get("always"):
+            path.unlink()
+        if fault["kind"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault["kind"] == "stop":
+            os.kill(fault["pid"], signal.SIGKILL)
+        if fault["kind"] == "data":
+            raise DataError("column 'text' is not there", hint="set data.text")
+        if fault["kind"] == "wait":
+            time.sleep(60)
+        raise ValueError("the answer is 42")

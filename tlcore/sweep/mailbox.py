@@ -1,0 +1,219 @@
+"""Between a slot and its ranks: one small actor that holds the commands, the answers and the signs of life.
+
+Owns the rules of a worker group's generations. A generation is one set of ranks, known by its placement group; when ranks of
+another placement group join, the earlier generation is void: its commands are never handed out again, its answers are dropped,
+and its ranks are told to leave. Every rank fetches its own copy of each command by a long poll, so control needs no collective
+and a rank that hangs in one holds up nobody's commands.
+
+Knows neither Ray Train nor what a command does. The bookkeeping is `Ledger`, plain and clocked from outside; `Mailbox` wraps
+it as an async actor. Called by `group.py` (the slot's side) and `worker.py` (the ranks' side).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+
+Verdict = Literal["waiting", "answered", "failed", "lost", "cancelled"]
+LEAVE = "leave"
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """One rank as it introduced itself. `actor` is its Ray actor, to probe and, if it must be, to kill."""
+
+    rank: int
+    world_size: int
+    node: str
+    pid: int
+    actor: Any = None
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """An error on one rank. `error` is the exception itself when it is one of ours, else None."""
+
+    rank: int
+    kind: str
+    message: str
+    traceback: str
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the slot sees of one command: `verdict`, and what goes with it."""
+
+    verdict: Verdict
+    generation: int
+    answers: dict[int, Any] = field(default_factory=dict)
+    failures: tuple[RankFailure, ...] = ()
+    silent_s: dict[int, float] = field(default_factory=dict)
+
+
+class Ledger:
+    """Who is there, what was asked, who answered. `clock` is monotonic, seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._group = ""
+        self._void: set[str] = set()
+        self._ranks: dict[int, RankInfo] = {}
+        self._heard: dict[int, float] = {}
+        self._commands: list[dict[str, Any]] = []
+        self._answers: dict[int, dict[int, Any]] = {}
+        self._failures: dict[int, list[RankFailure]] = {}
+        self.generation = 0
+        self.closed = False
+        self.cancelled = False
+
+    def join(self, group: str, info: RankInfo) -> bool:
+        """Take in a rank; the first one of another group begins a new generation. False: its group is already void."""
+        if group in self._void or self.closed:
+            return False
+        if group != self._group:
+            self._begin(group)
+        self._ranks[info.rank] = info
+        self._heard[info.rank] = self._clock()
+        return True
+
+    def _begin(self, group: str) -> None:
+        if self._group:
+            self._void.add(self._group)
+        self._group = group
+        self.generation += 1
+        self._ranks, self._heard, self._commands, self._answers, self._failures = {}, {}, [], {}, {}
+
+    def complete(self) -> bool:
+        """Whether every rank of the present generation has joined."""
+        return bool(self._ranks) and len(self._ranks) == next(iter(self._ranks.values())).world_size
+
+    def ranks(self) -> list[RankInfo]:
+        """The present generation's ranks, by rank."""
+        return [self._ranks[rank] for rank in sorted(self._ranks)]
+
+    def beat(self, group: str, rank: int) -> None:
+        """Note a sign of life."""
+        if group == self._group and rank in self._ranks:
+            self._heard[rank] = self._clock()
+
+    def post(self, generation: int, command: dict[str, Any]) -> int | None:
+        """Queue a command for every rank of a generation. Returns its number, or None when the generation is void."""
+        if generation != self.generation or self.closed:
+            return None
+        self._commands.append(command)
+        return len(self._commands) - 1
+
+    def command(self, group: str, number: int) -> dict[str, Any] | None:
+        """Command `number` for a rank of `group`: itself, the order to leave, or None while there is none."""
+        if self.closed or group != self._group:
+            return {"op": LEAVE}
+        return self._commands[number] if number < len(self._commands) else None
+
+    def answer(self, group: str, rank: int, number: int, value: Any) -> None:
+        """Take a rank's result; one of a void generation is dropped."""
+        if group == self._group:
+            self._heard[rank] = self._clock()
+            self._answers.setdefault(number, {})[rank] = value
+
+    def fail(self, group: str, number: int, failure: RankFailure) -> None:
+        """Take a rank's error; one of a void generation is dropped."""
+        if group == self._group:
+            self._heard[failure.rank] = self._clock()
+            self._failures.setdefault(number, []).append(failure)
+
+    def status(self, generation: int, number: int) -> Status:
+        """Where a command stands. A failure counts before all have answered: the others may hang in a collective."""
+        failures = tuple(self._failures.get(number, ()))
+        answers = self._answers.get(number, {})
+        verdict: Verdict = "waiting"
+        if self.cancelled:
+            verdict = "cancelled"
+        elif generation != self.generation:
+            verdict = "lost"
+        elif failures:
+            verdict = "failed"
+        elif len(answers) == len(self._ranks):
+            verdict = "answered"
+        now = self._clock()
+        silent = {rank: now - heard for rank, heard in self._heard.items()}
+        return Status(verdict, self.generation, dict(answers), failures, silent)
+
+
+class Mailbox:
+    """The ledger as an async actor: polls wait inside it, so a waiting rank costs nothing."""
+
+    def __init__(self) -> None:
+        self._ledger = Ledger(time.monotonic)
+        self._changed = asyncio.Condition()
+
+    async def join(self, group: str, info: RankInfo) -> bool:
+        return bool(await self._change(lambda: self._ledger.join(group, info)))
+
+    async def beat(self, group: str, rank: int) -> None:
+        self._ledger.beat(group, rank)
+
+    async def post(self, generation: int, command: dict[str, Any]) -> int | None:
+        number: int | None = await self._change(lambda: self._ledger.post(generation, command))
+        return number
+
+    async def answer(self, group: str, rank: int, number: int, value: Any) -> None:
+        await self._change(lambda: self._ledger.answer(group, rank, number, value))
+
+    async def fail(self, group: str, number: int, failure: RankFailure) -> None:
+        await self._change(lambda: self._ledger.fail(group, number, failure))
+
+    async def next_command(self, group: str, number: int, wait_s: float) -> dict[str, Any] | None:
+        """Long poll of a rank: the command, the order to leave, or None after `wait_s`."""
+        await self._until(lambda: self._ledger.command(group, number) is not None, wait_s)
+        return self._ledger.command(group, number)
+
+    async def wait_complete(self, after: int, wait_s: float) -> tuple[int, list[RankInfo]] | None:
+        """Long poll of the slot: the first complete generation later than `after`, and its ranks; None after `wait_s`."""
+        ready = await self._until(
+            lambda: self._ledger.cancelled or (self._ledger.generation > after and self._ledger.complete()), wait_s
+        )
+        return (self._ledger.generation, self._ledger.ranks()) if ready and not self._ledger.cancelled else None
+
+    async def wait(self, generation: int, number: int, wait_s: float) -> Status:
+        """Long poll of the slot: where a command stands, as soon as that is news, at the latest after `wait_s`."""
+        await self._until(lambda: self._ledger.status(generation, number).verdict != "waiting", wait_s)
+        return self._ledger.status(generation, number)
+
+    async def close(self) -> None:
+        """Send every rank away, also those that join later."""
+        await self._change(lambda: setattr(self._ledger, "closed", True))
+
+    async def is_closed(self) -> bool:
+        return self._ledger.closed
+
+    async def cancel(self) -> None:
+        """Wake the slot from whatever it waits for: the sweep is being stopped."""
+        await self._change(lambda: setattr(self._ledger, "cancelled", True))
+
+    async def is_cancelled(self) -> bool:
+        return self._ledger.cancelled
+
+    async def _change(self, act: Callable[[], Any]) -> Any:
+        async with self._changed:
+            value = act()
+            self._changed.notify_all()
+        return value
+
+    async def _until(self, holds: Callable[[], bool], wait_s: float) -> bool:
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(holds), wait_s)
+            except TimeoutError:
+                return False
+        return True
+
+
+def open_mailbox() -> Any:
+    """Start a mailbox beside the caller. It takes no CPU, and dies with the caller."""
+    return ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000).remote()

@@ -1,0 +1,51 @@
+"""What a sweep came to, for the command that shows it and exits by it.
+
+Owns plain data made from the folded journal. Called by `runner.py` (makes it) and `cli.py`, `report/` by way of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlcore.recipe import Recipe
+from tlcore.storage import RunRef
+from tlcore.storage.journal import SweepState, TrialState
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """A sweep that ended, or was interrupted: at least one trial took a step, or there was nothing left to do.
+
+    `best` is the trial with the best last metric, None where no trial has any; `errors` says by trial what failed it. `logs` has
+    the driver's log and a link to Ray's.
+    """
+
+    run: RunRef
+    recipe: Recipe
+    state: SweepState
+    best: TrialState | None
+    logs: Path
+    interrupted: bool
+
+    @property
+    def trials(self) -> list[TrialState]:
+        """Every trial, in the order in which they were suggested."""
+        return list(self.state.trials.values())
+
+    @property
+    def metrics(self) -> dict[str, Mapping[str, float | None]]:
+        """What each trial measured last."""
+        return {trial.trial: trial.results[-1].metrics for trial in self.trials if trial.results}
+
+    @property
+    def errors(self) -> dict[str, dict[str, Any]]:
+        """By failed trial: error (its class), message, hint, rank."""
+        return {trial.trial: trial.failure for trial in self.trials if trial.failure is not None}
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to run."""
+        return self.state.finished

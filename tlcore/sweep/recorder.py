@@ -1,0 +1,141 @@
+"""From what Tune tells to the journal and the display: the only place where a sweep's history is written.
+
+Owns the order: an entry is durable before Tune acts on what it says, since Tune calls back after a decision is taken and before it
+is carried out. Owns also the decision to stop the whole sweep when the very first thing that happens is an error in the request
+(a missing column is missing in every trial). Called by Tune's controller, in the driver's thread, and by `runner.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.tune import Callback, Stopper
+from ray.tune.experiment import Trial
+
+from tlcore.errors import TlcoreError, WorkerLost
+from tlcore.storage.journal import Entry, Journal, SweepState
+from tlcore.sweep.display import Display
+from tlcore.sweep.search import SlotTrial
+from tlcore.sweep.slot import REPORT
+
+_RESULT_KEYS = ("step", "total_steps", "fraction", "metrics", "checkpoint_step", "loss", "samples_per_s", "group")
+
+
+class Recorder:
+    """Writes entries, keeps the folded state, tells the display. Safe to call from the driver's threads."""
+
+    def __init__(self, journal: Journal, state: SweepState, display: Display | None) -> None:
+        self.journal, self.state, self.display = journal, state, display
+        self.error: TlcoreError | None = None
+        self._lock = threading.Lock()
+
+    def record(self, kind: str, trial: str | None = None, **facts: Any) -> Entry:
+        """Write one entry, fold it, show it."""
+        with self._lock:
+            try:
+                entry = self.journal.append(kind, trial, **facts)
+            except TlcoreError as error:
+                self.error = error  # Tune wraps what a callback raises; the driver raises this instead
+                raise
+            self.state.apply(entry)
+            if self.display is not None:
+                self.display.on_event(entry)
+        return entry
+
+    def progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
+        """Show the newest progress."""
+        with self._lock:
+            if self.display is not None:
+                self.display.on_progress(snapshot)
+
+
+class Halt(Stopper):
+    """Stops the sweep as a whole: on an interrupt, or on an error that every trial would meet."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.error: TlcoreError | None = None
+
+    def interrupt(self) -> None:
+        """Stop at the controller's next turn; safe in a signal handler."""
+        self.interrupted = True
+
+    def fail(self, error: TlcoreError) -> None:
+        """Stop at the controller's next turn: no trial can do better."""
+        self.error = self.error or error
+
+    @property
+    def asked(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.interrupted or self.error is not None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial is stopped by its results here."""
+        return False
+
+    def stop_all(self) -> bool:
+        """What Tune asks after every event."""
+        return self.asked
+
+
+class JournalCallback(Callback):
+    """Tune's events as journal entries."""
+
+    def __init__(self, recorder: Recorder, halt: Halt) -> None:
+        self._recorder, self._halt = recorder, halt
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A slot took the trial."""
+        actor = trial.temporary_state.ray_actor
+        self._recorder.record("started", trial.trial_id, slot=actor._actor_id.hex()[:12] if actor else None)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """The trial reported; the scheduler has decided, and nothing is done about it yet."""
+        report = result[REPORT]
+        for lost in report["lost"]:
+            self._recorder.record("lost", trial.trial_id, **lost)
+        facts = {key: report[key] for key in _RESULT_KEYS if key in report}
+        self._recorder.record("result", trial.trial_id, **facts)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial ended on purpose: at its own end, or by the scheduler's word."""
+        if self._recorder.state.trials[trial.trial_id].fraction >= 1.0:
+            self._recorder.record("completed", trial.trial_id)
+        else:
+            self._recorder.record("stopped", trial.trial_id, reason="scheduler")
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial's slot died and another one will take it up."""
+        self._recorder.record("lost", trial.trial_id, rank=None, cause="the slot's process died", step=None)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """The trial ended by an error."""
+        if self._halt.asked:
+            return  # torn down with the sweep: it is not the trial's failure, and a resume takes it up
+        error = cause_of(trial)
+        self._recorder.record("failed", trial.trial_id, **failure_facts(error))
+        if error.exit_code == 2 and not any(state.results for state in self._recorder.state.trials.values()):
+            self._halt.fail(error)
+
+
+def cause_of(trial: SlotTrial) -> TlcoreError:
+    """What ended a trial, as an error of ours."""
+    failure = trial.failure
+    if isinstance(failure, RayTaskError) and isinstance(failure.cause, TlcoreError):
+        return failure.cause
+    if isinstance(failure, RayActorError):
+        return WorkerLost(
+            f"the slot of trial {trial.trial_id} died more often than failures.max_lost_workers={trial.max_failures}",
+            hint="see the head node's memory and system log",
+        )
+    return TlcoreError(f"the slot failed: {failure}", hint="see the slot's log in the log directory")
+
+
+def failure_facts(error: TlcoreError) -> dict[str, Any]:
+    """An error as a journal entry keeps it."""
+    facts = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    return facts | {key: error.fields[key] for key in ("rank", "step") if key in error.fields}

@@ -1,0 +1,178 @@
+"""A sweep from recipe to outcome: make or find the run, check that it fits, let Tune drive the slots, say what came of it.
+
+Owns the order of things: what can be known to fail is tried before the run exists (storage, placement), and the run's identity
+exists before the first trial. A single training run is a sweep of one point through the same slots. Called by `cli.py` and
+`jobs/`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import platform
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from tlcore.errors import RequestError, SweepError
+from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict, trial_point
+from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, probe
+from tlcore.storage.journal import SweepState
+from tlcore.sweep.display import Display
+from tlcore.sweep.driver import Driver
+from tlcore.sweep.outcome import SweepOutcome
+from tlcore.sweep.quiet import quiet_ray
+from tlcore.sweep.recorder import Halt
+from tlcore.sweep.resources import Cluster, Shape, check_placeable, shape_of
+from tlcore.sweep.search import trials_wanted
+
+SESSION: Final = "tlcore.train:TrialSession"
+MAY_CHANGE: Final = ("resources.", "failures.", "budget.", "report.", "track.", "search.trials")
+"""Settings that a resumed sweep may have otherwise: they change where and how long it runs, not what a trial is."""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What the command decides and the recipe does not.
+
+    Args:
+        resume: go on with the newest run of the recipe's name.
+        display: shows the sweep live; None shows nothing. Closed by the caller.
+        logs: directory for the driver's log; None makes one under the user's cache directory.
+        session: import path of the session class that the ranks drive.
+    """
+
+    resume: bool = False
+    display: Display | None = None
+    logs: Path | None = None
+    session: str = SESSION
+
+
+def log_directory(name: str, now: datetime) -> Path:
+    """Where a sweep's logs go by default, so that a command can name the place before anything is started."""
+    return Path.home() / ".cache" / "tlcore" / "logs" / f"{name}-{now:%Y%m%d-%H%M%S}"
+
+
+def run_sweep(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
+    """Run or resume the sweep that a recipe describes.
+
+    Raises:
+        CannotPlace: a trial can never be placed on this cluster (nothing was started).
+        SweepError: no trial took a step.
+        RequestError, StorageError: the run cannot be resumed, or the storage not used.
+    """
+    return _run(recipe, options, metric=recipe.search.metric)
+
+
+def run_train(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
+    """Run or resume one training run, the recipe as it stands: a sweep of one point."""
+    search = recipe.search.model_copy(
+        update={
+            "space": {},
+            "trials": 1,
+            "first": (),
+            "algorithm": "random",
+            "scheduler": type(recipe.search.scheduler)(),
+        }
+    )
+    return _run(recipe.model_copy(update={"search": search}), options, metric=None)
+
+
+def _run(recipe: Recipe, options: SweepOptions, metric: str | None) -> SweepOutcome:
+    now = datetime.now(UTC)
+    logs = options.logs or log_directory(recipe.name, now)
+    ensure_embedded(recipe.storage)
+    probe(recipe.storage)
+    run = _find_run(recipe) if options.resume else None
+    with quiet_ray(logs), _interrupts() as halt:
+        _check_fits(recipe, Cluster())
+        if run is None:
+            run = create_run(recipe.storage, recipe.name, identity(recipe), now, secrets.token_hex(8))
+        if halt.asked:
+            raise KeyboardInterrupt
+        driver = Driver(recipe, run, options.session, metric, options.display, halt)
+        interrupted = driver.drive()
+    state = driver.state
+    _check_progress(state, halt, interrupted, logs)
+    best = state.best(recipe.search.metric, recipe.search.mode)
+    return SweepOutcome(run, recipe, state, best, logs, interrupted)
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What `run.json` says about a new run."""
+    packages = ("torch", "transformers", "ray", "deepspeed")
+    return {
+        "recipe": recipe.to_dict(),
+        "digest": recipe.digest(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "started_by": getpass.getuser(),
+        "host": platform.node(),
+    }
+
+
+def _find_run(recipe: Recipe) -> RunRef:
+    """The newest run of the recipe's name, if this recipe may go on with it. Raises ObjectMissing, RequestError."""
+    run = newest_run(recipe.storage, recipe.name)
+    stored = recipe_from_dict(run.identity()["recipe"], source=f"{run.url}/run.json")
+    changed = {key: pair for key, pair in difference(recipe, stored).items() if not key.startswith(MAY_CHANGE)}
+    if changed:
+        listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in sorted(changed.items()))
+        raise RequestError(
+            f"cannot resume {run.url} with another recipe: {listed}",
+            hint="change it back, or leave out --resume to start a new run",
+        )
+    return run
+
+
+def _check_fits(recipe: Recipe, cluster: Cluster) -> None:
+    nodes, gpus = cluster.nodes(), cluster.has_gpus()
+    seen: set[Shape] = set()
+    for index in range(trials_wanted(recipe)):
+        shape = shape_of(apply_point(recipe, trial_point(recipe, recipe.train.seed, index)), gpus)
+        if shape not in seen:
+            seen.add(shape)
+            check_placeable(shape, nodes)
+
+
+def _check_progress(state: SweepState, halt: Halt, interrupted: bool, logs: Path) -> None:
+    if any(trial.results for trial in state.trials.values()) or interrupted:
+        return
+    if halt.error is not None:
+        raise halt.error
+    first = next((trial.failure for trial in state.trials.values() if trial.failure is not None), None)
+    if first is None:
+        raise SweepError("no trial took a step", hint=f"see {logs}")
+    raise SweepError(
+        f"no trial took a step; {first['trial']} failed first: {first['error']}: {first['message']}",
+        hint=first["hint"] or f"see {logs}",
+        trial=first["trial"],
+        rank=first.get("rank"),
+    )
+
+
+@contextmanager
+def _interrupts() -> Iterator[Halt]:
+    """Ctrl-C or SIGTERM asks the sweep to stop; a second one stops this process at once."""
+    halt = Halt()
+    if threading.current_thread() is not threading.main_thread():
+        yield halt
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if halt.asked:
+            raise KeyboardInterrupt
+        halt.interrupt()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield halt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,194 @@
+"""A slot: the Tune `Trainable` that runs one trial after another in one warm worker group.
+
+Owns what a trial is to Tune: a step is the way to the next report fraction, a checkpoint is a pointer of a few bytes to a committed
+manifest, a reset is the next trial in the same processes. Owns also what happens when ranks die: the trial is started again in
+the restarted group from its newest manifest and the interrupted command is repeated, as often as the recipe allows.
+Does not own the ranks (`group.py`), the training (`train/`) or any decision of the search. Made by Tune; its `config` is what
+`search.py` put in: {"trial", "point", "reached", "run": {...}}, all plain JSON values.
+
+The worker group is replaced before the next trial when the trial failed, and always with `resources.isolation: process`.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray import tune
+
+from tlcore.checkpoint import newest_step
+from tlcore.errors import CheckpointIncompatible, SweepError, WorkerLost
+from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions
+from tlcore.storage import open_store
+from tlcore.sweep.board import find_board
+from tlcore.sweep.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
+from tlcore.sweep.resources import shape_of
+
+POINTER: Final = "pointer.json"
+TIME_ATTR: Final = "progress"
+REPORT: Final = "report"
+_EPSILON: Final = 1e-9
+
+
+def next_fraction(fractions: tuple[float, ...], reached: float) -> float:
+    """The first report fraction after `reached`; the last one when there is none."""
+    return next((fraction for fraction in fractions if fraction > reached + _EPSILON), fractions[-1])
+
+
+class Slot(tune.Trainable):
+    """One trial at a time, warm. Tune calls setup or reset_config, then load_checkpoint, step, save_checkpoint, and cleanup."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Note the first trial; the workers start with its first step."""
+        self._slot: str = ray.get_runtime_context().get_actor_id()[:12]
+        self._group: WorkerGroup | None = None
+        self._groups = 0
+        self._healthy = True
+        self._board = find_board(config["run"]["board"])
+        self._take(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Note the next trial. Returns at once, so that Tune may hand on other cached slots meanwhile."""
+        self._finish_trial()
+        self._take(new_config)
+        return True
+
+    def _take(self, config: dict[str, Any]) -> None:
+        self._run: dict[str, Any] = config["run"]
+        self._trial: str = config["trial"]
+        self._point: dict[str, Any] = config["point"]
+        self._recipe: Recipe = apply_point(recipe_from_dict(self._run["recipe"]), self._point)
+        self._fractions = report_fractions(self._recipe)
+        self._reached: float = config["reached"]
+        self._checkpoint_step: int | None = None
+        self._started = False
+        self._losses: list[dict[str, Any]] = []
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next report fraction and say how it stands there.
+
+        Returns:
+            The metrics, flat; `progress` (fraction of the trial's own epochs), `step`, `done`; and `report`, all of it.
+        """
+        fraction = next_fraction(self._fractions, self._reached)
+        done = fraction >= self._fractions[-1] - _EPSILON
+        losses = len(self._losses)
+        self._healthy = False
+        report: dict[str, Any] = self._command({"op": "advance", "fraction": fraction})
+        self._check_metric(report["metrics"])
+        if done:
+            self._end_session()
+        self._healthy = True
+        self._reached, self._checkpoint_step = fraction, report["checkpoint_step"]
+        facts = {**report, "fraction": fraction, "lost": self._losses[losses:], "group": self._group_name()}
+        return {**report["metrics"], TIME_ATTR: fraction, "step": report["step"], "done": done, REPORT: facts}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write the pointer to the newest committed manifest; the bytes are in the store already."""
+        pointer = {
+            "run": self._run["url"],
+            "trial": self._trial,
+            "step": self._checkpoint_step,
+            "fraction": self._reached,
+        }
+        Path(checkpoint_dir, POINTER).write_text(json.dumps(pointer))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Continue after the report that a pointer names. Raises CheckpointIncompatible for another trial's pointer."""
+        pointer = json.loads(Path(checkpoint_dir, POINTER).read_text())
+        if (pointer["run"], pointer["trial"]) != (self._run["url"], self._trial):
+            raise CheckpointIncompatible(
+                f"trial {self._trial} was given the checkpoint of trial {pointer['trial']} of {pointer['run']}"
+            )
+        self._reached, self._checkpoint_step = pointer["fraction"], pointer["step"]
+
+    def cleanup(self) -> None:
+        """End the session and the worker group."""
+        self._close_group()
+
+    def _command(self, command: dict[str, Any]) -> Any:
+        """Perform a command in the started trial; after a loss start it again from its newest manifest and repeat."""
+        while True:
+            try:
+                group = self._ensure_started()
+                return group.run(command)
+            except GroupLost as lost:
+                self._note_loss(lost)
+                self._started = False
+
+    def _end_session(self) -> None:
+        self._started = False
+        with suppress(GroupLost):  # a rank that died with nothing left to do takes nothing with it
+            self._ensure_group().run({"op": "close"})
+
+    def _ensure_started(self) -> WorkerGroup:
+        group = self._ensure_group()
+        if not self._started:
+            group.run(
+                {
+                    "op": "start",
+                    "recipe": self._run["recipe"],
+                    "point": self._point,
+                    "trial": self._trial,
+                    "run_url": self._run["url"],
+                    "resume_step": self._newest_step(),
+                }
+            )
+            self._started = True
+        return group
+
+    def _ensure_group(self) -> WorkerGroup:
+        shape = shape_of(self._recipe, self._run["cluster_has_gpus"])
+        if self._group is not None and self._group.settings.shape != shape:
+            self._close_group()
+        if self._group is None:
+            self._groups += 1
+            settings = GroupSettings(
+                shape, self._run["session"], self._run["board"], Path(self._run["scratch"]), self._group_name()
+            )
+            self._group = WorkerGroup(settings)
+            if not ray.get(self._board.register.remote(self._slot, self._group.mailbox)):
+                raise Cancelled("the sweep is being stopped")
+            self._group.launch()
+        self._group.await_ranks()
+        return self._group
+
+    def _note_loss(self, lost: GroupLost) -> None:
+        step = self._newest_step()
+        self._losses.append({"rank": lost.rank, "cause": lost.cause, "step": step})
+        allowed = self._recipe.failures.max_lost_workers
+        if len(self._losses) > allowed:
+            raise WorkerLost(
+                f"trial {self._trial} lost workers {len(self._losses)} times (last: {lost.cause}), "
+                f"more than failures.max_lost_workers={allowed}",
+                hint="see the node's memory and system log; raise failures.max_lost_workers where nodes come and go",
+                trial=self._trial,
+                rank=lost.rank,
+                step=step,
+            ) from lost
+
+    def _newest_step(self) -> int | None:
+        return newest_step(open_store(self._run["url"]), self._trial)
+
+    def _check_metric(self, metrics: dict[str, float]) -> None:
+        wanted = self._run["metric"]
+        if wanted is not None and wanted not in metrics:
+            raise SweepError(
+                f"search.metric {wanted!r} is not among what trial {self._trial} measured: {', '.join(sorted(metrics))}",
+                hint="set search.metric to one of these",
+            )
+
+    def _finish_trial(self) -> None:
+        if not self._healthy or self._recipe.resources.isolation == "process":
+            self._close_group()
+
+    def _close_group(self) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            group.close(self._healthy)
+
+    def _group_name(self) -> str:
+        return f"{self._slot}-{self._groups}"

@@ -1,0 +1,186 @@
+"""What runs in every rank of a slot's worker group: fetch a command, drive the trial's session, answer.
+
+Owns the commands (`start`, `advance`, `save`, `close`) and how a rank's error travels; not the training, which a session class
+does (`tlcore.train.TrialSession`, or another class of the same shape named by its import path). A rank outlives its trials: what
+is imported and connected stays, the session is made anew for each. After an error the rank keeps fetching, since whether
+the group can go on is for the slot to say. Started by Ray Train (`group.py`), which has set up the torch process group.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import ray
+
+from tlcore.errors import TlcoreError
+from tlcore.recipe import apply_point, recipe_from_dict
+from tlcore.sweep.board import ProgressFeed
+from tlcore.sweep.mailbox import LEAVE, RankFailure, RankInfo
+
+HEARTBEAT_S = 2.0
+POLL_S = 20.0
+
+
+class Session(Protocol):
+    """One trial on one rank; every call is made on all ranks."""
+
+    def advance(self, fraction: float) -> Any:
+        """Train to a fraction of the trial's own epochs, evaluate, commit a checkpoint; a report with `to_dict()`."""
+
+    def save(self, wait: bool = True) -> Any:
+        """Checkpoint now."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+SessionFactory = Callable[..., Session]
+
+
+def import_factory(path: str) -> SessionFactory:
+    """The session class at `package.module:name`."""
+    module, _, name = path.partition(":")
+    factory: SessionFactory = getattr(importlib.import_module(module), name)
+    return factory
+
+
+class SessionHost:
+    """Performs commands on one rank. Holds at most one session.
+
+    Args:
+        session: import path of what makes a session from (recipe, run_url, trial, on_progress, resume_step). Imported with the
+            first trial, so that a failing import is an error of that command, with its rank and traceback.
+        feed: takes the rank's progress on its way to the board; None on ranks that do not report.
+    """
+
+    def __init__(self, session: str, feed: Callable[[str], Callable[[Any], None]] | None) -> None:
+        self._path = session
+        self._feed = feed
+        self._session: Session | None = None
+
+    def perform(self, command: dict[str, Any]) -> Any:
+        """Do one command and return its plain answer."""
+        op = command["op"]
+        if op == "start":
+            return self._start(command)
+        if op == "close":
+            return self.close()
+        if self._session is None:
+            raise RuntimeError(f"command {op!r} without a started trial")
+        if op == "advance":
+            return self._session.advance(command["fraction"]).to_dict()
+        if op == "save":
+            self._session.save(wait=True)
+            return None
+        raise ValueError(f"unknown command {op!r}")
+
+    def _start(self, command: dict[str, Any]) -> None:
+        self.close()
+        recipe = apply_point(recipe_from_dict(command["recipe"]), command["point"])
+        trial = command["trial"]
+        on_progress = self._feed(trial) if self._feed is not None else None
+        self._session = import_factory(self._path)(
+            recipe, command["run_url"], trial, on_progress, command["resume_step"]
+        )
+
+    def close(self) -> None:
+        """End the session, if there is one, and give its memory back."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+            del session
+            gc.collect()
+
+    def drop(self) -> None:
+        """Forget the session after an error: closing it might wait for ranks that hang."""
+        self._session = None
+
+
+def describe_failure(rank: int, error: BaseException) -> RankFailure:
+    """A rank's error in a form that any process can read; errors of ours travel as themselves."""
+    text = "".join(traceback.format_exception(error))
+    own = error if isinstance(error, TlcoreError) else None
+    message = error.message if isinstance(error, TlcoreError) else str(error)
+    return RankFailure(rank, type(error).__name__, message, text, own)
+
+
+class Link:
+    """One rank's end of the mailbox: joins, beats in the background, fetches, answers."""
+
+    def __init__(self, mailbox: Any, group: str, rank: int, world_size: int) -> None:
+        self._mailbox, self._group, self.rank = mailbox, group, rank
+        context = ray.get_runtime_context()
+        self._info = RankInfo(rank, world_size, context.get_node_id(), os.getpid(), context.current_actor)
+        self._over = threading.Event()
+
+    def join(self) -> bool:
+        """Introduce this rank and start the heartbeat. False: the group is void, leave."""
+        if not ray.get(self._mailbox.join.remote(self._group, self._info)):
+            return False
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        return True
+
+    def fetch(self, number: int) -> dict[str, Any]:
+        """Command `number`, waiting for it as long as it takes."""
+        while True:
+            command: dict[str, Any] | None = ray.get(self._mailbox.next_command.remote(self._group, number, POLL_S))
+            if command is not None:
+                return command
+
+    def answer(self, number: int, value: Any) -> None:
+        """Hand in the result of a command."""
+        ray.get(self._mailbox.answer.remote(self._group, self.rank, number, value))
+
+    def fail(self, number: int, failure: RankFailure) -> None:
+        """Hand in the error that a command ended with."""
+        ray.get(self._mailbox.fail.remote(self._group, number, failure))
+
+    def close(self) -> None:
+        """Stop the heartbeat."""
+        self._over.set()
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT_S):
+            self._mailbox.beat.remote(self._group, self.rank)
+
+
+def serve(link: Link, host: SessionHost) -> None:
+    """Perform commands in order until told to leave."""
+    number = 0
+    while (command := link.fetch(number))["op"] != LEAVE:
+        try:
+            value = host.perform(command)
+        except Exception as error:  # noqa: BLE001 (the rank's edge: whatever went wrong is the slot's to judge)
+            failure = describe_failure(link.rank, error)
+            print(failure.traceback, file=sys.stderr, flush=True)  # noqa: T201 (to the worker's own log file)
+            host.drop()
+            link.fail(number, failure)
+        else:
+            link.answer(number, value if link.rank == 0 else None)
+        number += 1
+    host.close()
+
+
+def worker_loop(config: dict[str, Any]) -> None:
+    """Ray Train's `train_loop_per_worker`. `config`: mailbox (actor), session (import path), board (name or None)."""
+    import ray.train
+
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    group = ray.util.get_current_placement_group().id.hex()
+    link = Link(config["mailbox"], group, rank, world_size)
+    if not link.join():
+        return
+    feed = ProgressFeed(config["board"], time.monotonic) if rank == 0 and config["board"] else None
+    try:
+        serve(link, SessionHost(config["session"], feed.for_trial if feed else None))
+    finally:
+        link.close()
