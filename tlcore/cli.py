@@ -29,6 +29,7 @@ from tlcore.cli_options import (
     Workers,
     overrides,
     print_json,
+    stdout_console,
 )
 from tlcore.errors import TlcoreError
 
@@ -198,11 +199,9 @@ def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None
 
 def _print_run(run: RunRef) -> None:
     """The end of a run, read back from storage as `tlcore show` does."""
-    from rich.console import Console
-
     from tlcore.report.runs import read_run, show_parts
 
-    console = Console()
+    console = stdout_console()
     console.print()
     for part in show_parts(read_run(run), console):
         console.print(part, highlight=False)
@@ -283,8 +282,6 @@ def list_sweeps(storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> 
     """All runs of a storage, newest first."""
     from datetime import UTC, datetime
 
-    from rich.console import Console
-
     from tlcore.report.runs import all_runs, list_table, run_json
     from tlcore.storage import ensure_embedded
 
@@ -293,7 +290,7 @@ def list_sweeps(storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> 
     if as_json:
         print_json([run_json(run) for run in runs])
     elif runs:
-        Console().print(list_table(runs, datetime.now(UTC)))
+        stdout_console().print(list_table(runs, datetime.now(UTC)))
     else:
         typer.echo(f"no run in {storage}")
 
@@ -305,8 +302,6 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """One run with its trials, read from object storage alone. A name means its newest run."""
-    from rich.console import Console
-
     from tlcore.report.runs import find_run, read_run, show_json, show_parts
     from tlcore.storage import ensure_embedded
 
@@ -315,7 +310,7 @@ def show(
     if as_json:
         print_json(show_json(run))
         return
-    console = Console()
+    console = stdout_console()
     for part in show_parts(run, console):
         console.print(part, highlight=False)
 
@@ -388,15 +383,13 @@ def preflight(
     as_json: AsJson = False,
 ) -> None:
     """Every node of a cluster, or this machine: versions, devices, storage, and one collective across all."""
-    from rich.console import Console
-
     from tlcore.remote.preflight import preflight, preflight_table
 
     report = preflight(storage, address)
     if as_json:
         print_json(report.to_dict())
     else:
-        Console().print(preflight_table(report))
+        stdout_console().print(preflight_table(report))
         for problem in report.problems:
             typer.echo(problem)
     raise typer.Exit(report.exit_code)

@@ -6,14 +6,19 @@ Owns the wording of --help for each. Called by `cli.py` and `cli_storage.py`.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tlcore.errors import RequestError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 DEFAULT_STORAGE = "s3://tlcore/runs"
+_WIDE = 240
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
 Settings = Annotated[
@@ -42,6 +47,13 @@ def overrides(settings: Sequence[str] | None, **options: str | float | None) -> 
         found[key.strip()] = value
     given = {key.replace("__", "."): json.dumps(value) for key, value in options.items() if value is not None}
     return found | given
+
+
+def stdout_console() -> Console:
+    """For tables on stdout: as wide as the terminal, and wide enough for every column where there is none."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=_WIDE)
 
 
 def print_json(value: Any) -> None:

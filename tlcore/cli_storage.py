@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tlcore.cli_options import DEFAULT_STORAGE, AsJson, Storage, print_json
+from tlcore.cli_options import DEFAULT_STORAGE, AsJson, Storage, print_json, stdout_console
 
 if TYPE_CHECKING:
     from tlcore.storage import Status
@@ -23,8 +23,6 @@ Where = Annotated[str, typer.Argument(metavar="URL", help="URL of a run, trial o
 @checkpoints.command("list")
 def list_checkpoints(where: Where, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
     """Committed checkpoints of a run or trial."""
-    from rich.console import Console
-
     from tlcore.report.runs import find_checkpoints, manifest_json, manifest_table
     from tlcore.storage import ensure_embedded
 
@@ -33,7 +31,7 @@ def list_checkpoints(where: Where, storage: Storage = DEFAULT_STORAGE, as_json: 
     if as_json:
         print_json([manifest_json(manifest) for manifest in manifests])
     else:
-        Console().print(manifest_table(manifests))
+        stdout_console().print(manifest_table(manifests))
 
 
 @checkpoints.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -129,12 +130,11 @@ def test_list_says_how_long_an_unfinished_run_was_silent_and_puts_the_newest_fir
     write_run(storage, finished=False, name="other", at=START + timedelta(hours=1))
     runs = all_runs(storage)
     lines = text_of([list_table(runs, START + timedelta(minutes=3, seconds=13))])
-    assert lines[0].split() == ["run", "started", "state", "trials", "best"]
-    assert lines[1].startswith("other/20261121-054500-")
-    assert lines[1].endswith(
-        "2026-11-21 05:45  unfinished, last entry 3 min 06 s ago     1/3  eval_accuracy 0.7100 (t000)"
-    )
-    assert lines[2].endswith("finished                                  2/3  eval_accuracy 0.7800 (t000)")
+    assert [re.sub("[0-9a-f]{4} ", "xxxx ", line) for line in lines] == [
+        "run                           state       last entry      trials  best",
+        "other/20261121-054500-xxxx    unfinished  3 min 06 s ago     1/3  0.7100 eval_accuracy (t000)",
+        "reviews/20261121-044500-xxxx  finished    3 min 02 s ago     2/3  0.7800 eval_accuracy (t000)",
+    ]
     assert [run_json(run)["state"] for run in runs] == ["unfinished", "finished"]
 
 
@@ -175,3 +175,9 @@ def test_a_recipe_this_version_does_not_accept_is_still_shown(storage):
 def test_a_run_without_a_trial_says_so(storage):
     ref = create_run(storage, "reviews", {"recipe": recipe_from_dict(RECIPE).to_dict()}, START, "one")
     assert "no trial was suggested yet" in text_of(show_parts(read_run(ref), Console(file=io.StringIO(), width=200)))
+
+
+def test_one_training_run_is_one_trial_whatever_the_recipe_searches(storage):
+    identity = {"recipe": recipe_from_dict(RECIPE).to_dict(), "kind": "train"}
+    ref = create_run(storage, "reviews", identity, START, "one")
+    assert read_run(ref).view.expected_trials == 1

@@ -86,8 +86,9 @@ def read_run(ref: RunRef, *, checkpoints: bool = True) -> StoredRun:
     recipe = identity.get("recipe") or {}
     search = recipe.get("search") or {}
     title = f"{ref.name}/{ref.run_id}"
+    expected = 1 if identity.get("kind") == "train" else int(search.get("trials", 0))
     metric, mode = str(search.get("metric", "")), str(search.get("mode", "max"))
-    view = SweepView(title, metric, mode, int(search.get("trials", 0)), entries)
+    view = SweepView(title, metric, mode, expected, entries)
     return StoredRun(ref, identity, entries, view, committed_steps(store) if checkpoints else {})
 
 
@@ -118,8 +119,10 @@ def _started(ref: RunRef) -> StoredRun | None:
 def list_table(runs: Iterable[StoredRun], now: datetime) -> RenderableType:
     """Runs, newest first: what each found and whether it ended."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading, justify in (("run", "left"), ("started", "left"), ("state", "left"), ("trials", "right")):
-        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    table.add_column("run", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("last entry", no_wrap=True)
+    table.add_column("trials", justify="right", no_wrap=True)
     table.add_column("best")
     for run in runs:
         table.add_row(*_list_cells(run, now))
@@ -128,16 +131,13 @@ def list_table(runs: Iterable[StoredRun], now: datetime) -> RenderableType:
 
 def _list_cells(run: StoredRun, now: datetime) -> list[Text]:
     rows, best = run.view.rows(), run.best
-    ended = sum(row.ended for row in rows)
-    finished = run.state == FINISHED
-    age = None if finished else _age_s(run, now)
-    state = run.state if age is None else f"{run.state}, last entry {figures.duration(age)} ago"
-    found = f"{run.view.metric} {figures.metric(best.metric)} ({best.trial})" if best else figures.ABSENT
+    age = _age_s(run, now)
+    found = f"{figures.metric(best.metric)} {run.view.metric} ({best.trial})" if best else figures.ABSENT
     return [
         Text(run.view.title),
-        Text(str(run.identity.get("created", figures.ABSENT))[:16].replace("T", " ")),
-        Text(state, "green" if finished else "yellow"),
-        Text(f"{ended}/{max(run.view.expected_trials, len(rows))}"),
+        Text(run.state, "green" if run.state == FINISHED else "yellow"),
+        Text(figures.ABSENT if age is None else f"{figures.duration(age)} ago"),
+        Text(f"{sum(row.ended for row in rows)}/{max(run.view.expected_trials, len(rows))}"),
         Text(found),
     ]
 
@@ -199,7 +199,7 @@ def _findings(run: StoredRun) -> list[str]:
         return []
     lines = []
     recipe = _recipe(run)
-    if recipe is not None:
+    if recipe is not None and run.view.expected_trials > 1:
         lines += best_lines(best, view.metric, difference(apply_point(recipe, dict(best.point)), recipe))
         lines.append(gain_line(view.rows(), view.metric, view.mode, recipe.transfer.strategy))
     if run.final:
