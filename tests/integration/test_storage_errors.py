@@ -20,6 +20,9 @@ from tlcore.errors import (
     StorageUnreachable,
 )
 from tlcore.storage import ObjectStore, open_store, probe
+from tlcore.storage.access import resolve_access
+from tlcore.storage.s3 import QUICK, S3ObjectStore
+from tlcore.storage.urls import S3Place
 
 pytestmark = pytest.mark.integration
 
@@ -206,6 +209,13 @@ def test_a_conditional_put_whose_answer_is_lost_reads_back_and_compares(misbehav
     assert server.requests.count("PUT") == 2
 
 
+def test_a_conditional_put_whose_every_answer_is_lost_still_finds_its_bytes(misbehaving):
+    server = misbehaving(lambda method, *_: None if method == "PUT" else (200, b"stored"))
+    store = S3ObjectStore(S3Place("some-bucket", ""), resolve_access(S3Place("some-bucket", "")), QUICK)
+    assert store.put_if_absent("once", b"mine") is True
+    assert server.objects["/some-bucket/once"] == b"mine"
+
+
 def test_a_conditional_put_refused_by_its_own_first_attempt_is_a_success(misbehaving):
     """A 5xx that stored the object all the same, then 412 for the client's own repetition."""
 
@@ -271,6 +281,9 @@ def test_children_get_the_object_or_a_clear_word(s3_store: ObjectStore, method, 
     queue = context.Queue()
     child = context.Process(target=_in_child, args=(s3_store.url, queue))
     child.start()
-    answer = queue.get(timeout=60)
-    child.join(60)
+    try:
+        answer = queue.get(timeout=60)
+    finally:
+        child.kill()
+        child.join()
     assert answer == expected or expected in answer
