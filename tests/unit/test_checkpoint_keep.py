@@ -19,6 +19,7 @@ from tlcore.checkpoint import (
     steps_to_delete,
     verify,
 )
+from tlcore.checkpoint.manifest import read_index
 from tlcore.errors import CheckpointCorrupt, CheckpointError, RequestError
 
 pytestmark = pytest.mark.unit
@@ -106,6 +107,33 @@ def test_what_a_running_save_uploaded_or_names_stays():
     assert same(restored(store, state, step=7)[0], state)
 
 
+def test_old_chunks_that_a_running_save_reuses_stay_while_its_manifest_is_still_to_come():
+    store, state = MemoryStore(), State()
+    saved(store, state, step=1)
+    store.later(DAY + 1)
+    ranks = writers(store, 2, parent=read_manifest(store, "t000", 1))
+    for rank in (1, 0):
+        if rank == 0:
+            delete_checkpoint(store, "t000", 1)
+            gc(store, store.now)
+        ranks[rank].save(2, state.pieces(rank, 2), state.common() if rank == 0 else None)
+        if rank == 1:
+            ranks[1].close()
+    held = {
+        chunk.digest
+        for ref in ranks[0].wait() and read_manifest(store, "t000", 2).indexes
+        for chunk in index_of(store, ref)
+    }
+    close(ranks)
+    mine = {chunk.digest for chunk in index_of(store, read_manifest(store, "t000", 2).indexes[1])}
+    assert mine <= held
+    assert mine <= {key.rpartition("/")[2] for key in store.keys("cas/")}
+
+
+def index_of(store, ref):
+    return read_index(store, ref).chunks
+
+
 def test_an_index_whose_save_never_committed_goes_with_its_chunks():
     store = MemoryStore()
     ranks = writers(store, 2)
@@ -134,20 +162,24 @@ def test_a_save_that_reuses_chunks_survives_retention_and_collection_at_any_mome
     close(ranks)
 
 
-def test_marking_begins_again_when_retention_is_at_work():
-    store, _ = aged()
+@pytest.mark.parametrize("read", ["MANIFEST.json", "rank-0001-0002.json"])
+def test_marking_begins_again_when_retention_is_at_work(read):
+    """While step 2 is being read, step 4 is committed and step 2 deleted: step 4 was not in the listing."""
+    store, _ = aged((1, 2, 3, 4))
+    late = {key: store.objects.pop(key) for key in store.keys("trials/t000/step-00000004/")}
     store.later(DAY + 1)
-    hidden = {}
 
-    def vanish(kind, key):
-        if kind == "get" and key.endswith("step-00000002/MANIFEST.json") and not hidden:
-            hidden["x"] = True
+    def move_on(kind, key):
+        if kind == "get" and key == f"trials/t000/step-00000002/{read}" and late:
+            store.objects.update(late)
+            late.clear()
             for each in store.keys("trials/t000/step-00000002/"):
                 store.objects.pop(each)
 
-    store.before = vanish
-    gc(store, store.now)
-    for step in (1, 3):
+    store.before = move_on
+    report = gc(store, store.now)
+    assert report.deleted > 0
+    for step in (1, 3, 4):
         assert verify(store, read_manifest(store, "t000", step)) == []
 
 

@@ -82,3 +82,10 @@ def test_no_frozen_rows_no_shares():
 def test_chunk_sizes_that_would_split_elements_are_refused():
     with pytest.raises(CheckpointError, match="multiple of 16"):
         plan_chunks([], [], 100)
+
+
+def test_a_pack_holds_one_state_after_the_other_so_that_weights_are_read_together():
+    rows = [Row(f"p{i}", state, 0, 4, "float32") for i in range(3) for state in ("fp32", "exp_avg")]
+    [chunk] = plan_chunks(rows, [False] * len(rows), CHUNK)
+    assert [row.state for row in chunk.rows] == ["exp_avg"] * 3 + ["fp32"] * 3
+    assert [row.parameter for row in chunk.rows] == ["p0", "p1", "p2"] * 2

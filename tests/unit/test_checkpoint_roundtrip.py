@@ -6,12 +6,21 @@ import itertools
 
 import numpy as np
 import pytest
-from checkpoint_state import CHUNK, STATES, State, blank, restored, same, saved
+from checkpoint_state import CHUNK, STATES, State, blank, restored, same, save, saved, writers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_store import MemoryStore
 
-from tlcore.checkpoint import CheckpointReader, Piece, Row, list_manifests, newest_step, read_manifest, verify
+from tlcore.checkpoint import (
+    CheckpointReader,
+    Piece,
+    Row,
+    WriterSettings,
+    list_manifests,
+    newest_step,
+    read_manifest,
+    verify,
+)
 from tlcore.errors import CheckpointError, CheckpointIncompatible
 
 pytestmark = pytest.mark.unit
@@ -125,3 +134,19 @@ def test_what_does_not_fit_is_named_before_anything_is_read(row, message):
         reader.read_into([*blank(state).pieces(0, 1), Piece(row, target)])
     assert not [key for kind, key in store.requests if kind == "get_range"]
     assert not target.any()
+
+
+@pytest.mark.parametrize(("second", "requests"), [(130 << 10, 2), (60 << 10, 1)])
+def test_neighbours_are_one_request_and_what_lies_apart_is_not_read(second, requests):
+    """One pack of 256 KiB with leaves of 32 KiB; byte 0 and byte `second` of it are wanted."""
+    store, state = MemoryStore(), State(shapes={"w": (1 << 16,)}, frozen_elements=0)
+    [writer] = writers(store, 1, settings=WriterSettings(chunk_bytes=1 << 20))
+    save([writer], state, 200)
+    writer.close()
+    pieces = [Piece(Row("w", "exp_avg", at // 4, at // 4 + 1, "float32"), np.zeros(4, np.uint8)) for at in (0, second)]
+    report = CheckpointReader(store, read_manifest(store, "t000", 200)).read_into(pieces)
+    assert report.requests == requests
+    assert report.bytes_read <= (64 << 10 if requests == 2 else 160 << 10)
+    for piece in pieces:
+        expected = state.data["w", "exp_avg", "float32"][4 * piece.row.start : 4 * piece.row.end]
+        assert np.array_equal(piece.data, expected)

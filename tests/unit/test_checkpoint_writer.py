@@ -142,6 +142,22 @@ def test_equal_chunks_of_one_save_are_sent_once(store):
     assert same(restored(store, state)[0], state)
 
 
+def test_frozen_chunks_are_relied_on_for_as_long_as_commits_hold_them(store):
+    state = State(frozen_elements=60_000)
+    frozen = sum(2 * elements for elements in state.frozen.values())
+    ranks = writers(store, 2)
+    now = [0.0]
+    for writer in ranks:
+        writer._reusable._clock = lambda: now[0]
+    for step in range(1, 5):
+        save(ranks, state, step)
+        reports = wait(ranks, step)
+        assert sum(report.bytes_reused for report in reports) == (frozen if step > 1 else 0)
+        state.change()
+        now[0] += 10 * UNCOMMITTED_REUSE_S
+    close(ranks)
+
+
 def test_only_the_last_commit_and_the_last_hour_are_relied_on():
     now = [0.0]
     known = Reusable(clock=lambda: now[0])
@@ -511,14 +527,26 @@ def test_buffers_are_used_again(store):
     assert need <= writer._slots.made <= 2 * need
 
 
-def test_streaming_with_a_failing_store_does_not_hang(store):
-    store.before = fail(("put",), "cas/", StorageFull("no space left"))
+@pytest.mark.parametrize("part", ["cas/", "writers/"])
+@pytest.mark.parametrize("chunks", [1, 100])
+def test_a_failing_store_leaves_memory_for_the_next_save(store, part, chunks):
     state = State(shapes={"w": (400, 64)}, frozen_elements=0)
-    [writer] = writers(store, 1, settings=replace(SETTINGS, memory_bytes=CHUNK))
-    writer.save(1, state.pieces(0, 1), state.common())
-    with pytest.raises(CheckpointError, match="no space left"):
-        writer.wait()
+    store.before = fail(("put", "put_if_absent"), part, StorageFull("no space left"))
+    [writer] = writers(store, 1, settings=replace(SETTINGS, memory_bytes=chunks * CHUNK))
+
+    def train():
+        for step in range(1, 5):
+            writer.save(step, state.pieces(0, 1), state.common())
+
+    training = threading.Thread(target=train, daemon=True)
+    training.start()
+    training.join(30)
+    assert not training.is_alive()
+    for step in range(1, 5):
+        with pytest.raises(CheckpointError, match="no space left"):
+            writer.wait(step)
     writer.close()
+    assert len(writer._slots._free) == writer._slots.made <= 2 * 20
 
 
 def test_a_snapshot_that_breaks_off_fails_its_save_only(store):
