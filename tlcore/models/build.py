@@ -37,6 +37,7 @@ def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: in
         ModelError: no safetensors, unreadable, or the weights are of another architecture than the configuration.
     """
     import torch
+    from safetensors import SafetensorError
 
     source.weight_files()
     try:
@@ -51,7 +52,7 @@ def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: in
                 attn_implementation=_attention(auto_class, config),
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(f"model source {source.name!r}: cannot build {auto_class.__name__}: {reason[:300]}") from error
     reshaped = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}

@@ -1,0 +1,112 @@
+"""Models made of a source: which weights are its own, which are new, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_text_model import save_tiny_bert
+from transformers import AutoModelForSequenceClassification
+
+from tlcore.errors import ModelError
+from tlcore.models import build_pretrained, build_scratch, new_parameters, resolve_source
+
+pytestmark = pytest.mark.unit
+
+CLASSIFIER = {"classifier.weight", "classifier.bias"}
+
+
+def make(directory: Path, build: Any = build_pretrained, seed: int = 1, labels: int = 3) -> torch.nn.Module:
+    source = resolve_source(str(directory))
+    return build(AutoModelForSequenceClassification, source, source.load_config(num_labels=labels), seed)
+
+
+def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+def test_the_backbone_is_the_sources_and_the_head_is_new(backbone: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = make(backbone)
+    stored = load_file(backbone / "model.safetensors")
+    mine = model.state_dict()
+    assert all(torch.equal(mine[f"bert.{name}"], tensor) for name, tensor in stored.items())
+    assert new_parameters(model) == CLASSIFIER
+    assert model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_new_weights_follow_the_seed_and_nothing_else(backbone: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first = state(make(backbone, seed=1))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    assert differing(first, state(make(backbone, seed=1))) == set()
+    assert differing(first, state(make(backbone, seed=2))) == {"classifier.weight"}
+
+
+def test_scratch_draws_every_weight_from_the_seed(backbone: Path) -> None:
+    first = state(make(backbone, build_scratch, seed=1))
+    assert differing(first, state(make(backbone, build_scratch, seed=1))) == set()
+    assert "bert.encoder.layer.0.attention.self.query.weight" in differing(
+        first, state(make(backbone, build_scratch, 2))
+    )
+    assert new_parameters(make(backbone, build_scratch)) == set(first)
+
+
+def test_scratch_needs_no_weights(backbone: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((backbone / "config.json").read_bytes())
+    assert make(tmp_path, build_scratch).training
+    with pytest.raises(ModelError, match="safetensors"):
+        make(tmp_path)
+
+
+def test_training_one_model_leaves_the_next_and_the_file_alone(backbone: Path) -> None:
+    before = (backbone / "model.safetensors").read_bytes()
+    first = make(backbone)
+    untouched = state(first)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(1.0)
+    assert differing(untouched, state(make(backbone))) == set()
+    assert (backbone / "model.safetensors").read_bytes() == before
+
+
+def test_a_head_of_other_classes_is_new(tmp_path: Path) -> None:
+    save_tiny_bert(tmp_path, classes=5)
+    assert new_parameters(make(tmp_path, labels=5)) == set()
+    assert new_parameters(make(tmp_path, labels=3)) == CLASSIFIER
+
+
+def test_weights_of_another_shape_or_network_are_refused(backbone: Path, tmp_path: Path) -> None:
+    save_tiny_bert(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 32}))
+    with pytest.raises(ModelError, match="has another shape in the weights"):
+        make(tmp_path)
+    shape = {"dim": 16, "hidden_dim": 32, "n_heads": 2, "n_layers": 3, "vocab_size": 14, "max_position_embeddings": 16}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "distilbert", **shape}))
+    with pytest.raises(ModelError, match="its weights lack"):
+        make(tmp_path)
+
+
+def test_damaged_weights_are_said(tmp_path: Path) -> None:
+    save_tiny_bert(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
+    with pytest.raises(ModelError, match="cannot build"):
+        make(tmp_path)

@@ -1,0 +1,189 @@
+"""What trains under each strategy, found in networks of several families, and what freezing really saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_text_model import BLOCKS, tiny_recipe
+from torch import nn
+
+from tlcore.errors import RecipeError
+from tlcore.tasks import build_task
+from tlcore.transfer import apply_strategy, parameter_groups, read_structure, set_training_mode
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+def prepared(home: Path, **changes: Any) -> tuple[nn.Module, Any, Any]:
+    recipe = tiny_recipe(home, **changes)
+    task = build_task(recipe)
+    model = task.build_model(from_scratch=changes.get("transfer__strategy") == "scratch")
+    apply_strategy(model, recipe)
+    return model, task, recipe
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+TOP = {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("strategy", ["full", "scratch"])
+def test_full_and_scratch_train_all(home: Path, strategy: str) -> None:
+    model, _, _ = prepared(home, transfer__strategy=strategy)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+def test_head_trains_what_follows_the_last_block(home: Path) -> None:
+    model, _, _ = prepared(home, transfer__strategy="head")
+    assert trained(model) == TOP
+
+
+@pytest.mark.parametrize("n", [1, 2, BLOCKS])
+def test_last_n_trains_the_last_blocks_too(home: Path, n: int) -> None:
+    model, _, _ = prepared(home, transfer__strategy="last_n", transfer__n=n)
+    inside = {name for name in trained(model) if "encoder.layer" in name}
+    assert {name.split(".")[3] for name in inside} == {str(index) for index in range(BLOCKS - n, BLOCKS)}
+    assert trained(model) - inside == TOP
+    assert len(inside) == 16 * n
+
+
+def test_more_blocks_than_there_are_is_said(home: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"transfer\.n: is 4, but BertForSequenceClassification has 3 blocks; give 1 to 3"
+    ):
+        prepared(home, transfer__strategy="last_n", transfer__n=4)
+
+
+def test_frozen_parts_are_fixed_functions_and_trained_ones_keep_dropout(home: Path) -> None:
+    model, _, _ = prepared(home, transfer__strategy="last_n", transfer__n=1)
+    bert: Any = model.bert
+    for _ in range(2):
+        assert not any(module.training for module in bert.embeddings.modules())
+        assert not any(module.training for layer in bert.encoder.layer[:-1] for module in layer.modules())
+        assert all(module.training for module in bert.encoder.layer[-1].modules())
+        assert model.dropout.training and bert.pooler.training
+        model.eval()
+        set_training_mode(model)
+
+
+def test_a_frozen_backbone_records_no_graph(home: Path) -> None:
+    """Counts the tensors that autograd keeps for the backward pass: what a frozen part would cost in memory and time."""
+    kept = {}
+    for strategy in ("head", "full"):
+        model, task, _ = prepared(home, transfer__strategy=strategy)
+        outputs: list[torch.Tensor] = []
+        model.bert.encoder.layer[-1].register_forward_hook(lambda module, given, out, keep=outputs: keep.append(out))
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, to=saved: to.append(tensor.numel()) or tensor, lambda t: t
+        ):
+            task.loss(model, task.collate("train", range(8))).backward()
+        kept[strategy] = len(saved)
+        assert outputs[0].requires_grad == (strategy == "full")
+    assert kept["head"] < 15 < 50 < kept["full"]
+
+
+def test_only_trained_parameters_are_grouped_and_vectors_do_not_decay(home: Path) -> None:
+    model, _, recipe = prepared(home, transfer__strategy="head", train__weight_decay=0.1)
+    groups = parameter_groups(model, recipe)
+    assert [(group["names"], group["weight_decay"]) for group in groups] == [
+        (["bert.pooler.dense.weight", "classifier.weight"], 0.1),
+        (["bert.pooler.dense.bias", "classifier.bias"], 0.0),
+    ]
+    by_name = dict(model.named_parameters())
+    assert all(
+        by_name[name] is given for group in groups for name, given in zip(group["names"], group["params"], strict=True)
+    )
+
+
+def test_without_decay_there_is_one_group(home: Path) -> None:
+    model, _, recipe = prepared(home, train__weight_decay=0.0)
+    (group,) = parameter_groups(model, recipe)
+    assert len(group["params"]) == len(list(model.parameters()))
+
+
+def tiny(model_type: str) -> nn.Module:
+    """Other families, at toy size and with random weights, through their own configuration classes."""
+    import transformers as hf
+
+    configs = {
+        "roberta": lambda: hf.RobertaConfig(
+            vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8
+        ),
+        "distilbert": lambda: hf.DistilBertConfig(vocab_size=20, dim=8, n_layers=2, n_heads=2, hidden_dim=8),
+        "gpt2": lambda: hf.GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, pad_token_id=0),
+        "llama": lambda: hf.LlamaConfig(
+            vocab_size=20,
+            hidden_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=8,
+            pad_token_id=0,
+        ),
+        "deberta": lambda: hf.DebertaV2Config(
+            vocab_size=20,
+            hidden_size=8,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=8,
+            relative_attention=True,
+            max_relative_positions=8,
+        ),
+    }
+    return hf.AutoModelForSequenceClassification.from_config(configs[model_type]())
+
+
+FAMILIES = {
+    "roberta": ("roberta.encoder.layer.1.", set(), {"classifier.dense", "classifier.out_proj"}),
+    "distilbert": ("distilbert.transformer.layer.1.", set(), {"pre_classifier", "classifier"}),
+    "gpt2": ("transformer.h.1.", {"transformer.ln_f"}, {"score"}),
+    "llama": ("model.layers.1.", {"model.norm"}, {"score"}),
+    "deberta": ("deberta.encoder.layer.1.", set(), {"pooler.dense", "classifier"}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_are_found_in_other_families(family: str) -> None:
+    last_block, after, head = FAMILIES[family]
+    model = tiny(family)
+    parts = read_structure(model)
+    assert len(parts.blocks) == 2
+    assert all(name.startswith(last_block) for name in parts.blocks[-1])
+    assert {name.rpartition(".")[0] for name in parts.after} == after
+    assert {name.rpartition(".")[0] for name in parts.head} == head
+    everything = [*parts.before, *(name for block in parts.blocks for name in block), *parts.after, *parts.head]
+    assert sorted(everything) == sorted(name for name, _ in model.named_parameters())
+
+
+class Experts(nn.Module):
+    """A block with more experts than there are blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(9))
+
+
+def test_experts_are_no_blocks() -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList(Experts() for _ in range(3))
+    assert [names[0] for names in read_structure(model).blocks] == [f"layers.{n}.experts.0.weight" for n in range(3)]
+
+
+def test_a_model_without_head_or_blocks_is_said(home: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(RecipeError, match=r"transfer\.strategy: is 'head', but Sequential has no head"):
+        apply_strategy(model, tiny_recipe(home, transfer__strategy="head"))
+    model.tlcore_new_parameters = frozenset({"0.bias"})
+    with pytest.raises(RecipeError, match=r"transfer\.n: is 1, but Sequential has no list of like blocks"):
+        apply_strategy(model, tiny_recipe(home, transfer__strategy="last_n", transfer__n=1))
