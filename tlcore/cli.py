@@ -302,10 +302,10 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """One run with its trials, read from object storage alone. A name means its newest run."""
-    from tlcore.report.runs import find_run, read_run, show_json, show_parts
+    from tlcore.report.runs import find_run, read_run, show_json, show_parts, storage_of
     from tlcore.storage import ensure_embedded
 
-    ensure_embedded(sweep if "://" in sweep else storage)
+    ensure_embedded(storage_of(sweep, storage))
     run = read_run(find_run(sweep, storage))
     if as_json:
         print_json(show_json(run))

@@ -23,10 +23,10 @@ Where = Annotated[str, typer.Argument(metavar="URL", help="URL of a run, trial o
 @checkpoints.command("list")
 def list_checkpoints(where: Where, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
     """Committed checkpoints of a run or trial."""
-    from tlcore.report.runs import find_checkpoints, manifest_json, manifest_table
+    from tlcore.report.runs import find_checkpoints, manifest_json, manifest_table, storage_of
     from tlcore.storage import ensure_embedded
 
-    ensure_embedded(where if "://" in where else storage)
+    ensure_embedded(storage_of(where, storage))
     _, manifests = find_checkpoints(where, storage)
     if as_json:
         print_json([manifest_json(manifest) for manifest in manifests])
@@ -39,10 +39,10 @@ def verify(where: Where, storage: Storage = DEFAULT_STORAGE) -> None:
     """Read every byte of the checkpoints and compare digests; exit 1 when one is not whole."""
     from tlcore.checkpoint import verify as problems_of
     from tlcore.report.figures import size
-    from tlcore.report.runs import find_checkpoints
+    from tlcore.report.runs import find_checkpoints, storage_of
     from tlcore.storage import ensure_embedded
 
-    ensure_embedded(where if "://" in where else storage)
+    ensure_embedded(storage_of(where, storage))
     run_store, manifests = find_checkpoints(where, storage)
     broken = 0
     for manifest in manifests:
@@ -66,10 +66,10 @@ def gc(
 
     from tlcore.checkpoint import gc as collect
     from tlcore.report.figures import count, size
-    from tlcore.report.runs import find_run
+    from tlcore.report.runs import find_run, storage_of
     from tlcore.storage import ensure_embedded
 
-    ensure_embedded(run if "://" in run else storage)
+    ensure_embedded(storage_of(run, storage))
     report = collect(find_run(run, storage).open(), datetime.now(UTC), grace_hours * 3600, dry_run)
     went = "would go" if dry_run else "deleted"
     typer.echo(f"{went}: {count(report.deleted, 'chunk')}, {size(report.deleted_bytes)}")

@@ -130,7 +130,7 @@ def test_list_says_how_long_an_unfinished_run_was_silent_and_puts_the_newest_fir
     write_run(storage, finished=False, name="other", at=START + timedelta(hours=1))
     runs = all_runs(storage)
     lines = text_of([list_table(runs, START + timedelta(minutes=3, seconds=13))])
-    assert [re.sub("[0-9a-f]{4} ", "xxxx ", line) for line in lines] == [
+    assert [re.sub("-[0-9a-f]{4} ", "-xxxx ", line) for line in lines] == [
         "run                           state       last entry      trials  best",
         "other/20261121-054500-xxxx    unfinished  3 min 06 s ago     1/3  0.7100 eval_accuracy (t000)",
         "reviews/20261121-044500-xxxx  finished    3 min 02 s ago     2/3  0.7800 eval_accuracy (t000)",
@@ -148,6 +148,7 @@ def test_find_run_takes_a_name_a_run_id_and_a_url(storage):
     assert find_run("reviews", storage) == new
     assert find_run(f"reviews/{old.run_id}", storage) == old
     assert find_run(old.url, "file:///elsewhere") == old
+    assert find_run(old.url.removeprefix("file://"), "file:///elsewhere") == old
     with pytest.raises(ObjectMissing, match="no run named 'revews'"):
         find_run("revews", storage)
     with pytest.raises(ObjectMissing, match="no run '20200101-000000-0000' of 'reviews'"):

@@ -66,9 +66,14 @@ class StoredRun:
         return self.view.best()
 
 
+def storage_of(word: str, storage: str) -> str:
+    """Where to look for what a word names: the word itself when it is a URL or a path, else `storage`."""
+    return word if "://" in word or word.startswith(("/", "./", "../", "~/")) else storage
+
+
 def find_run(sweep: str, storage: str) -> RunRef:
-    """The run that a word names: `name` (its newest run), `name/run-id`, or the run's URL."""
-    if "://" in sweep:
+    """The run that a word names: `name` (its newest run), `name/run-id`, or the run's URL or directory."""
+    if storage_of(sweep, storage) == sweep:
         return parse_run_url(sweep)
     name, _, run_id = sweep.strip("/").partition("/")
     if not run_id:
