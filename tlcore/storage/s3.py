@@ -152,6 +152,7 @@ class S3ObjectStore:
 
     def put_if_absent(self, key: str, data: Buffer) -> bool:
         path, body = self._path(key), memoryview(data).cast("B")
+        self._reach()  # outside the loop: a store that was never there has no first attempt to read back
         lost: StorageUnreachable | None = None
         for attempt in range(_CREATE_ATTEMPTS):
             try:
