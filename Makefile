@@ -49,7 +49,7 @@ sweep: setup ## a hyperparameter sweep, here or on RAY_ADDRESS
 train: setup ## one trial: make train WORKERS=4 GPUS=1
 	$(prepare)
 ifeq ($(LAUNCHER),torchrun)
-	@torchrun --standalone --nproc_per_node $(or $(WORKERS),1) -m tlcore.train.local $(RECIPE) $(words) $(demo_words) $(ARGS)
+	@torchrun --standalone --nproc_per_node $(or $(WORKERS),1) -m tlcore train --local $(RECIPE) $(words) $(demo_words) $(ARGS)
 else
 	@tlcore train $(RECIPE) $(words) $(demo_words) $(ARGS)
 endif

@@ -169,6 +169,8 @@ def _environment(cluster: LocalCluster, node: LocalNode) -> dict[str, str]:
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
         "CUDA_VISIBLE_DEVICES": ",".join(node.gpus),
+        # Ray starts as many processes at once as a node has CPUs: one by one here, and a sweep needs ten before its first step.
+        "RAY_worker_maximum_startup_concurrency": "4",
         # Else the dashboard's helpers leave their directories in /tmp.
         "TMPDIR": _temporary(cluster),
         # A submitted entrypoint says `python`: this one.

@@ -54,9 +54,7 @@ def find_cluster(address: str | None = None) -> ClusterAddress:
     for value, named_by in candidates:
         if value:
             return _named(value.rstrip("/"), named_by, local)
-    raise RequestError(
-        "no cluster is named and no local one is up", hint="make cluster-up, or --address http://HEAD:8265"
-    )
+    raise NoCluster("no cluster is named and no local one is up", hint="make cluster-up, or --address http://HEAD:8265")
 
 
 def _named(value: str, named_by: str, local: LocalCluster | None) -> ClusterAddress:

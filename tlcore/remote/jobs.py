@@ -83,7 +83,7 @@ class JobServer:
                 hint="is the cluster up, and is its port forwarded to here? A local one: make cluster-up",
             )
         for name in _CHATTY:
-            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).setLevel(logging.ERROR)
         self.address = address
         with _translated(address), _no_overriding():
             self._client = JobSubmissionClient(address.job_server, headers=address.headers)
@@ -118,6 +118,11 @@ class JobServer:
         with _translated(self.address):
             self._client.stop_job(job)
 
+    def log(self, job: str) -> str:
+        """All the job has said so far."""
+        with _translated(self.address):
+            return str(self._client.get_job_logs(job))
+
     def follow(self, job: str, write: Callable[[str], None]) -> JobFacts:
         """Hand every piece of the job's output to `write` until it has ended.
 
@@ -130,8 +135,7 @@ class JobServer:
             try:
                 facts = self.facts(job)
                 if facts.ended:
-                    with _translated(self.address):
-                        shown.take(self._client.get_job_logs(job), begin=0)
+                    shown.take(self.log(job), begin=0)
                     return facts
                 answered = time.monotonic()
                 asyncio.run(self._tail(job, shown))

@@ -29,7 +29,7 @@ Write = Callable[[str], None]
 EXCLUDES = (
     *("/.git", "/.venv", "/runs", "/build", "/dist", "*.egg-info", "__pycache__"),
     *(".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"),
-    *(".env", ".env.*", ".envrc", ".netrc", ".aws", ".ssh", "*.pem", "*.key", "credentials", "credentials.*"),
+    *(".env", ".env.*", ".envrc", ".netrc", ".aws", ".ssh", "*.pem", "*.key", "credentials", "credentials.json"),
 )
 STOP_WAIT_S = 120
 """A stopped sweep gets this long to commit the checkpoints under way; Ray's own default is 3 s, then SIGKILL."""

@@ -1,0 +1,188 @@
+"""Which cluster is meant, what a submitted job looks like, and what preflight makes of what it found. No Ray runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from tlcore.errors import RecipeError, RequestError
+from tlcore.remote.address import ClusterAddress, NoCluster, find_cluster, job_server_answers
+from tlcore.remote.checks import NodeFacts
+from tlcore.remote.jobs import JobFacts, _Shown
+from tlcore.remote.local_cluster import LocalCluster, LocalNode, cluster_directory, read_note, token_path, write_note
+from tlcore.remote.preflight import Collective, NodeReport, PreflightReport, preflight_table, problems
+from tlcore.remote.submit import EXCLUDES, Submission, job_name, submit
+
+LOCAL = LocalCluster(
+    mark="m", booted=1, scratch="/nowhere", job_server="http://127.0.0.1:4000", gcs="127.0.0.2:4001",
+    nodes=(LocalNode("127.0.0.2", 1, ()), LocalNode("127.0.0.3", 1, ("0",))), sessions=(7,), store_started=True,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TLCORE_CLUSTER_DIR", str(tmp_path / "cluster"))
+
+
+def _local_is_up() -> None:
+    cluster_directory().mkdir()
+    token_path().write_text("local-token\n")
+    write_note(LOCAL)
+
+
+def test_the_note_comes_back_as_written() -> None:
+    assert read_note() is None
+    _local_is_up()
+    assert read_note() == LOCAL
+    assert (cluster_directory() / "cluster.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_broken_note_is_named() -> None:
+    _local_is_up()
+    (cluster_directory() / "cluster.json").write_text('{"mark": 1}')
+    with pytest.raises(RequestError, match=r"cluster\.json cannot be read"):
+        read_note()
+
+
+def test_no_cluster_at_all() -> None:
+    with pytest.raises(NoCluster, match="no cluster is named and no local one is up"):
+        find_cluster()
+
+
+def test_the_local_cluster_and_its_token() -> None:
+    _local_is_up()
+    found = find_cluster()
+    assert (found.job_server, found.gcs, found.token) == (LOCAL.job_server, LOCAL.gcs, "local-token")
+    assert find_cluster(LOCAL.gcs).job_server == LOCAL.job_server
+
+
+def test_what_is_named_wins_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    _local_is_up()
+    monkeypatch.setenv("RAY_ADDRESS", "http://ray:8265")
+    assert find_cluster().job_server == "http://ray:8265"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "https://api")
+    assert find_cluster().job_server == "https://api"
+    assert find_cluster("http://given:1/").job_server == "http://given:1"
+
+
+@pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "http://", "auto"])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(RequestError, match=f"--address: '{address}' is not a job server's address".replace("//", "/*")):
+        find_cluster(address)
+
+
+def test_a_token_elsewhere_is_not_the_local_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _local_is_up()
+    assert find_cluster("http://other:8265").token is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("from-home")
+    assert find_cluster("http://other:8265").token == "from-home"
+    (tmp_path / "named").write_text("from-file")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "named"))
+    assert find_cluster("http://other:8265").token == "from-file"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "from-environment")
+    assert find_cluster("http://other:8265").token == "from-environment"
+
+
+def test_a_token_file_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere/token")
+    with pytest.raises(RequestError, match="/nowhere/token cannot be read"):
+        find_cluster("http://other:8265")
+
+
+def test_the_token_is_not_printed() -> None:
+    assert "secret" not in repr(ClusterAddress("http://x", "test", "secret"))
+
+
+def test_nobody_listening_is_no_answer() -> None:
+    assert not job_server_answers(ClusterAddress("http://127.0.0.1:9", "test"))
+
+
+@pytest.mark.parametrize(("name", "start"), [("tiny", "tiny-"), ("Meine Träume/2", "meine-tr-ume-2-"), ("...", "job-")])
+def test_job_names_are_plain(name: str, start: str) -> None:
+    assert job_name(name, datetime(2026, 11, 21, 4, 45, tzinfo=UTC), "ab12") == f"{start}20261121-044500-ab12"
+
+
+def test_a_recipe_outside_the_upload(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    with pytest.raises(RequestError, match=r"\.\./other\.yaml lies outside"):
+        submit(Submission("../other.yaml", directory=inside), print, print)
+
+
+def test_a_bad_recipe_is_refused_here(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("name: x\nepoch: 3\n")
+    with pytest.raises(RecipeError, match="epoch"):
+        submit(Submission("bad.yaml", directory=tmp_path), print, print)
+
+
+@pytest.mark.parametrize("name", ["id_rsa.pem", ".env", ".env.local", "credentials", "server.key"])
+def test_secrets_stay_home(name: str) -> None:
+    assert any(fnmatch(name, pattern) for pattern in EXCLUDES)
+
+
+@pytest.mark.parametrize("name", ["tlcore/recipe/credentials.py", "tlcore/storage/keys.py", "jobs/recipes/tiny.yaml"])
+def test_code_travels(name: str) -> None:
+    assert not any(fnmatch(Path(name).name, pattern) for pattern in EXCLUDES)
+
+
+def test_a_log_sent_again_is_shown_once() -> None:
+    written: list[str] = []
+    shown = _Shown(written.append)
+    shown.take("one\n", begin=0)
+    shown.take("one\n", begin=0)
+    shown.take("e\ntwo\n", begin=2)
+    shown.take("one\ntwo\nthree\n", begin=0)
+    assert "".join(written) == "one\ntwo\nthree\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", None, 1), ("STOPPED", 0, 1)],
+)
+def test_exit_codes(status: str, driver: int | None, expected: int) -> None:
+    assert JobFacts("j", status, "", "", driver, None).to_exit_code() == expected
+
+
+FACTS = NodeFacts({"python": "3.11.7", "torch": "2.14.1"}, (), 0.1, "")
+FIT = PreflightReport(
+    (NodeReport("a", "a-node", 4.0, 0.0, FACTS), NodeReport("b", "b-node", 4.0, 0.0, FACTS)),
+    Collective("gloo", 2, 0.01, 1 << 24),
+    "s3://b/p",
+)
+
+
+def test_a_fit_cluster_has_no_problems() -> None:
+    assert problems(FIT) == []
+    assert FIT.exit_code == 0
+    assert PreflightReport.from_dict(FIT.to_dict()) == FIT
+    assert preflight_table(FIT).row_count == 2
+
+
+def _second(**changes: object) -> PreflightReport:
+    node = FIT.nodes[1]
+    own = {name: changes.pop(name) for name in ("facts", "error", "gpus") if name in changes}
+    return replace(FIT, nodes=(FIT.nodes[0], replace(node, **own)), **changes)
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (_second(facts=replace(FACTS, versions={"python": "3.11.7", "torch": "2.13.0"})), "torch differs: 2.13.0 on b-node; "),
+        (_second(facts=None, error="no answer in 90 s"), "node b-node: no answer in 90 s"),
+        (_second(facts=replace(FACTS, storage_s=None, storage_error="denied")), "node b-node: storage s3://b/p: denied"),
+        (_second(gpus=2.0), "node b-node: Ray offers 2 GPUs, torch sees 0"),
+        (_second(collective=Collective("nccl", 2, None, 0, "timeout")), "nccl all-reduce over 2 ranks: timeout"),
+    ],
+)  # fmt: skip
+def test_problems_are_said(report: PreflightReport, expected: str) -> None:
+    found = problems(report)
+    assert found
+    assert expected in found[0]
