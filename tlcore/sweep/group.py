@@ -200,9 +200,7 @@ class WorkerGroup:
 
     def _lost_between(self, number: int) -> GroupLost:
         dead = self._dead_ranks()
-        if dead:
-            return _died(dead[0])
-        return GroupLost(f"the workers were restarted during command {number}")
+        return _died(dead[0]) if dead else GroupLost(f"the workers were restarted during command {number}")
 
     def _judge(self, failures: tuple[RankFailure, ...]) -> Exception:
         """Whose fault is it? A rank whose neighbour died fails in a collective before the death is known."""
@@ -211,17 +209,19 @@ class WorkerGroup:
         return _died(dead[0]) if dead else as_error(failures[0])
 
     def _dead_ranks(self) -> list[RankInfo]:
+        """Ranks whose process is gone; those that Ray Train took down after another one's death come last."""
         probes = {info.rank: info.actor.__ray_ready__.remote() for info in self._ranks}
         deadline = time.monotonic() + PROBE_S
-        dead: list[RankInfo] = []
+        died: list[RankInfo] = []
+        taken_down: list[RankInfo] = []
         for info in self._ranks:
             try:
                 ray.get(probes[info.rank], timeout=max(0.1, deadline - time.monotonic()))
-            except RayActorError:
-                dead.append(info)
+            except RayActorError as error:
+                (taken_down if "ray.kill" in str(error) else died).append(info)
             except GetTimeoutError:
                 continue  # busy, not dead
-        return dead
+        return died + taken_down
 
     def _check_silent(self, status: Status) -> None:
         for info in self._ranks:

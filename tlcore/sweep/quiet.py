@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import ray
 
@@ -40,7 +43,8 @@ def quiet_ray(log_directory: Path) -> Iterator[Path]:
     What was started here is shut down; what was there stays.
     """
     log_directory.mkdir(parents=True, exist_ok=True)
-    with _environment(), _logging_to(log_directory / "driver.log"):
+    file = log_directory / "driver.log"
+    with _environment(), _logging_to(file) as log, redirect_stdout(cast(TextIO, _Sieve(sys.stdout, log))):
         started = not ray.is_initialized()
         if started:
             _connect()
@@ -93,10 +97,26 @@ def _environment() -> Iterator[None]:
                 os.environ[key] = value
 
 
+class _Sieve:
+    """Standard output without what Ray's own threads print (a worker died, a node left): that goes to the log."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self._stream, self._log = stream, log
+
+    def write(self, text: str) -> int:
+        """Write to where this thread's output belongs."""
+        ray_speaks = threading.current_thread().name.startswith("ray_")
+        return (self._log if ray_speaks else self._stream).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Everything that the named loggers and Python's warnings would print goes to a file."""
-    handler = logging.FileHandler(path)
+def _logging_to(path: Path) -> Iterator[TextIO]:
+    """Everything that the named loggers and Python's warnings would print goes to a file, which is given."""
+    file = path.open("a")
+    handler = logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in (*_LOGGERS, *_chatty())]
     before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
@@ -107,13 +127,13 @@ def _logging_to(path: Path) -> Iterator[None]:
         for logger in loggers:
             logger.handlers, logger.propagate = [handler], False
         try:
-            yield
+            yield file
         finally:
             for logger, handlers, propagate in before:
                 logger.handlers, logger.propagate = handlers, propagate
             logging.captureWarnings(False)
             logging.lastResort = last_resort
-            handler.close()
+            file.close()
 
 
 def _chatty() -> list[str]:

@@ -1,0 +1,111 @@
+"""Places: what fits, how many at once, and what a refusal says."""
+
+from __future__ import annotations
+
+import pytest
+
+from tlcore.errors import CannotPlace
+from tlcore.sweep.resources import Node, Shape, check_placeable, has_room
+
+pytestmark = pytest.mark.unit
+
+
+def node(cpu, gpu=0.0, **labels):
+    return Node({"CPU": cpu, "GPU": gpu} if gpu else {"CPU": cpu}, labels)
+
+
+def shape(workers, cpus=1.0, gpus=0.0, placement="pack", **labels):
+    return Shape(workers, cpus, gpus, placement, tuple(sorted(labels.items())))
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "fits"),
+    [
+        (shape(2), [node(2)], True),
+        (shape(3), [node(2)], False),
+        (shape(3), [node(2), node(1)], True),
+        (shape(2, cpus=2), [node(3), node(1)], False),
+        (shape(4, cpus=0.5), [node(2)], True),
+        (shape(3, cpus=0.1), [node(0.3)], True),
+        (shape(2, gpus=1), [node(8)], False),
+        (shape(2, gpus=0.5), [node(8, 1)], True),
+        (shape(3, gpus=0.5), [node(8, 1)], False),
+        (shape(2, placement="strict_pack"), [node(1), node(1)], False),
+        (shape(2, placement="strict_pack"), [node(1), node(2)], True),
+        (shape(2, placement="strict_spread"), [node(8)], False),
+        (shape(2, placement="strict_spread"), [node(1), node(1)], True),
+        (shape(2, placement="spread"), [node(8)], True),
+        (shape(1, zone="a"), [node(8, zone="b")], False),
+        (shape(1, zone="a"), [node(8, zone="b"), node(1, zone="a")], True),
+        (shape(1), [], False),
+    ],
+)
+def test_placeable(asked, nodes, fits):
+    if fits:
+        check_placeable(asked, nodes)
+    else:
+        with pytest.raises(CannotPlace):
+            check_placeable(asked, nodes)
+
+
+def test_a_refusal_says_what_was_asked_what_is_there_and_what_to_change():
+    with pytest.raises(CannotPlace) as refusal:
+        check_placeable(shape(4), [node(2)])
+    assert refusal.value.message == (
+        "a trial asks for 4 workers with 1 CPU each, pack; this cluster can never place it: it has a node with 2 CPU"
+    )
+    assert refusal.value.hint == "set resources.workers to 2 or less, ask for less per worker, or add nodes"
+    assert refusal.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "hint"),
+    [
+        (shape(1, cpus=16), [node(2)], "not even one worker fits: lower resources.cpus_per_worker=16, or add nodes"),
+        (shape(2, gpus=1), [node(2)], "lower resources.cpus_per_worker=1 and resources.gpus_per_worker=1"),
+        (shape(1, zone="a"), [node(2)], "resources.labels={'zone': 'a'}"),
+        (shape(5, placement="strict_spread"), [node(9), node(9)], "set resources.workers to 2 or less"),
+    ],
+)
+def test_the_advice_fits_the_reason(asked, nodes, hint):
+    with pytest.raises(CannotPlace) as refusal:
+        check_placeable(asked, nodes)
+    assert hint in refusal.value.hint
+
+
+def most_at_once(asked, nodes, available=None):
+    live = []
+    while has_room(asked, live, nodes, available):
+        live.append(asked)
+    return len(live)
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "most"),
+    [
+        (shape(2), [node(2)], 1),
+        (shape(2), [node(8)], 4),
+        (shape(2, cpus=3), [node(4), node(4)], 1),
+        (shape(3), [node(2)], 0),
+    ],
+)
+def test_trials_at_a_time(asked, nodes, most):
+    assert most_at_once(asked, nodes) == most
+
+
+def test_what_others_use_is_not_ours_to_give():
+    assert most_at_once(shape(2), [node(8)], {"CPU": 8}) == 4
+    assert not has_room(shape(2), [], [node(8)], {"CPU": 1})
+    assert has_room(shape(2), [], [node(8)], {"CPU": 2})
+
+
+def test_our_own_workers_are_not_counted_as_others_whether_placed_or_not():
+    live = [shape(2)]
+    assert has_room(shape(2), live, [node(4)], {"CPU": 2})
+    assert has_room(shape(2), live, [node(4)], {"CPU": 4})
+    assert not has_room(shape(2), live, [node(4)], {"CPU": 1})
+
+
+def test_different_shapes_share_what_there_is():
+    assert has_room(shape(1, cpus=2), [shape(2)], [node(4)])
+    assert not has_room(shape(1, cpus=3), [shape(2)], [node(4)])

@@ -1,0 +1,157 @@
+"""Which trial comes next, and the promise that a resume keeps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import ActorUnavailableError, RayTaskError
+from ray.tune import CheckpointConfig
+from ray.tune.experiment import Trial
+from ray.tune.registry import register_trainable
+
+from tlcore.recipe import recipe_from_dict, trial_point
+from tlcore.storage.journal import TrialResult, TrialState
+from tlcore.sweep.resources import Shape
+from tlcore.sweep.search import SlotTrial, TrialSource, trials_wanted
+from tlcore.sweep.slot import Slot
+
+pytestmark = pytest.mark.unit
+ANY_SHAPE = Shape(2, 1.0, 0.0, "pack")
+
+
+def recipe(**search):
+    return recipe_from_dict(
+        {
+            "name": "n",
+            "task": "text-classification",
+            "model": {"source": "package:x/y"},
+            "data": {"train": "train.csv"},
+            "storage": "/tmp/store",
+            "search": {"space": {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}, "trials": 4, **search},
+        }
+    )
+
+
+class Harness:
+    def __init__(
+        self, recipe, unfinished=(), known=0, room=lambda shape, live: True, shape_of=lambda recipe: ANY_SHAPE
+    ):
+        self.written = []
+        self.source = TrialSource(
+            recipe,
+            {"url": "file:///run"},
+            unfinished,
+            known,
+            shape_of=shape_of,
+            room=room,
+            record=lambda kind, trial, **facts: self.written.append((kind, trial, facts)),
+        )
+        register_trainable("slot-under-test", Slot)
+        spec = {"run": "slot-under-test", "storage": None, "checkpoint_config": CheckpointConfig()}
+        self.source.add_configurations([SimpleNamespace(spec=spec)])
+
+    def take(self, most=20):
+        taken = []
+        while len(taken) < most and (trial := self.source.next_trial()) is not None:
+            taken.append(trial)
+        return taken
+
+
+def test_trials_bear_our_names_and_the_points_of_the_recipe():
+    harness = Harness(recipe())
+    trials = harness.take()
+    assert [trial.trial_id for trial in trials] == ["t000", "t001", "t002", "t003"]
+    assert [trial.config["point"] for trial in trials] == [trial_point(recipe(), 0, index) for index in range(4)]
+    assert harness.source.is_finished()
+
+
+def test_each_suggestion_is_written_before_it_is_handed_out():
+    harness = Harness(recipe())
+    first = harness.source.next_trial()
+    assert harness.written == [("suggested", "t000", {"point": first.config["point"]})]
+
+
+def test_a_suggestion_that_cannot_be_written_is_not_handed_out():
+    harness = Harness(recipe())
+
+    def refuse(*args, **facts):
+        raise OSError("store down")
+
+    harness.source._record = refuse
+    with pytest.raises(OSError, match="store down"):
+        harness.source.next_trial()
+    harness.source._record = lambda kind, trial, **facts: harness.written.append((kind, trial, facts))
+    assert harness.source.next_trial().trial_id == "t000"
+    assert len(harness.written) == 1
+
+
+def test_after_a_resume_unfinished_trials_come_first_with_what_they_reached_and_ended_ones_never():
+    unfinished = [
+        TrialState("t001", {"train.learning_rate": 5e-4}, "waiting", [TrialResult(9, 0.5, {}, 9)]),
+        TrialState("t003", {"train.learning_rate": 6e-4}),
+    ]
+    harness = Harness(recipe(trials=6), unfinished, known=4)
+    trials = harness.take()
+    assert [trial.trial_id for trial in trials] == ["t001", "t003", "t004", "t005"]
+    assert [trial.config["reached"] for trial in trials] == [0.5, 0.0, 0.0, 0.0]
+    assert [trial for _, trial, _ in harness.written] == ["t004", "t005"]
+
+
+def test_points_after_a_resume_are_those_of_the_uninterrupted_sweep():
+    whole = Harness(recipe()).take()
+    rest = Harness(recipe(), known=2).take()
+    assert [trial.config["point"] for trial in rest] == [trial.config["point"] for trial in whole[2:]]
+
+
+def test_no_more_trials_at_a_time_than_there_is_room_for_and_nothing_is_written_meanwhile():
+    harness = Harness(recipe(), room=lambda shape, live: len(live) < 2)
+    assert [trial.trial_id for trial in harness.take()] == ["t000", "t001"]
+    assert harness.source.next_trial() is None
+    assert len(harness.written) == 2
+    assert not harness.source.is_finished()
+    harness.source.on_trial_complete("t000")
+    assert [trial.trial_id for trial in harness.take()] == ["t002"]
+
+
+def test_the_only_trial_starts_even_where_others_hold_the_cluster():
+    harness = Harness(recipe(), room=lambda shape, live: False)
+    assert [trial.trial_id for trial in harness.take()] == ["t000"]
+
+
+def test_a_grid_ends_with_its_last_point():
+    grid = recipe(algorithm="grid", space={"train.learning_rate": {"grid": [1e-4, 2e-4, 3e-4]}}, trials=3)
+    assert trials_wanted(grid) == 3
+    assert [trial.config["point"]["train.learning_rate"] for trial in Harness(grid).take()] == [1e-4, 2e-4, 3e-4]
+
+
+def test_slots_of_equal_shape_ask_for_the_same_and_of_others_for_something_else():
+    shapes = {1e-4: Shape(1, 1.0, 0.0, "pack"), 2e-4: ANY_SHAPE}
+    grid = recipe(algorithm="grid", space={"train.learning_rate": {"grid": [1e-4, 2e-4]}}, trials=2)
+    one, two = Harness(grid, shape_of=lambda recipe: shapes[recipe.train.learning_rate]).take()
+    same, again = Harness(grid).take()
+    for trial in (one, two, same, again):
+        trial.create_placement_group_factory()  # as Tune does when it takes a trial in
+    assert one.placement_group_factory != two.placement_group_factory
+    assert same.placement_group_factory == again.placement_group_factory
+    assert "CPU" not in one.placement_group_factory.required_resources
+
+
+def test_a_sweep_that_stops_hands_out_nothing_more():
+    harness = Harness(recipe())
+    harness.take(most=1)
+    harness.source.set_finished()
+    assert harness.source.next_trial() is None
+    assert harness.source.is_finished()
+
+
+@pytest.mark.parametrize(
+    ("error", "recovers"),
+    [(ActorUnavailableError("gone", None), True), (RayTaskError("step", "trace", ValueError("no")), False)],
+)
+def test_a_trial_is_retried_when_its_slot_died_and_not_when_it_failed(error, recovers):
+    register_trainable("slot-under-test", Slot)
+    trial = SlotTrial("slot-under-test", trial_id="t000", max_failures=3)
+    trial.failure = error
+    assert isinstance(trial, Trial)
+    assert trial.should_recover() is recovers

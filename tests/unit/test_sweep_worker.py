@@ -1,0 +1,137 @@
+"""One rank's command loop, without Ray: what is performed, what is answered, how errors leave."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from tlcore.errors import DataError
+from tlcore.recipe import recipe_from_dict
+from tlcore.sweep import worker
+from tlcore.sweep.group import as_error
+from tlcore.sweep.mailbox import LEAVE
+from tlcore.sweep.worker import SessionHost, describe_failure, serve
+
+pytestmark = pytest.mark.unit
+
+RECIPE = recipe_from_dict(
+    {
+        "name": "n",
+        "task": "text-classification",
+        "model": {"source": "package:x/y"},
+        "data": {"train": "train.csv"},
+        "storage": "/tmp/store",
+        "search": {"space": {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}, "trials": 2},
+    }
+)
+
+
+class Report:
+    def to_dict(self):
+        return {"step": 7}
+
+
+class FakeSession:
+    made: list = []  # noqa: RUF012 (one list for all, on purpose)
+
+    def __init__(self, recipe, run_url, trial, on_progress, resume_step):
+        self.recipe, self.trial, self.resume_step, self.calls = recipe, trial, resume_step, []
+        FakeSession.made.append(self)
+
+    def advance(self, fraction):
+        self.calls.append(("advance", fraction))
+        if fraction > 1:
+            raise ZeroDivisionError("too far")
+        return Report()
+
+    def save(self, wait=True):
+        self.calls.append(("save", wait))
+
+    def close(self):
+        self.calls.append(("close",))
+
+
+class FakeLink:
+    def __init__(self, rank, commands):
+        self.rank, self._commands, self.answers, self.failures = rank, commands, {}, {}
+
+    def fetch(self, number):
+        return self._commands[number] if number < len(self._commands) else {"op": LEAVE}
+
+    def answer(self, number, value):
+        self.answers[number] = value
+
+    def fail(self, number, failure):
+        self.failures[number] = failure
+
+
+@pytest.fixture
+def sessions(monkeypatch):
+    monkeypatch.setattr(FakeSession, "made", [])
+    monkeypatch.setattr(worker, "import_factory", lambda path: {"fake:Session": FakeSession}[path])
+    return FakeSession.made
+
+
+def start(trial, learning_rate=1e-4, resume_step=None):
+    return {
+        "op": "start",
+        "recipe": RECIPE.to_dict(),
+        "point": {"train.learning_rate": learning_rate},
+        "trial": trial,
+        "run_url": "file:///run",
+        "resume_step": resume_step,
+    }
+
+
+def run(rank, *commands):
+    link = FakeLink(rank, commands)
+    serve(link, SessionHost("fake:Session", None))
+    return link
+
+
+def test_a_trial_gets_the_recipe_with_its_point_and_its_step(sessions):
+    run(0, start("t004", 3e-4, resume_step=12))
+    assert sessions[0].recipe.train.learning_rate == 3e-4
+    assert (sessions[0].trial, sessions[0].resume_step) == ("t004", 12)
+
+
+def test_rank_0_answers_with_the_report_and_the_others_with_nothing(sessions):
+    commands = (start("t000"), {"op": "advance", "fraction": 0.5}, {"op": "save"})
+    assert run(0, *commands).answers == {0: None, 1: {"step": 7}, 2: None}
+    assert run(1, *commands).answers == {0: None, 1: None, 2: None}
+    assert ("save", True) in sessions[1].calls
+
+
+def test_a_session_is_closed_before_the_next_one_starts_and_when_the_rank_leaves(sessions):
+    run(0, start("t000"), start("t001"), {"op": "close"}, start("t002"))
+    assert [session.calls for session in sessions] == [[("close",)]] * 3
+
+
+def test_an_error_is_answered_and_the_rank_goes_on_without_the_broken_session(sessions):
+    link = run(1, start("t000"), {"op": "advance", "fraction": 2.0}, {"op": "advance", "fraction": 0.5}, start("t001"))
+    assert (link.failures[1].rank, link.failures[1].kind) == (1, "ZeroDivisionError")
+    assert "too far" in link.failures[1].traceback
+    assert "without a started trial" in link.failures[2].message
+    assert ("close",) not in sessions[0].calls  # closing could wait for ranks that hang
+    assert link.answers == {0: None, 3: None}
+
+
+def test_a_class_that_cannot_be_imported_is_an_error_of_the_start_command():
+    link = FakeLink(0, [start("t000")])
+    serve(link, SessionHost("no_such_module:Session", None))
+    assert link.failures[0].kind == "ModuleNotFoundError"
+
+
+def test_errors_of_ours_keep_their_class_and_hint_and_learn_the_rank():
+    failure = describe_failure(3, DataError("no column 'text'", hint="set data.text"))
+    error = as_error(pickle.loads(pickle.dumps(failure)))  # noqa: S301 (what Ray does between processes)
+    assert isinstance(error, DataError)
+    assert (error.exit_code, error.hint, error.fields["rank"]) == (2, "set data.text", 3)
+
+
+def test_other_errors_become_a_train_error_that_names_rank_and_kind():
+    error = as_error(describe_failure(1, KeyError("logits")))
+    assert type(error).__name__ == "TrainError"
+    assert error.message == "rank 1: KeyError: 'logits'"
+    assert "KeyError" in error.fields["traceback"]
