@@ -157,7 +157,7 @@ def _run_on_ray(
     ensure_embedded(recipe.storage)
     view = live_view(recipe, resume, trials)
     try:
-        with open_display(view, log_files=[str(logs / "driver.log"), str(logs / "ray")]) as display:
+        with open_display(view, logs=f"{logs}/ (driver.log, ray/)") as display:
             outcome = run(recipe, SweepOptions(resume=resume, display=display, logs=logs))
     except KeyboardInterrupt as interrupt:
         raise _interrupted(words, view) from interrupt

@@ -193,29 +193,67 @@ def test_a_checkpoint_is_told_once_and_silence_is_broken_once_a_minute():
     later = {**PROGRESS, "checkpoint_step": 20}
     text = lines_of(
         EVENTS[:4],
-        [(1.0, {"t000": PROGRESS}), (2.0, {"t000": PROGRESS}), (3.0, {"t000": later}), (64.0, {"t000": later})],
+        [
+            (1.0, {"t000": PROGRESS}),
+            (2.0, {"t000": PROGRESS}),
+            (3.0, {"t000": later}),
+            (64.0, {"t000": {**later, "fraction": 30 / 63 + 0.25}}),
+        ],
     )
     assert text.splitlines()[1:] == [
         "04:45:01 t000 checkpoint committed step=16",
         "04:45:03 t000 checkpoint committed step=20",
-        "04:45:04 sweep 10% (1 running, 2 waiting) left~10 min 08 s",
+        "04:45:04 sweep 18% (1 running, 2 waiting) left~9 min 57 s",
     ]
 
 
 def test_display_is_lines_where_there_is_no_terminal_and_names_the_logs_first():
     console = Console(file=io.StringIO(), width=20)
-    display = open_display(sweep(), console, ["runs/reviews/driver.log", "runs/reviews/workers.log"])
+    display = open_display(sweep(), console, "runs/[reviews]/logs/ (driver.log, ray/)")
     assert isinstance(display, LineDisplay)
-    assert console.file.getvalue() == "logs: runs/reviews/driver.log, runs/reviews/workers.log\n"
+    assert console.file.getvalue() == "logs: runs/[reviews]/logs/ (driver.log, ray/)\n"
 
 
-def test_table_display_draws_the_last_state_when_closed_and_closes_twice():
-    console = Console(file=io.StringIO(), width=100, height=30, force_terminal=True, color_system=None)
-    with open_display(sweep(EVENTS[:-1]), console) as display:
-        assert isinstance(display, TableDisplay)
-        display.on_event(EVENTS[-1])
-        display.close()
-    assert "t002 failed: OutOfMemory: rank 1 at step 3" in console.file.getvalue()
+def test_table_display_goes_when_all_went_well_and_stays_when_not():
+    def shown(error=None):
+        console = Console(file=io.StringIO(), width=100, height=30, force_terminal=True, color_system=None)
+        try:
+            with open_display(sweep(EVENTS[:-1]), console) as display:
+                assert isinstance(display, TableDisplay)
+                display.on_event(EVENTS[-1])
+                if error:
+                    raise error
+        except KeyboardInterrupt:
+            pass
+        assert "t002 failed: OutOfMemory: rank 1 at step 3" in console.file.getvalue()
+        return console.file.getvalue()
+
+    erase_line = "\x1b[2K"
+    assert shown().endswith(erase_line)
+    assert not shown(KeyboardInterrupt()).endswith(erase_line)
+
+
+def test_a_display_may_be_closed_twice():
+    display = open_display(sweep(), Console(file=io.StringIO(), force_terminal=True))
+    display.close()
+    display.close()
+
+
+def test_the_pace_counts_from_the_first_step_not_from_the_start_of_the_workers():
+    clock = Clock()
+    display = LineDisplay(SweepView("r", "eval_accuracy", "max", 1, EVENTS[:1]), Console(file=io.StringIO()), clock)
+    clock.now = 1000.0
+    display.on_progress({"t000": {"step": 1, "fraction": 0.1}})
+    clock.now = 1010.0
+    display.on_progress({"t000": {"step": 6, "fraction": 0.6}})
+    assert display._estimate(display.view.rows()).left_s == pytest.approx(0.4 * 10 / 0.5)
+
+
+def test_a_trial_that_has_not_stepped_yet_is_starting():
+    assert drawn(SweepView("r", "eval_accuracy", "max", 1, [EVENTS[0], EVENTS[3]]), 100)[3].split()[:2] == [
+        "t000",
+        "starting",
+    ]
 
 
 def test_late_progress_does_not_wake_a_trial_that_ended():

@@ -21,33 +21,33 @@ STATE_STYLES = {WAITING: "dim", RUNNING: "cyan", COMPLETED: "green", STOPPED: ""
 
 
 def trial_table(
-    rows: Sequence[TrialRow], metric: str, best: str | None, console: Console, *, speed: bool = True
+    rows: Sequence[TrialRow], metric: str, best: str | None, console: Console, *, live: bool = True
 ) -> Table:
     """A borderless table of `rows` in the order given, in the widest form that fits the console.
 
     Args:
         best: the trial to mark.
-        speed: with loss and samples per second, which matter while it runs.
+        live: with loss and samples per second, and telling a trial that starts from one that steps.
     """
     names = figures.short_names(dict.fromkeys(path for row in rows for path in row.point))
-    wide = _table(rows, metric, best, names, merged=False, speed=speed)
+    wide = _table(rows, metric, best, names, merged=False, live=live)
     if Measurement.get(console, console.options.update(max_width=10_000), wide).maximum <= console.width:
         return wide
-    return _table(rows, metric, best, names, merged=True, speed=speed)
+    return _table(rows, metric, best, names, merged=True, live=live)
 
 
 def _table(
-    rows: Sequence[TrialRow], metric: str, best: str | None, names: Mapping[str, str], *, merged: bool, speed: bool
+    rows: Sequence[TrialRow], metric: str, best: str | None, names: Mapping[str, str], *, merged: bool, live: bool
 ) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0) if not merged else (0, 1, 0, 0), header_style="bold")
     table.add_column("trial", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for heading in ("rung", "step"):
         table.add_column(heading, justify="right", no_wrap=True)
-    if speed:
+    if live:
         table.add_column("loss", justify="right", no_wrap=True)
     table.add_column(metric.removeprefix("eval_"), justify="right", no_wrap=True)
-    if speed:
+    if live:
         table.add_column("samples/s", justify="right", no_wrap=True)
     table.add_column("saved", justify="right", no_wrap=True)
     if merged and names:
@@ -56,22 +56,22 @@ def _table(
         for name in names.values():
             table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(*_cells(row, row.trial == best, names, merged=merged, speed=speed))
+        table.add_row(*_cells(row, row.trial == best, names, merged=merged, live=live))
     return table
 
 
-def _cells(row: TrialRow, is_best: bool, names: Mapping[str, str], *, merged: bool, speed: bool) -> list[Text]:
+def _cells(row: TrialRow, is_best: bool, names: Mapping[str, str], *, merged: bool, live: bool) -> list[Text]:
     mark = "*" if is_best else " "
     cells = [
         Text(f"{row.trial}{mark}", "bold" if is_best else ""),
-        Text(row.state, STATE_STYLES.get(row.state, "")),
+        Text("starting" if live and row.state == RUNNING and row.step is None else row.state, STATE_STYLES[row.state]),
         Text(figures.share(row.rung)),
         Text(steps(row)),
     ]
-    if speed:
+    if live:
         cells.append(Text(figures.metric(row.loss)))
     cells.append(Text(figures.metric(row.metric), "bold" if is_best else ""))
-    if speed:
+    if live:
         cells.append(Text(figures.rate(row.samples_per_s)))
     cells.append(Text(figures.ABSENT if row.checkpoint_step is None else str(row.checkpoint_step)))
     values = [figures.sampled(row.point[path]) if path in row.point else figures.ABSENT for path in names]

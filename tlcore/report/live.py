@@ -43,7 +43,8 @@ class Display:
         self.console = console
         self._clock = clock
         self._began_s = clock()
-        self._share_before = sum(row.fraction for row in view.rows())
+        self._share_before = _trained(view)
+        self._training_since_s: float | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -55,11 +56,15 @@ class Display:
 
     def on_event(self, event: Entry) -> None:
         """Take one journal entry."""
-        raise NotImplementedError
+        self.view.apply(event)
+        if event["kind"] == "resumed":
+            self._began_s, self._share_before, self._training_since_s = self._clock(), _trained(self.view), None
+        self._notice_training()
 
     def on_progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Take the latest progress of every running trial."""
-        raise NotImplementedError
+        self.view.progress(snapshot)
+        self._notice_training()
 
     def close(self) -> None:
         """Show the last state and give the terminal back. May be called twice."""
@@ -68,13 +73,20 @@ class Display:
         """Seconds since the display began."""
         return self._clock() - self._began_s
 
-    def _fold(self, event: Entry) -> None:
-        self.view.apply(event)
-        if event["kind"] == "resumed":
-            self._began_s, self._share_before = self._clock(), sum(row.fraction for row in self.view.rows())
+    def _notice_training(self) -> None:
+        """The pace counts from the first step on: the minute in which worker groups start would distort it."""
+        trained = _trained(self.view)
+        if self._training_since_s is None and trained > self._share_before:
+            self._training_since_s, self._share_before = self._clock(), trained
 
     def _estimate(self, rows: Sequence[TrialRow]) -> Estimate:
-        return estimate(rows, self.view.expected_trials, self.elapsed_s(), self._share_before)
+        since = self._training_since_s
+        training_s = 0.0 if since is None else self._clock() - since
+        return estimate(rows, self.view.expected_trials, training_s, self._share_before)
+
+
+def _trained(view: SweepView) -> float:
+    return sum(row.fraction for row in view.rows())
 
 
 class TableDisplay(Display):
@@ -89,15 +101,21 @@ class TableDisplay(Display):
     def on_event(self, event: Entry) -> None:
         """Take one journal entry; the next refresh shows it."""
         with self._lock:
-            self._fold(event)
+            super().on_event(event)
 
     def on_progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Take the latest progress; the next refresh shows it."""
         with self._lock:
-            self.view.progress(snapshot)
+            super().on_progress(snapshot)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.transient = kind is None  # a sweep that ended well is told again, whole, by its final table
+        self.close()
 
     def close(self) -> None:
-        """Draw once more and leave the table standing."""
+        """Draw once more and give the terminal back."""
         if self._live.is_started:
             self._live.stop()
 
@@ -197,7 +215,7 @@ class LineDisplay(Display):
 
     def on_event(self, event: Entry) -> None:
         """Print the line that this entry deserves, if any."""
-        self._fold(event)
+        super().on_event(event)
         line = self._line_of(event)
         if line:
             self._say(line)
@@ -205,7 +223,7 @@ class LineDisplay(Display):
 
     def on_progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Print checkpoints committed since, and one line on the whole when nothing was said for a minute."""
-        self.view.progress(snapshot)
+        super().on_progress(snapshot)
         self._say_saved()
         if self._clock() - self._spoke_s >= HEARTBEAT_S:
             rows = self.view.rows()
@@ -268,15 +286,16 @@ def live_view(recipe: Recipe, resume: bool = False, trials: int | None = None) -
 
 
 def open_display(
-    view: SweepView, console: Console | None = None, log_files: Sequence[str] = (), *, table: bool | None = None
+    view: SweepView, console: Console | None = None, logs: str = "", *, table: bool | None = None
 ) -> TableDisplay | LineDisplay:
-    """The table on a terminal, lines elsewhere; the first line printed names the log files.
+    """The table on a terminal, lines elsewhere.
 
     Args:
+        logs: where the log files are; named on the first line printed.
         table: True or False overrules what the console says about itself.
     """
     screen = console or Console()
-    if log_files:
-        screen.print(f"logs: {', '.join(log_files)}", soft_wrap=True, highlight=False)
+    if logs:
+        screen.print(f"logs: {logs}", soft_wrap=True, highlight=False, markup=False)
     as_table = screen.is_terminal and not screen.is_dumb_terminal if table is None else table
     return TableDisplay(view, screen) if as_table else LineDisplay(view, screen)

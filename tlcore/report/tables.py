@@ -27,7 +27,7 @@ SCRATCH = "scratch"
 def final_table(rows: Sequence[TrialRow], metric: str, mode: str, console: Console) -> RenderableType:
     """All trials by `metric`, best first, and below them why any failed."""
     best = best_of(rows, mode)
-    table = trial_table(ranked(rows, mode), metric, best.trial if best else None, console, speed=False)
+    table = trial_table(ranked(rows, mode), metric, best.trial if best else None, console, live=False)
     hints = {row.trial: row.reason.partition("\n")[2] for row in rows}
     parts: list[RenderableType] = [table]
     for trial, line in failure_lines(rows).items():
