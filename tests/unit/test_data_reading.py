@@ -78,6 +78,7 @@ BAD = {
         b"text,label\na,1\nb,\nc,\n",
         "{path}: column 'label' is empty in 2 of 3 rows, first in row 2",
     ),
+    "empty text": ("a.csv", b"text,label\na,1\n,2\n", "{path}: column 'text' is empty in 1 of 2 rows, first in row 2"),
     "not text": ("a.jsonl", b'{"text": 3, "label": 1}\n', "{path}: column 'text' holds int64, not text"),
     "not parquet": ("a.parquet", b"text,label\n", "cannot read {path} as parquet: "),
     "not json lines": ("a.jsonl", b'[{"text": "a"}]\n', "cannot read {path} as jsonl: "),
