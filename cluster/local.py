@@ -133,7 +133,7 @@ def _prepare(nodes: int, cpus_per_node: int) -> LocalCluster:
         mark=secrets.token_hex(8),
         booted=int(psutil.boot_time()),
         # Not below the home directory: Unix sockets in it may not have paths of more than 107 characters.
-        scratch=tempfile.mkdtemp(prefix="tlcore-", dir="/tmp"),
+        scratch=tempfile.mkdtemp(prefix="tlray-", dir="/tmp"),
         job_server=f"http://127.0.0.1:{dashboard_port}",
         gcs=f"{members[0].address}:{head_port}",
         nodes=members,
