@@ -104,10 +104,10 @@ def test_assets_are_pinned_by_hash() -> None:
 
 # A path of somebody's machine, or a package index other than the usual one.
 FOREIGN = re.compile(
-    r"(?<![\w.~$}])/(?:root|work|Users/\w+|home/(?!ubuntu\b)\w+)/"
+    r"(?<![\w.~$}*])/(?:root|work|Users/\w+|home/(?!ubuntu\b)\w+)/"
     r"|--(?:extra-)?index-url|--find-links|--trusted-host"
     r"|https?://[\w.-]*(?:artifactory|nexus|registry|mirror|proxy)[\w.-]*"
-    r"|\b(?:10|172\.(?:1[6-9]|2\d|3[01])|192\.168)(?:\.\d{1,3}){2,3}\b"
+    r"|\b(?!10\.0\.0\.\d+\b)(?:10|172\.(?:1[6-9]|2\d|3[01])|192\.168)(?:\.\d{1,3}){2,3}\b"
 )
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ".cfg", ".sh", ""}
 NOT_OURS = {"runs", "build", "dist", "__pycache__", "node_modules"}
