@@ -173,6 +173,12 @@ def test_a_recipe_this_version_does_not_accept_is_still_shown(storage):
     assert any(line.startswith("t000*") for line in lines)
 
 
+def test_a_trial_that_did_not_end_is_unfinished_since_storage_cannot_tell_whether_it_runs(storage):
+    run = read_run(write_run(storage, finished=False))
+    assert [row.state for row in run.rows()] == ["unfinished", "stopped"]
+    assert any("unfinished" in line for line in text_of(show_parts(run, Console(file=io.StringIO(), width=200)))[3:])
+
+
 def test_a_run_without_a_trial_says_so(storage):
     ref = create_run(storage, "reviews", {"recipe": recipe_from_dict(RECIPE).to_dict()}, START, "one")
     assert "no trial was suggested yet" in text_of(show_parts(read_run(ref), Console(file=io.StringIO(), width=200)))

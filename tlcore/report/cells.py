@@ -15,9 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from tlcore.report import figures
-from tlcore.report.rows import COMPLETED, FAILED, RUNNING, STOPPED, WAITING, TrialRow
+from tlcore.report.rows import COMPLETED, FAILED, RUNNING, STOPPED, UNFINISHED, WAITING, TrialRow
 
-STATE_STYLES = {WAITING: "dim", RUNNING: "cyan", COMPLETED: "green", STOPPED: "", FAILED: "bold red"}
+STATE_STYLES = {
+    WAITING: "dim",
+    RUNNING: "cyan",
+    COMPLETED: "green",
+    STOPPED: "",
+    FAILED: "bold red",
+    UNFINISHED: "yellow",
+}
 
 
 def trial_table(

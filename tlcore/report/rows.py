@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WAITING, RUNNING, COMPLETED, STOPPED, FAILED = "waiting", "running", "completed", "stopped", "failed"
+UNFINISHED = "unfinished"
+"""A stored trial that started and did not end: storage cannot tell whether it still runs."""
 ENDED = frozenset({COMPLETED, STOPPED, FAILED})
 
 

@@ -21,7 +21,7 @@ from tlcore.checkpoint import CheckpointRef, Manifest, read_manifest
 from tlcore.errors import ObjectMissing, RecipeError
 from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict
 from tlcore.report import figures
-from tlcore.report.rows import TrialRow
+from tlcore.report.rows import RUNNING, UNFINISHED, TrialRow
 from tlcore.report.tables import best_lines, final_table, gain_line
 from tlcore.report.view import SweepView
 from tlcore.storage import ObjectStore, RunRef, list_runs, newest_run, parse_run_url
@@ -29,7 +29,7 @@ from tlcore.storage.journal import Entry, read_journal
 from tlcore.storage.keys import TRIALS_PREFIX, parse_manifest_key
 
 _THREADS = 16
-FINISHED, UNFINISHED = "finished", "unfinished"
+FINISHED = "finished"
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,13 @@ class StoredRun:
         return next(taken, {})
 
     def rows(self) -> list[TrialRow]:
-        """One row per trial, with the newest checkpoint that the store really has."""
+        """One row per trial, with the newest checkpoint that the store really has; what runs may also be dead."""
         return [
-            replace(row, checkpoint_step=max(self.checkpoints.get(row.trial, ()), default=None))
+            replace(
+                row,
+                state=UNFINISHED if row.state == RUNNING else row.state,
+                checkpoint_step=max(self.checkpoints.get(row.trial, ()), default=None),
+            )
             for row in self.view.rows()
         ]
 
