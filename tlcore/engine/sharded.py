@@ -66,6 +66,7 @@ class ShardedModel:
         # DeepSpeed broadcasts and shards only what is trained; frozen weights must be cast here.
         model.to(device=device, dtype=MODEL_DTYPES[self.precision])
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        _skip_inference_op()
         config = deepspeed_config(recipe, batch, self.precision, device.type, trained)
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=build_optimizer(recipe, groups), config=config, dist_init_required=False
@@ -148,6 +149,12 @@ class ShardedModel:
     def _replicates(self) -> bool:
         """Stage 0 in fp32 keeps whole parameters on every rank; in bf16 DeepSpeed partitions the masters all the same."""
         return isinstance(self._engine.optimizer, torch.optim.Optimizer)
+
+
+def _skip_inference_op() -> None:
+    """Keep DeepSpeed from compiling its shared-memory all-reduce on CPU machines: minutes of g++ at first use, and only its
+    inference engine calls it."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _checkpoint_activations(model: torch.nn.Module) -> None:

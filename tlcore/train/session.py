@@ -68,7 +68,7 @@ class TrialSession:
         batch = plan_batch(recipe, self.world_size)
         self.task.load_data()
         model = self.task.build_model(from_scratch=recipe.transfer.strategy == "scratch")
-        apply_strategy(model, self.task, recipe)
+        apply_strategy(model, recipe)
         self.model = ShardedModel(recipe, model, parameter_groups(model, recipe), batch, rank_device())
         lengths = self.task.lengths("train")
         self.order = Order(len(lengths), recipe.train.global_batch_size, recipe.train.seed, lengths)
@@ -77,7 +77,7 @@ class TrialSession:
         self._cadence = Cadence.of(recipe)
         self.step = 0
         parent = self._restore(resume_step)
-        facts = {"recipe": recipe.to_dict(), "labels": list(self.task.label_names)}
+        facts = {"recipe": recipe.to_dict(), "task": self.task.facts()}
         self._saver = Saver(self._store, trial, recipe, facts, self.rank, self.world_size, parent)
         self._losses: list[torch.Tensor] = []
         self._loss = math.nan
@@ -86,18 +86,21 @@ class TrialSession:
         self._saved_at = time.monotonic()
 
     def advance(self, fraction: float) -> Report:
-        """Train to `fraction` of the trial's own epochs, evaluate on the validation examples, and begin to save.
+        """Train to `fraction` of the trial's own epochs, evaluate on the validation examples, and begin to save; at the
+        trial's end the save is waited for.
 
         Raises:
             Diverged: the loss is not finite.
             CheckpointError: more saves failed in a row than the recipe allows.
         """
-        target = min(self.total_steps, math.ceil(fraction * self.total_steps - _EDGE))
+        target = self._step_at(fraction)
         while self.step < target:
             self._step()
         self._look(force=True)
         metrics = self._evaluate()
         self._save(metrics)
+        if self.step == self.total_steps:
+            self._saver.wait()
         report = Report(
             self.step, self.total_steps, fraction, self._loss, self._samples_per_s, self._saver.committed_step, metrics
         )
@@ -105,6 +108,15 @@ class TrialSession:
             self._saver.tell({"kind": "report", **report.to_dict()})
         self._samples, self._since = 0, time.monotonic()
         return report
+
+    def is_past(self, fraction: float) -> bool:
+        """Whether the trial already stood beyond `fraction` when it was restored, so that it need not be reported again."""
+        return self.step > self._step_at(fraction)
+
+    def test(self) -> dict[str, float]:
+        """Metrics on the test examples, named `test_<metric>`; for the final figures alone."""
+        found = evaluate(self.task, self.model.module, "test", self.model.device, self.rank, self.world_size)
+        return {f"test_{name}": value for name, value in found.items()}
 
     def save(self, wait: bool = True) -> CheckpointRef | None:
         """Save the present step if that has not been done. With `wait`, returns the newest committed checkpoint, once it is."""
@@ -118,6 +130,9 @@ class TrialSession:
         self.model.close()
         del self._stepper, self.model, self.task
         give_memory_back()
+
+    def _step_at(self, fraction: float) -> int:
+        return min(self.total_steps, math.ceil(fraction * self.total_steps - _EDGE))
 
     def _step(self) -> None:
         loss, samples = self._stepper.run(self.step)
@@ -147,7 +162,7 @@ class TrialSession:
         self._samples_per_s = self._samples / max(1e-9, time.monotonic() - self._since)
         self._saver.poll()
         self._tell()
-        return seen[1] > 0
+        return bool(seen[1] > 0)
 
     def _tell(self) -> None:
         if self.rank == 0:

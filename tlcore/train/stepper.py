@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from tlcore.data import Order, split_batch
-from tlcore.engine.sharded import Batch, ShardedModel
+from tlcore.engine.sharded import ShardedModel
 from tlcore.recipe import BatchPlan
-from tlcore.tasks import Task
+from tlcore.tasks import Batch, Task
 
 _MASK = 2**63 - 1
 
@@ -54,10 +54,8 @@ class Stepper:
         shares = split_batch(indices, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)[self.rank]
         scale = plan.world_size * plan.accumulation_steps / len(indices)
         for share in shares:
-            # Every rank must take part in every collective: without samples of its own it runs one with weight 0.
-            filler = indices[:1]
-            batch = self.task.collate("train", share if len(share) else filler)
-            yield to_device(batch, self.model.device), len(share) * scale
+            # Every rank must take part in every collective: an empty share is collated to a filler, and weighs 0.
+            yield to_device(self.task.collate("train", share), self.model.device), len(share) * scale
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -1,0 +1,130 @@
+"""Training without Ray: in this one process, or on every rank that torchrun started.
+
+Owns the run's life there: making or finding it, its journal, the order of events. Called by `tlcore train --local`; with several
+GPUs, `torchrun --nproc_per_node N -m tlcore train RECIPE --local`. The same store layout as a sweep of one trial, so `list`, `show`
+and `--resume` work on it alike.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tlcore.engine.process import prepare_process
+from tlcore.errors import RequestError
+from tlcore.recipe import Recipe, report_fractions
+from tlcore.storage import RunRef, create_run, newest_run
+from tlcore.storage.journal import Journal, SweepState, read_journal
+
+TRIAL = "t000"
+
+
+@dataclass(frozen=True)
+class LocalOutcome:
+    """What came of a local run; `checkpoint` is the newest committed one's URL, `metrics` the last evaluation and test figures."""
+
+    run: RunRef
+    checkpoint: str | None
+    metrics: dict[str, float]
+
+
+def run_local(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+) -> LocalOutcome:
+    """Train the recipe, without its search, to the end.
+
+    Args:
+        resume: continue the newest run of this name from its newest intact checkpoint.
+        on_event: gets each journal entry, on rank 0.
+        on_progress: gets `Progress.to_dict()` every few steps, on rank 0.
+
+    Raises:
+        TlcoreError: anything the recipe, the data, the store or training came upon.
+    """
+    prepare_process(int(recipe.resources.cpus_per_worker))
+    from tlcore.train.group import process_group
+
+    with process_group():
+        return _Run(recipe, resume, on_event, on_progress).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        recipe: Recipe,
+        resume: bool,
+        on_event: Callable[[dict[str, Any]], None] | None,
+        on_progress: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        import torch.distributed as dist
+
+        self.recipe, self.resume = recipe, resume
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._on_event = on_event or (lambda event: None)
+        self._on_progress = on_progress or (lambda progress: None)
+        self._journal: Journal | None = None
+
+    def run(self) -> LocalOutcome:
+        from tlcore.train.group import agree
+        from tlcore.train.session import TrialSession
+
+        run = agree(self._open() if self.rank == 0 else None)
+        assert run is not None
+        resume_step = None if self.resume else 0
+        session = TrialSession(
+            self.recipe, run.url, TRIAL, lambda progress: self._on_progress(progress.to_dict()), resume_step
+        )
+        self._tell("started", TRIAL, slot="local", from_step=session.step)
+        metrics: dict[str, float] = {}
+        for fraction in report_fractions(self.recipe):
+            if session.is_past(fraction):
+                continue
+            report = session.advance(fraction)
+            metrics = report.metrics
+            self._tell("result", TRIAL, **report.to_dict())
+        checkpoint = session.save(wait=True)
+        self._tell("completed", TRIAL)
+        if self.recipe.data.test is not None:
+            metrics = {**metrics, **session.test()}
+            self._tell("final", TRIAL, metrics=metrics)
+        self._tell("finished", None, best=TRIAL)
+        session.close()
+        return LocalOutcome(run, None if checkpoint is None else str(checkpoint), metrics)
+
+    def _open(self) -> RunRef:
+        now = datetime.now(UTC)
+        if not self.resume:
+            identity = {"recipe": self.recipe.to_dict(), "digest": self.recipe.digest(), "kind": "train"}
+            run = create_run(self.recipe.storage, self.recipe.name, identity, now, secrets.token_hex(8))
+            self._journal = Journal(run.open(), lambda: datetime.now(UTC))
+            self._tell("suggested", TRIAL, point={})
+            return run
+        run = newest_run(self.recipe.storage, self.recipe.name)
+        entries = read_journal(run.open())
+        self._check_unfinished(run, SweepState.from_entries(entries))
+        self._journal = Journal(run.open(), lambda: datetime.now(UTC), start=len(entries))
+        self._tell("resumed", None)
+        return run
+
+    def _check_unfinished(self, run: RunRef, state: SweepState) -> None:
+        if set(state.trials) != {TRIAL}:
+            raise RequestError(
+                f"run {run.name}/{run.run_id} is a sweep of {len(state.trials)} trials, not one training run",
+                hint="resume it with: tlcore sweep RECIPE --resume",
+            )
+        if state.trials[TRIAL].ended:
+            raise RequestError(
+                f"run {run.name}/{run.run_id} is {state.trials[TRIAL].status}: nothing is left to resume",
+                hint="leave out --resume to start a new run",
+            )
+
+    def _tell(self, kind: str, trial: str | None, **facts: Any) -> None:
+        if self._journal is not None:
+            self._on_event(self._journal.append(kind, trial, **facts))
