@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ray_fixtures import ray_session
 from store_fixtures import embedded_store, s3_store
 
-__all__ = ["embedded_store", "s3_store"]
+__all__ = ["embedded_store", "ray_session", "s3_store"]

@@ -2,7 +2,8 @@
 
 Owns what is true only for the moment; what must last is in the journal. One small actor per sweep, found by its name, beside the
 driver and gone with it. Rank 0 of each slot writes at most twice a second and waits for no answer; the driver reads. Slots
-register their mailbox here, so that an interrupt reaches them while they wait for their ranks.
+register their mailbox here, so that an interrupt reaches them while they wait for their ranks, and their workers' placement
+group, so that the driver can free it when a slot was killed and cannot.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Board:
     def __init__(self) -> None:
         self._progress: dict[str, dict[str, Any]] = {}
         self._mailboxes: dict[str, Any] = {}
+        self._places: dict[str, Any] = {}
         self._stopping = False
 
     def push(self, trial: str, progress: dict[str, Any]) -> None:
@@ -36,6 +38,15 @@ class Board:
         """Note a slot's present mailbox. False: the sweep is stopping, do not start."""
         self._mailboxes[slot] = mailbox
         return not self._stopping
+
+    def hold(self, slot: str, place: Any) -> None:
+        """Note the placement group of a slot's workers, which outlives a slot that is killed."""
+        self._places[slot] = place
+
+    def let_go(self, slot: str) -> Any:
+        """The placement group that a dead slot held, or None; asked once."""
+        self._mailboxes.pop(slot, None)
+        return self._places.pop(slot, None)
 
     def stop(self) -> None:
         """Wake every slot with the order to stop, now and whenever one registers."""

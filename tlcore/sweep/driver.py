@@ -21,6 +21,7 @@ from ray import tune
 from ray.exceptions import GetTimeoutError, RayError
 from ray.tune.error import TuneError
 from ray.tune.schedulers import TrialScheduler
+from ray.util import remove_placement_group
 
 from tlcore.errors import SweepError, TlcoreError
 from tlcore.recipe import Recipe
@@ -120,7 +121,7 @@ class Driver:
                 reuse_actors=True,
                 storage_path=str(scratch),
                 stop=self._halt,
-                callbacks=[JournalCallback(self._recorder, self._halt)],
+                callbacks=[JournalCallback(self._recorder, self._halt, self._free)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
                 raise_on_failed_trial=False,
                 verbose=0,
@@ -131,6 +132,12 @@ class Driver:
             if isinstance(error, TlcoreError):
                 raise
             raise SweepError(f"Ray Tune gave up: {error}", hint="see driver.log in the log directory") from error
+
+    def _free(self, slot: str) -> None:
+        """Free the workers of a slot that was killed; Ray keeps a placement group as long as its job lives."""
+        place = ray.get(self._board_actor.let_go.remote(slot))
+        if place is not None:
+            remove_placement_group(place)
 
     @contextmanager
     def _board(self) -> Iterator[str]:

@@ -128,19 +128,19 @@ class WorkerGroup:
         except Exception as error:  # noqa: BLE001 (a thread's edge: `await_ranks` and `run` raise it in the slot)
             self._ended = error
 
-    def await_ranks(self) -> None:
+    def await_ranks(self) -> Any:
         """Return when the ranks can be asked: those of the present generation, or after a loss those of the next.
 
-        Raises SlotFailed, Cancelled.
+        Returns the placement group of new ranks, None where they are the ones known. Raises SlotFailed, Cancelled.
         """
         if self._ranks:
-            return
+            return None
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             found = ray.get(self.mailbox.wait_complete.remote(self.generation, POLL_S))
             if found is not None:
                 self.generation, self._ranks = found
-                return
+                return self._ranks[0].place
             self._check_alive()
         raise SlotFailed(
             f"{self.settings.shape} did not start within {START_S:.0f} s",
@@ -177,10 +177,6 @@ class WorkerGroup:
                 raise self._judge(status.failures)
             self._check_silent(status)
             self._check_alive()
-
-    def pids(self) -> dict[int, int]:
-        """Process id by rank, of the present generation."""
-        return {info.rank: info.pid for info in self._ranks}
 
     def close(self, healthy: bool) -> None:
         """Send the ranks away and end the Train run; ranks that may hang (`healthy` False) are killed first."""

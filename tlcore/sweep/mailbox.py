@@ -25,13 +25,14 @@ LEAVE = "leave"
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One rank as it introduced itself. `actor` is its Ray actor, to probe and, if it must be, to kill."""
+    """One rank as it introduced itself. `actor` is its Ray actor, to probe or kill; `place` its group's placement group."""
 
     rank: int
     world_size: int
     node: str
     pid: int
     actor: Any = None
+    place: Any = None
 
 
 @dataclass(frozen=True)

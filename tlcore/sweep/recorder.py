@@ -8,6 +8,7 @@ is carried out. Owns also the decision to stop the whole sweep when the very fir
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -18,7 +19,7 @@ from tlcore.errors import TlcoreError, WorkerLost
 from tlcore.storage.journal import Entry, Journal, SweepState
 from tlcore.sweep.display import Display
 from tlcore.sweep.search import SlotTrial
-from tlcore.sweep.slot import REPORT
+from tlcore.sweep.slot import REPORT, slot_name
 
 _RESULT_KEYS = ("step", "total_steps", "fraction", "metrics", "checkpoint_step", "loss", "samples_per_s", "group")
 
@@ -81,15 +82,17 @@ class Halt(Stopper):
 
 
 class JournalCallback(Callback):
-    """Tune's events as journal entries."""
+    """Tune's events as journal entries. `free` takes the name of a slot that died and frees what its workers held."""
 
-    def __init__(self, recorder: Recorder, halt: Halt) -> None:
-        self._recorder, self._halt = recorder, halt
+    def __init__(self, recorder: Recorder, halt: Halt, free: Callable[[str], None]) -> None:
+        self._recorder, self._halt, self._free = recorder, halt, free
+        self._slots: dict[str, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A slot took the trial."""
-        actor = trial.temporary_state.ray_actor
-        self._recorder.record("started", trial.trial_id, slot=actor._actor_id.hex()[:12] if actor else None)
+        slot = slot_name(trial.temporary_state.ray_actor._actor_id.hex())
+        self._slots[trial.trial_id] = slot
+        self._recorder.record("started", trial.trial_id, slot=slot)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -110,13 +113,17 @@ class JournalCallback(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial's slot died and another one will take it up."""
+        self._free(self._slots[trial.trial_id])
         self._recorder.record("lost", trial.trial_id, rank=None, cause="the slot's process died", step=None)
+        trial.set_config({**trial.config, "reached": self._recorder.state.trials[trial.trial_id].fraction})
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial ended by an error."""
         if self._halt.asked:
             return  # torn down with the sweep: it is not the trial's failure, and a resume takes it up
         error = cause_of(trial)
+        if isinstance(trial.failure, RayActorError) and trial.trial_id in self._slots:
+            self._free(self._slots[trial.trial_id])
         self._recorder.record("failed", trial.trial_id, **failure_facts(error))
         if error.exit_code == 2 and not any(state.results for state in self._recorder.state.trials.values()):
             self._halt.fail(error)

@@ -38,12 +38,17 @@ def next_fraction(fractions: tuple[float, ...], reached: float) -> float:
     return next((fraction for fraction in fractions if fraction > reached + _EPSILON), fractions[-1])
 
 
+def slot_name(actor_id: str) -> str:
+    """A slot's name in journal and logs, from its Ray actor's id (hex)."""
+    return actor_id[:12]
+
+
 class Slot(tune.Trainable):
     """One trial at a time, warm. Tune calls setup or reset_config, then load_checkpoint, step, save_checkpoint, and cleanup."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Note the first trial; the workers start with its first step."""
-        self._slot: str = ray.get_runtime_context().get_actor_id()[:12]
+        self._slot = slot_name(ray.get_runtime_context().get_actor_id())
         self._group: WorkerGroup | None = None
         self._groups = 0
         self._healthy = True
@@ -103,7 +108,9 @@ class Slot(tune.Trainable):
             raise CheckpointIncompatible(
                 f"trial {self._trial} was given the checkpoint of trial {pointer['trial']} of {pointer['run']}"
             )
-        self._reached, self._checkpoint_step = pointer["fraction"], pointer["step"]
+        # a slot killed between a report and its pointer: the journal, and so the config, knows better than the pointer
+        self._reached = max(self._reached, pointer["fraction"])
+        self._checkpoint_step = pointer["step"]
 
     def cleanup(self) -> None:
         """End the session and the worker group."""
@@ -153,7 +160,9 @@ class Slot(tune.Trainable):
             if not ray.get(self._board.register.remote(self._slot, self._group.mailbox)):
                 raise Cancelled("the sweep is being stopped")
             self._group.launch()
-        self._group.await_ranks()
+        place = self._group.await_ranks()
+        if place is not None:
+            self._board.hold.remote(self._slot, place)
         return self._group
 
     def _note_loss(self, lost: GroupLost) -> None:

@@ -115,10 +115,10 @@ def describe_failure(rank: int, error: BaseException) -> RankFailure:
 class Link:
     """One rank's end of the mailbox: joins, beats in the background, fetches, answers."""
 
-    def __init__(self, mailbox: Any, group: str, rank: int, world_size: int) -> None:
-        self._mailbox, self._group, self.rank = mailbox, group, rank
-        context = ray.get_runtime_context()
-        self._info = RankInfo(rank, world_size, context.get_node_id(), os.getpid(), context.current_actor)
+    def __init__(self, mailbox: Any, rank: int, world_size: int) -> None:
+        context, place = ray.get_runtime_context(), ray.util.get_current_placement_group()
+        self._mailbox, self._group, self.rank = mailbox, place.id.hex(), rank
+        self._info = RankInfo(rank, world_size, context.get_node_id(), os.getpid(), context.current_actor, place)
         self._over = threading.Event()
 
     def join(self) -> bool:
@@ -175,8 +175,7 @@ def worker_loop(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    group = ray.util.get_current_placement_group().id.hex()
-    link = Link(config["mailbox"], group, rank, world_size)
+    link = Link(config["mailbox"], rank, world_size)
     if not link.join():
         return
     feed = ProgressFeed(config["board"], time.monotonic) if rank == 0 and config["board"] else None
