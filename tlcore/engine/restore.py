@@ -47,8 +47,6 @@ def _zero_gradient_step(engine: Any, stage: int, inner: torch.optim.Optimizer) -
     parameters = [each for group in inner.param_groups for each in group["params"] if each.requires_grad]
     with _zero_gradient(*parameters):
         inner.step()
-    if stage > 0 or hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 class _zero_gradient:
@@ -125,5 +123,5 @@ def refresh_working_weights(engine: Any, stage: int) -> None:
             zero._reassign_or_swap_out_partitioned_parameters(index)
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-    elif hasattr(zero, "update_lp_params"):
+    elif stage > 0:
         zero.update_lp_params()

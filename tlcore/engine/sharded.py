@@ -113,7 +113,7 @@ class ShardedModel:
         """This rank's part of the whole state, as views on live memory (copies of device memory). Rank order is by the owner of
         each interval; together the ranks' pieces cover every state of every parameter exactly once."""
         trained = state.trained_intervals(self._engine, self.stage)
-        if self.stage == 0 and self._replicates:
+        if self.stage == 0:
             trained = state.share_out(trained)
         frozen = state.frozen_intervals(self._engine.module, self.stage)
         pieces = [state.to_piece(each) for each in trained]
@@ -144,11 +144,6 @@ class ShardedModel:
         """Drop the engine, its hooks and its memory."""
         self._engine.destroy()
         del self._engine
-
-    @property
-    def _replicates(self) -> bool:
-        """Stage 0 in fp32 keeps whole parameters on every rank; in bf16 DeepSpeed partitions the masters all the same."""
-        return isinstance(self._engine.optimizer, torch.optim.Optimizer)
 
 
 def _skip_inference_op() -> None:

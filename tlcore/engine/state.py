@@ -87,20 +87,24 @@ def trained_intervals(engine: Any, stage: int) -> Iterator[Interval]:
             continue
         if stage == 3:
             yield from _stage3(engine.optimizer, name, parameter)
-        elif stage == 0 and not hasattr(parameter, "_hp_mapping"):
+        elif stage == 0:
             yield from _replicated(engine.optimizer, name, parameter)
         else:
-            yield from _stage12(name, parameter)
+            yield from _stage12(engine.optimizer, name, parameter)
 
 
-def _stage12(name: str, parameter: Any) -> Iterator[Interval]:
+def _stage12(optimizer: Any, name: str, parameter: Any) -> Iterator[Interval]:
     mapping = parameter._hp_mapping
     if mapping is None:
         return
-    start = mapping.lp_fragment_address.start
-    yield Interval(name, MASTER, start, mapping.get_hp_fragment().data)
-    for state, values in sorted((mapping.optim_fragment or {}).items()):
-        yield Interval(name, state, start, values.data)
+    start, here = mapping.lp_fragment_address.start, mapping.hp_fragment_address
+    flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    yield Interval(name, MASTER, start, flat.data.narrow(0, here.start, here.numel))
+    # Not mapping.optim_fragment: DeepSpeed links it after the first group's first step, when later groups have no state yet, and
+    # never again; weights without decay would be saved without their moments.
+    for state, values in sorted(optimizer.optimizer.state[flat].items()):
+        if torch.is_tensor(values) and values.shape == flat.shape:
+            yield Interval(name, state, start, values.data.narrow(0, here.start, here.numel))
 
 
 def _stage3(optimizer: Any, name: str, parameter: Any) -> Iterator[Interval]:

@@ -19,6 +19,7 @@ from tlcore.checkpoint import (
     WriterSettings,
     apply_retention,
     list_manifests,
+    next_attempt,
     read_manifest,
 )
 from tlcore.engine.sharded import ShardedModel
@@ -52,8 +53,9 @@ class Saver:
         self._rank = rank
         self._parent = parent
         self._history_n = 0
-        begin = {"kind": "started", "world_size": world_size, "from_step": parent.step if parent else 0}
-        attempt = agree(self.tell(begin) if rank == 0 else 0)
+        if rank == 0:
+            self.tell({"kind": "started", "world_size": world_size, "from_step": parent.step if parent else 0})
+        attempt = agree(next_attempt(store, trial) if rank == 0 else 0)
         section = recipe.checkpoint
         settings = WriterSettings(
             when_late=section.when_late,
@@ -145,5 +147,12 @@ class Saver:
         steps = list_manifests(self._store, self._trial)
         if len(steps) <= section.keep_last:
             return
-        manifests = [read_manifest(self._store, self._trial, step) for step in steps]
+        manifests = [manifest for step in steps if (manifest := self._readable(step)) is not None]
         apply_retention(self._store, manifests, section.keep_last, section.keep_best, search.metric, search.mode)
+
+    def _readable(self, step: int) -> Manifest | None:
+        """A damaged manifest is for `tlcore checkpoints verify` to tell; it must not end the training that it is older than."""
+        try:
+            return read_manifest(self._store, self._trial, step)
+        except CheckpointError:
+            return None
