@@ -148,10 +148,12 @@ def _run_on_ray(
 ) -> None:
     """Run with a live display, then say what came of it."""
     from datetime import UTC, datetime
+    from pathlib import Path
 
     from tlcore.report.live import live_view, open_display
+    from tlcore.report.tables import prediction_lines
     from tlcore.storage import ensure_embedded
-    from tlcore.sweep import SweepOptions, log_directory
+    from tlcore.sweep import SweepOptions, finish_sweep, log_directory
 
     logs = log_directory(recipe.name, datetime.now(UTC))
     ensure_embedded(recipe.storage)
@@ -161,9 +163,15 @@ def _run_on_ray(
             outcome = run(recipe, SweepOptions(resume=resume, display=display, logs=logs))
     except KeyboardInterrupt as interrupt:
         raise _interrupted(words, view) from interrupt
-    _print_run(outcome.run)
     if outcome.interrupted:
+        _print_run(outcome.run)
         raise _interrupted(words, view)
+    finals = finish_sweep(outcome, Path("runs") / recipe.name / "best")
+    _print_run(outcome.run)
+    if finals is not None:
+        typer.echo(f"\nbest model exported to {finals.exported}")
+        for line in prediction_lines(finals.examples):
+            typer.echo(line)
     if len(outcome.errors) == len(outcome.trials):
         raise typer.Exit(1)
 

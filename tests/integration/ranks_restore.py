@@ -1,6 +1,6 @@
 """Run by torchrun from test_train_restore.py: train, save, restore into a fresh engine, and write both runs' losses as JSON.
 
-Arguments: a JSON file of cases, the model's directory, a store's URL, the output file. All cases share one group of real gloo ranks.
+Arguments: a JSON file of cases, the model's directory, a store's URL, the output file. All cases share one group of gloo ranks.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Read in this order: `runner.py` (the order of things), `driver.py` (one driver w
 """
 
 from tlcore.sweep.display import Display
+from tlcore.sweep.finals import Finals, finish_sweep
 from tlcore.sweep.outcome import SweepOutcome
 from tlcore.sweep.runner import SweepOptions, log_directory, run_sweep, run_train
 
-__all__ = ["Display", "SweepOptions", "SweepOutcome", "log_directory", "run_sweep", "run_train"]
+__all__ = ["Display", "Finals", "SweepOptions", "SweepOutcome", "finish_sweep", "log_directory", "run_sweep", "run_train"]

@@ -14,8 +14,10 @@ from typing import Any, cast
 import torch
 
 from tlcore.checkpoint import CheckpointReader, CheckpointRef, Piece, Row
+from tlcore.data import read_split
 from tlcore.engine.state import BUFFER, FROZEN, MASTER, dtype_name, host_bytes, persistent_buffers
 from tlcore.errors import CheckpointIncompatible, RequestError
+from tlcore.models import quiet
 from tlcore.recipe import Recipe, recipe_from_dict
 from tlcore.tasks import Task, build_task
 from tlcore.train.evaluation import evaluate
@@ -55,7 +57,8 @@ class TrainedModel:
         fresh = destination.with_name(f".{destination.name}.partial")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
-        cast(Any, self.model).save_pretrained(fresh)
+        with quiet():
+            cast(Any, self.model).save_pretrained(fresh)
         self.task.export_extras(fresh)
         shutil.rmtree(destination, ignore_errors=True)
         fresh.rename(destination)
@@ -68,6 +71,17 @@ class TrainedModel:
         with process_group():
             found = evaluate(self.task, self.model.to(device=device), split, device)
         return {f"{split}_{name}": value for name, value in found.items()}
+
+    def examples(self, split: str, count: int) -> list[dict[str, Any]]:
+        """The first `count` samples of a split of its own place, as people wrote them, with what the model says of each."""
+        data = self.recipe.data
+        place = {"train": data.train, "validation": data.validation, "test": data.test}[split]
+        if not isinstance(place, str):
+            return []
+        rows = read_split(place, [data.text, data.label], texts=[data.text], split=split).select(range(count))
+        answers = self.predict(rows[data.text])
+        given = zip(rows[data.text], rows[data.label], answers, strict=True)
+        return [{"input": text, "expected": label, **answer} for text, label, answer in given]
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The task's prediction for each input."""
