@@ -18,7 +18,7 @@ from sweep_bench import Notes, leftovers, make_recipe, options, read_trace
 from tlcore.errors import RequestError
 from tlcore.storage import list_runs
 from tlcore.storage.journal import read_journal
-from tlcore.sweep import run_sweep
+from tlcore.sweep import run_sweep, run_train
 
 pytestmark = pytest.mark.integration
 
@@ -80,14 +80,18 @@ def test_interrupted_then_killed_then_finished_by_a_third_driver(ray_session, tm
     assert starts(tmp_path, "t002") == [None, 10]
 
 
-def test_a_resume_with_another_recipe_is_refused_with_what_changed(ray_session, tmp_path):
-    (tmp_path / "rates.json").write_text(json.dumps(RATES[:1]))
-    recipe = make_recipe(tmp_path, RATES[:1])
-    run_sweep(recipe, options(tmp_path, Notes()))
-    other = make_recipe(tmp_path, RATES[:1], train={"global_batch_size": 16})
+def test_one_training_run_is_the_recipe_as_it_stands_and_resumes_with_that_recipe_only(ray_session, tmp_path):
+    recipe = make_recipe(tmp_path, [1e-4, 2e-4], train={"global_batch_size": 8, "learning_rate": 9e-4})
+    outcome = run_train(recipe, options(tmp_path, Notes()))
+    (trial,) = outcome.trials
+    assert (trial.point, trial.status, trial.checkpoint_step) == ({}, "completed", 20)
+    assert trial.final("eval_accuracy") == pytest.approx(0.9)
+
+    other = make_recipe(tmp_path, [1e-4, 2e-4], train={"global_batch_size": 16, "learning_rate": 9e-4})
     with pytest.raises(RequestError, match=r"train\.global_batch_size was 8, is 16"):
-        run_sweep(other, options(tmp_path, Notes(), resume=True))
+        run_train(other, options(tmp_path, Notes(), resume=True))
+
     notes = Notes()
-    again = run_sweep(recipe, options(tmp_path, notes, resume=True))
+    again = run_train(recipe, options(tmp_path, notes, resume=True))
     assert [event["kind"] for event in notes.events] == ["resumed", "finished"]
     assert again.best.trial == "t000"

@@ -11,7 +11,7 @@ from sweep_bench import Notes, break_trial, kill_slot, leftovers, make_recipe, o
 from tlcore.errors import CannotPlace, DataError
 from tlcore.storage import list_runs
 from tlcore.storage.journal import read_journal
-from tlcore.sweep import run_sweep, run_train
+from tlcore.sweep import run_sweep
 
 pytestmark = pytest.mark.integration
 
@@ -135,11 +135,3 @@ def test_an_error_in_the_request_stops_the_sweep_at_its_first_trial(ray_session,
     assert (error.value.exit_code, error.value.hint) == (2, "set data.text")
     assert len(notes.of("suggested")) == len(notes.of("failed")) == 1
     assert leftovers(read_trace(tmp_path), CPUS) == []
-
-
-def test_one_training_run_is_a_sweep_of_the_recipe_as_it_stands(ray_session, tmp_path):
-    recipe = make_recipe(tmp_path, [1e-4, 2e-4], train={"global_batch_size": 8, "learning_rate": 9e-4})
-    outcome = run_train(recipe, options(tmp_path, Notes()))
-    (trial,) = outcome.trials
-    assert (trial.point, trial.status, trial.checkpoint_step) == ({}, "completed", 20)
-    assert trial.final("eval_accuracy") == pytest.approx(0.9)

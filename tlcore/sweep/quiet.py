@@ -44,7 +44,7 @@ def quiet_ray(log_directory: Path) -> Iterator[Path]:
     """
     log_directory.mkdir(parents=True, exist_ok=True)
     file = log_directory / "driver.log"
-    with _environment(), _logging_to(file) as log, redirect_stdout(cast(TextIO, _Sieve(sys.stdout, log))):
+    with _environment(), _logging_to(file) as log, _sieved(log) as sieve:
         started = not ray.is_initialized()
         if started:
             _connect()
@@ -52,6 +52,7 @@ def quiet_ray(log_directory: Path) -> Iterator[Path]:
             yield _link_session_logs(log_directory)
         finally:
             if started:
+                sieve.mute_this_thread()  # Ray prints the warnings that it held back when it goes
                 ray.shutdown()
 
 
@@ -102,14 +103,26 @@ class _Sieve:
 
     def __init__(self, stream: TextIO, log: TextIO) -> None:
         self._stream, self._log = stream, log
+        self._muted: int | None = None
+
+    def mute_this_thread(self) -> None:
+        """From now on what the calling thread prints goes to the log too."""
+        self._muted = threading.get_ident()
 
     def write(self, text: str) -> int:
         """Write to where this thread's output belongs."""
-        ray_speaks = threading.current_thread().name.startswith("ray_")
+        ray_speaks = threading.current_thread().name.startswith("ray_") or threading.get_ident() == self._muted
         return (self._log if ray_speaks else self._stream).write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def _sieved(log: TextIO) -> Iterator[_Sieve]:
+    sieve = _Sieve(sys.stdout, log)
+    with redirect_stdout(cast(TextIO, sieve)):
+        yield sieve
 
 
 @contextmanager

@@ -8,7 +8,6 @@ the group can go on is for the slot to say. Started by Ray Train (`group.py`), w
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import sys
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 
 import ray
 
+from tlcore.engine.process import prepare_process
 from tlcore.errors import TlcoreError
 from tlcore.recipe import apply_point, recipe_from_dict
 from tlcore.sweep.board import ProgressFeed
@@ -92,12 +92,10 @@ class SessionHost:
         )
 
     def close(self) -> None:
-        """End the session, if there is one, and give its memory back."""
+        """End the session, if there is one."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
-            del session
-            gc.collect()
 
     def drop(self) -> None:
         """Forget the session after an error: closing it might wait for ranks that hang."""
@@ -173,6 +171,7 @@ def worker_loop(config: dict[str, Any]) -> None:
     """Ray Train's `train_loop_per_worker`. `config`: mailbox (actor), session (import path), board (name or None)."""
     import ray.train
 
+    prepare_process(int(os.environ["OMP_NUM_THREADS"]))
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     link = Link(config["mailbox"], rank, world_size)
