@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "storage": {"errors"},
     "checkpoint": {"errors", "storage"},
     "models": {"errors", "recipe", "storage"},
-    "data": {"errors", "recipe", "storage"},
+    "data": {"errors", "recipe", "storage", "models"},
     "tasks": {"errors", "recipe", "storage", "models", "data"},
     "transfer": {"errors", "recipe", "storage", "models", "tasks", "data"},
     "engine": {"errors", "recipe", "storage", "checkpoint", "models"},

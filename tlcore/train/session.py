@@ -95,7 +95,7 @@ class TrialSession:
         """
         target = self._step_at(fraction)
         while self.step < target:
-            self._step()
+            self.train_step()
         self._look(force=True)
         metrics = self._evaluate()
         self._save(metrics)
@@ -134,7 +134,8 @@ class TrialSession:
     def _step_at(self, fraction: float) -> int:
         return min(self.total_steps, math.ceil(fraction * self.total_steps - _EDGE))
 
-    def _step(self) -> None:
+    def train_step(self) -> None:
+        """One optimizer step and what goes with it: the loss told every few steps, saves when due."""
         loss, samples = self._stepper.run(self.step)
         self.step += 1
         self._samples += samples

@@ -1,0 +1,54 @@
+"""tlcore's side of the turnaround bench: a sweep on warm slots, with stamps around what the ranks do.
+
+Owns the stamping only: the session inside is `tlcore.train.TrialSession`, as in any sweep. Called by `turnaround.py`; the session
+class is named by its import path and made in the ranks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.stamps import stamp
+from tlcore.recipe import Recipe
+from tlcore.sweep import SweepOptions, run_sweep
+from tlcore.train import Progress, Report, TrialSession
+
+
+class StampedSession:
+    """A trial's session that notes, on rank 0, its first step and its end. The sweep is the recipe's name."""
+
+    def __init__(
+        self, recipe: Recipe, run_url: str, trial: str, on_progress: Any = None, resume_step: int | None = None
+    ) -> None:
+        self._sweep, self._trial, self._on_progress = recipe.name, trial, on_progress
+        self._inner = TrialSession(recipe, run_url, trial, self._progress, resume_step)
+
+    def advance(self, fraction: float) -> Report:
+        """Train and evaluate; the last report of a trial returns when its checkpoint is committed."""
+        report = self._inner.advance(fraction)
+        if fraction >= 1.0 and self._inner.rank == 0:
+            stamp(self._sweep, "end", self._trial)
+        return report
+
+    def save(self, wait: bool = True) -> Any:
+        """Checkpoint now."""
+        return self._inner.save(wait)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._inner.close()
+
+    def _progress(self, progress: Progress) -> None:
+        if progress.step == 1:
+            stamp(self._sweep, "first_step", self._trial)
+        if self._on_progress is not None:
+            self._on_progress(progress)
+
+
+def run_warm(recipe: Recipe, logs: Path) -> None:
+    """Run the recipe's sweep in the Ray that is up. Raises what a sweep raises, and the first trial's failure."""
+    stamp(recipe.name, "asked")
+    outcome = run_sweep(recipe, SweepOptions(logs=logs, session="jobs.bench.warm_pattern:StampedSession"))
+    if outcome.errors:
+        raise RuntimeError(f"trials failed: {outcome.errors}")
