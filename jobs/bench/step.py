@@ -29,28 +29,22 @@ from tlcore.storage import create_run
 
 LOOPS = ("tlcore", "bare", "trainer", "plain")
 WARM_UP_STEPS = 3
-WORDS = [
+WORDS = (
     "the",
     "of",
     "film",
-    "and",
     "story",
-    "that",
     "is",
-    "a",
     "great",
     "dull",
     "moving",
     "never",
-    "with",
-    "actors",
     "her",
     "plot",
     "scene",
-    "quite",
     "best",
     "worst",
-]
+)
 
 
 def write_samples(path: Path, count: int, seed: int = 0) -> None:

@@ -1,0 +1,159 @@
+"""The pure parts of training: cadence, learning rate, step seeds, precision, DeepSpeed's configuration, what fits a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tlcore.engine.config import deepspeed_config, merge
+from tlcore.engine.optimizer import build_optimizer, learning_rate
+from tlcore.engine.precision import choose_precision
+from tlcore.errors import CheckpointIncompatible, RequestError
+from tlcore.recipe import plan_batch, recipe_from_dict
+from tlcore.train.cadence import Cadence
+from tlcore.train.stepper import step_seed
+
+CPU = torch.device("cpu")
+
+
+def recipe(**sections: Any) -> Any:
+    base: dict[str, Any] = {
+        "name": "unit",
+        "task": "text-classification",
+        "model": {"source": "some/where"},
+        "data": {"train": "x.csv"},
+        "storage": "runs",
+    }
+    return recipe_from_dict(base | sections)
+
+
+@pytest.mark.parametrize(
+    ("cadence", "due"),
+    [
+        (Cadence(None, None, None), []),
+        (Cadence(4, None, None), [4, 8, 12, 16, 20]),
+        (Cadence(None, 2, None), [10, 20]),
+        (Cadence(7, 1, None), [5, 7, 10, 14, 15, 20]),
+    ],
+)
+def test_saves_fall_due_by_steps_and_epochs(cadence: Cadence, due: list[int]) -> None:
+    assert [step for step in range(1, 21) if cadence.due_by_step(step, steps_per_epoch=5)] == due
+
+
+def test_saves_fall_due_by_time() -> None:
+    assert not Cadence(None, None, 2.0).due_by_time(119.9)
+    assert Cadence(None, None, 2.0).due_by_time(120.0)
+    assert not Cadence(3, None, None).due_by_time(1e9)
+
+
+def test_linear_rate_warms_up_then_falls_to_nothing() -> None:
+    given = recipe(train={"learning_rate": 1.0, "warmup_ratio": 0.2})
+    rates = [learning_rate(given, step, 10) for step in range(10)]
+    assert rates[:2] == pytest.approx([1 / 3, 2 / 3])
+    assert rates[2:] == pytest.approx([1 - k / 8 for k in range(8)])
+
+
+def test_cosine_and_constant_rates() -> None:
+    cosine = recipe(train={"learning_rate": 2.0, "warmup_ratio": 0.0, "lr_schedule": "cosine"})
+    assert learning_rate(cosine, 5, 10) == pytest.approx(1.0)
+    assert learning_rate(cosine, 0, 10) == pytest.approx(2.0)
+    constant = recipe(train={"learning_rate": 2.0, "warmup_ratio": 0.0, "lr_schedule": "constant"})
+    assert {learning_rate(constant, step, 10) for step in range(10)} == {2.0}
+
+
+def test_rates_are_never_negative_nor_above_the_peak() -> None:
+    for schedule in ("linear", "cosine", "constant"):
+        given = recipe(train={"learning_rate": 0.5, "warmup_ratio": 0.9, "lr_schedule": schedule})
+        for total in (1, 2, 3, 17):
+            assert all(0 <= learning_rate(given, step, total) <= 0.5 for step in range(total))
+
+
+def test_step_seeds_differ_by_step_rank_and_seed() -> None:
+    seeds = {step_seed(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(4)}
+    assert len(seeds) == 600
+    assert step_seed(1, 2, 3) == step_seed(1, 2, 3)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_precision_follows_the_device() -> None:
+    assert choose_precision(recipe(), CPU) == "fp32"
+    assert choose_precision(recipe(train={"precision": "bf16"}), CPU) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "words"),
+    [("fp16", 2, "fp16 has no loss-scaled training on CPU"), ("bf16", 0, "bf16 needs ZeRO")],
+)
+def test_a_precision_that_cannot_be_had_is_refused(precision: str, stage: int, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        choose_precision(recipe(train={"precision": precision}, deepspeed={"zero_stage": stage}), CPU)
+
+
+def test_deepspeed_gets_the_recipes_batch_and_stage() -> None:
+    given = recipe(
+        train={"global_batch_size": 24, "micro_batch_size": 3, "gradient_clip": 0.5},
+        deepspeed={"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
+        resources={"workers": 2},
+    )
+    config = deepspeed_config(given, plan_batch(given, 2), "fp32", "cpu", trained_elements=1000)
+    assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (24, 4)
+    assert config["gradient_clipping"] == 0.5
+    zero = config["zero_optimization"]
+    assert (zero["stage"], zero["offload_optimizer"]["device"], zero["offload_param"]["device"]) == (3, "cpu", "cpu")
+    assert zero["reduce_bucket_size"] == 1000
+
+
+def test_extra_configuration_is_laid_over_section_by_section() -> None:
+    given = recipe(deepspeed={"extra": {"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True}})
+    config = deepspeed_config(given, plan_batch(given, 1), "fp32", "cpu", trained_elements=1000)
+    assert config["zero_optimization"]["reduce_bucket_size"] == 7
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["wall_clock_breakdown"] is True
+    assert merge({"a": {"b": 1}}, {"a": 2}) == {"a": 2}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_every_named_optimizer_steps(name: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = build_optimizer(recipe(train={"optimizer": name, "learning_rate": 0.1}), [{"params": [weight]}])
+    weight.sum().backward()
+    optimizer.step()
+    assert (weight < 1).all()
+
+
+def test_a_changed_model_is_refused_by_name_with_both_shapes() -> None:
+    from tlcore.checkpoint.intervals import ParameterFacts
+    from tlcore.engine.state import check_fits, parameter_table
+
+    table = parameter_table(torch.nn.Linear(3, 2))
+    stored = {
+        "weight": ParameterFacts((2, 3), "float32", True, None),
+        "bias": ParameterFacts((2,), "float32", True, None),
+    }
+    check_fits(table, stored)
+    for change, words in [
+        ({"weight": ParameterFacts((5, 3), "float32", True, None)}, r"weight has shape \[2, 3\] here and \[5, 3\]"),
+        ({"bias": ParameterFacts((2,), "float32", False, None)}, "bias is trained here and was frozen"),
+        ({"more": ParameterFacts((1,), "float32", True, None)}, "holds parameter more"),
+    ]:
+        with pytest.raises(CheckpointIncompatible, match=words):
+            check_fits(table, stored | change)
+    with pytest.raises(CheckpointIncompatible, match=r"bias .* is not in the checkpoint"):
+        check_fits(table, {"weight": stored["weight"]})
+
+
+def test_tied_parameters_are_told_once() -> None:
+    from tlcore.engine.state import parameter_table
+
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(2, 2, bias=False)
+            self.second = torch.nn.Linear(2, 2, bias=False)
+            self.second.weight = self.first.weight
+
+    table = parameter_table(Tied())
+    assert table["first.weight"]["tied_to"] is None
+    assert table["second.weight"]["tied_to"] == "first.weight"
