@@ -4,10 +4,20 @@
 maps classes to numbers, `order.py` says which samples form which step on which rank. Called by `tasks/` and `train/`.
 """
 
-from tlcore.data.files import fingerprint
+from tlcore.data.files import find_files, fingerprint, hub_dataset
 from tlcore.data.labels import encode_labels, find_label_names
 from tlcore.data.order import Order, split_batch
 from tlcore.data.reading import read_split
 from tlcore.data.splitting import hold_out
 
-__all__ = ["Order", "encode_labels", "find_label_names", "fingerprint", "hold_out", "read_split", "split_batch"]
+__all__ = [
+    "Order",
+    "encode_labels",
+    "find_files",
+    "find_label_names",
+    "fingerprint",
+    "hold_out",
+    "hub_dataset",
+    "read_split",
+    "split_batch",
+]

@@ -32,6 +32,7 @@ from tlcore.sweep.quiet import quiet_ray
 from tlcore.sweep.recorder import Halt
 from tlcore.sweep.resources import Cluster, Shape, check_placeable, shape_of
 from tlcore.sweep.search import trials_wanted
+from tlcore.tasks import build_task
 
 SESSION: Final = "tlcore.train:TrialSession"
 MAY_CHANGE: Final = ("resources.", "failures.", "budget.", "report.", "track.", "search.trials")
@@ -90,6 +91,7 @@ def _run(recipe: Recipe, options: SweepOptions, metric: str | None) -> SweepOutc
     logs = options.logs or log_directory(recipe.name, now)
     ensure_embedded(recipe.storage)
     probe(recipe.storage)
+    check_inputs(recipe)
     run = _find_run(recipe) if options.resume else None
     with quiet_ray(logs), _interrupts() as halt:
         _check_fits(recipe, Cluster())
@@ -115,6 +117,12 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         "started_by": getpass.getuser(),
         "host": platform.node(),
     }
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Model source and data, as far as this machine can tell, while a fault still costs seconds. Raises ModelError, DataError."""
+    task = build_task(recipe)
+    task.check_data()
 
 
 def _find_run(recipe: Recipe) -> RunRef:

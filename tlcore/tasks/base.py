@@ -45,6 +45,10 @@ class MetricAccumulator(Protocol):
 class Task(Protocol):
     """One kind of training. Splits are `train`, `validation` and `test`; a split is prepared when first used, then kept."""
 
+    def check_data(self) -> None:
+        """Find what faults the data have without preparing them: places, columns, empty cells, labels. Called by the driver, before
+        any worker is started; loads no torch. Raises what `load_data` raises."""
+
     def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
         """Read and prepare these splits and return how many samples each has, so that data faults show before training.
 

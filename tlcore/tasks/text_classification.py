@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import encode_labels, find_label_names, fingerprint, hold_out, read_split
+from tlcore.data import (
+    encode_labels,
+    find_files,
+    find_label_names,
+    fingerprint,
+    hold_out,
+    hub_dataset,
+    read_split,
+)
 from tlcore.errors import DataError, Fault, ModelError, RecipeError
 from tlcore.models import build_pretrained, build_scratch, quiet, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
     from tlcore.recipe import Recipe
 
 _PREDICT_BATCH: Final = 32
+_MOST_CHECKED_BYTES: Final = 256 << 20
+"""Largest place that `check_data` reads; what is larger, and hub datasets, the workers find faults in."""
 _KEPT: Final = 4
 """Places of data kept per process: train, validation and test of one recipe, and one over. 1 million texts of 30 tokens: 128 MB."""
 
@@ -72,6 +82,20 @@ class TextClassification:
         data = self._recipe.data
         values = () if data.labels is not None else self._read(data.train, "train").values
         return find_label_names(values, data.labels, f"{data.train}, column {data.label!r}")
+
+    def check_data(self) -> None:
+        data = self._recipe.data
+        given = data.labels is not None
+        names = data.labels
+        for split, place in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+            if not isinstance(place, str) or _size_bytes(place) > _MOST_CHECKED_BYTES:
+                continue
+            table = read_split(place, [data.text, data.label], texts=[data.text], split=split).data.table
+            values = tuple(table.column(data.label).combine_chunks().unique().to_pylist())
+            where = f"{place}, column {data.label!r}"
+            if names is None or split == "train":
+                names = find_label_names(values, data.labels, where)
+            encode_labels(values, names, given, where)
 
     def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
         return {name: len(self._split(name).rows) for name in splits}
@@ -211,6 +235,10 @@ class TextClassification:
         by_name = dict(zip(self.labels, scores, strict=True))
         label = max(by_name, key=by_name.__getitem__)
         return {"label": label, "score": by_name[label], "scores": by_name}
+
+
+def _size_bytes(place: str) -> float:
+    return float("inf") if hub_dataset(place) else sum(file.size_bytes for file in find_files(place))
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
