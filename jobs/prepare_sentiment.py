@@ -73,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         check_model()
-        ensure_embedded(options.destination)
-        store = open_store(options.destination)
+        destination = f"{options.destination.rstrip('/')}/{options.domain}"
+        ensure_embedded(destination)
+        store = open_store(destination)
         if already_there(store, options.domain):
             print(f"{store.url}: {options.domain} snippets are there already")
             return 0
@@ -93,7 +94,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.prepare_sentiment", description=str(__doc__).partition("\n")[0]
     )
-    parser.add_argument("--destination", required=True, help="s3://bucket/prefix or a directory")
+    parser.add_argument(
+        "--destination",
+        required=True,
+        help="s3://bucket/prefix or a directory; files go below it in a folder named by the domain",
+    )
     parser.add_argument("--domain", choices=sorted(DOMAINS), default="movie", help="which snippets (default: movie)")
     return parser.parse_args(arguments)
 

@@ -25,7 +25,7 @@ def source():
 def test_the_movie_snippets_are_cut_as_the_recipe_expects(s3_store: ObjectStore, capsys):
     assert job.main(["--destination", s3_store.url]) == 0
     assert "2,000 train (50% positive), 800 test (53% positive)" in capsys.readouterr().out
-    tables = {name: pq.read_table(io.BytesIO(s3_store.get(name))).to_pylist() for name in job.FILES}
+    tables = {name: pq.read_table(io.BytesIO(s3_store.get(f"movie/{name}"))).to_pylist() for name in job.FILES}
     assert {row["label"] for rows in tables.values() for row in rows} == {"positive", "negative"}
     texts = [{row["text"].casefold() for row in rows} for rows in tables.values()]
     assert not texts[0] & texts[1]

@@ -101,8 +101,11 @@ def test_predictions_are_one_short_line_each():
     found = prediction_lines(
         [{"text": "a fine\nfilm " * 20, "label": "positive", "score": 0.98765, "scores": {"positive": 0.98765}}]
     )
+    assert prediction_lines([{"input": "dull", "label": "negative", "score": 0.9, "expected": "positive"}]) == [
+        "'dull' -> negative 0.900 (expected positive)"
+    ]
     assert len(found) == 1
-    assert found[0].endswith(" -> positive, score 0.988")
+    assert found[0].endswith(" -> positive 0.988")
     assert "\n" not in found[0]
     assert len(found[0]) < 110
 

@@ -128,13 +128,14 @@ def prediction_lines(predictions: Iterable[Mapping[str, Any]]) -> list[str]:
 def _prediction(prediction: Mapping[str, Any]) -> str:
     facts = dict(prediction)
     given = facts.pop("input", facts.pop("text", None))
+    expected = facts.pop("expected", None)
     parts = []
     for name, value in facts.items():
         if isinstance(value, Mapping):
             continue  # a score for every class: for --json, not for a line
         shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-        parts.append(shown if name in {"label", "prediction"} else f"{name} {shown}")
-    said = ", ".join(parts)
+        parts.append(shown if name in {"label", "prediction", "score"} else f"{name} {shown}")
+    said = " ".join(parts) + ("" if expected is None else f" (expected {expected})")
     return said if given is None else f"{_shortened(str(given))!r} -> {said}"
 
 
