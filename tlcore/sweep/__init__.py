@@ -2,11 +2,47 @@
 
 Read in this order: `runner.py` (the order of things), `driver.py` (one driver with Tune), `search.py` (which trial),
 `slot.py` (a trial to Tune), `group.py` and `worker.py` (its ranks), `mailbox.py` (between the two).
+
+Names are imported when first used. Every process that Ray starts for a sweep imports this package on its way to the one module
+it needs; with Tune and Train behind it, the board and each mailbox would take seconds and hundreds of MB to hold a dictionary.
 """
 
-from tlcore.sweep.display import Display
-from tlcore.sweep.finals import Finals, finish_sweep
-from tlcore.sweep.outcome import SweepOutcome
-from tlcore.sweep.runner import SweepOptions, log_directory, run_sweep, run_train
+from __future__ import annotations
 
-__all__ = ["Display", "Finals", "SweepOptions", "SweepOutcome", "finish_sweep", "log_directory", "run_sweep", "run_train"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tlcore.sweep.display import Display
+    from tlcore.sweep.finals import Finals, finish_sweep
+    from tlcore.sweep.outcome import SweepOutcome
+    from tlcore.sweep.runner import SweepOptions, log_directory, run_sweep, run_train
+
+__all__ = [
+    "Display",
+    "Finals",
+    "SweepOptions",
+    "SweepOutcome",
+    "finish_sweep",
+    "log_directory",
+    "run_sweep",
+    "run_train",
+]
+
+_PLACES = {
+    "Display": "display",
+    "Finals": "finals",
+    "SweepOptions": "runner",
+    "SweepOutcome": "outcome",
+    "finish_sweep": "finals",
+    "log_directory": "runner",
+    "run_sweep": "runner",
+    "run_train": "runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    place = _PLACES.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{place}"), name)
