@@ -1,8 +1,8 @@
 """A session with real collectives and no model: what the sweep's tests drive instead of training.
 
 It trains twenty steps an epoch, each with an all-reduce over gloo; its accuracy grows with the learning rate and the
-fraction; its checkpoint is a manifest key in the run's store. `data.train` names a directory: `trace.jsonl` in it says what
-every rank did, `<trial>.fault` in it makes one rank fail at one step, once.
+fraction; its checkpoint is a manifest key in the run's store. In the directory above that of `data.train`, `trace.jsonl`
+says what every rank did, and `<trial>.fault` makes one rank fail at one step, once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StandInSession:
     def __init__(self, recipe, run_url, trial, on_progress=None, resume_step=None):
         self.recipe, self.trial, self.on_progress = recipe, trial, on_progress
         self.store = open_store(run_url)
-        self.directory = Path(recipe.data.train)
+        self.directory = Path(recipe.data.train).parents[1]
         self.rank = dist.get_rank()
         self.total = recipe.train.epochs * STEPS_PER_EPOCH
         self.step = resume_step or 0

@@ -24,14 +24,16 @@ SESSION = "standin_session:StandInSession"
 
 def make_recipe(directory, rates, **changes):
     """A sweep over these learning rates, one trial at a time, under ASHA with rungs at 1/4, 1/2 and the whole."""
+    directory = Path(directory)
+    inputs = write_inputs(directory)
     base = {
         "name": "standin",
         "task": "text-classification",
-        "model": {"source": "package:nothing/at-all"},
-        "data": {"train": str(directory)},
+        "model": {"source": str(inputs / "model")},
+        "data": {"train": str(inputs / "train.csv")},
         "train": {"global_batch_size": 8},
         "resources": {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 2},
-        "storage": str(Path(directory) / "store"),
+        "storage": str(directory / "store"),
         "search": {
             "space": {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}},
             "first": [{"train.learning_rate": rate} for rate in rates],
@@ -40,6 +42,15 @@ def make_recipe(directory, rates, **changes):
         },
     }
     return recipe_from_dict({**base, **changes})
+
+
+def write_inputs(directory):
+    """What the driver looks at before it starts anything; the stand-in session reads none of it."""
+    inputs = directory / "inputs"
+    (inputs / "model").mkdir(parents=True, exist_ok=True)
+    (inputs / "model" / "config.json").write_text(json.dumps({"model_type": "bert", "num_hidden_layers": 1}))
+    (inputs / "train.csv").write_text("text,label\ngood,yes\nbad,no\n")
+    return inputs
 
 
 def break_trial(directory, trial, kind, rank, step):

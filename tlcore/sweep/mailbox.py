@@ -25,7 +25,7 @@ LEAVE = "leave"
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One rank as it introduced itself. `actor` is its Ray actor, to probe or kill; `place` its group's placement group."""
+    """One rank as it introduced itself: `node` an address, `actor` to probe or kill, `place` its group's placement group."""
 
     rank: int
     world_size: int

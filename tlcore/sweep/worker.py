@@ -1,6 +1,6 @@
 """What runs in every rank of a slot's worker group: fetch a command, drive the trial's session, answer.
 
-Owns the commands (`start`, `advance`, `save`, `close`) and how a rank's error travels; not the training, which a session class
+Owns the commands (`start`, `advance`, `close`) and how a rank's error travels; not the training, which a session class
 does (`tlcore.train.TrialSession`, or another class of the same shape named by its import path). A rank outlives its trials: what
 is imported and connected stays, the session is made anew for each. After an error the rank keeps fetching, since whether
 the group can go on is for the slot to say. Started by Ray Train (`group.py`), which has set up the torch process group.
@@ -34,9 +34,6 @@ class Session(Protocol):
 
     def advance(self, fraction: float) -> Any:
         """Train to a fraction of the trial's own epochs, evaluate, commit a checkpoint; a report with `to_dict()`."""
-
-    def save(self, wait: bool = True) -> Any:
-        """Checkpoint now."""
 
     def close(self) -> None:
         """Give everything back."""
@@ -77,9 +74,6 @@ class SessionHost:
             raise RuntimeError(f"command {op!r} without a started trial")
         if op == "advance":
             return self._session.advance(command["fraction"]).to_dict()
-        if op == "save":
-            self._session.save(wait=True)
-            return None
         raise ValueError(f"unknown command {op!r}")
 
     def _start(self, command: dict[str, Any]) -> None:
@@ -116,7 +110,9 @@ class Link:
     def __init__(self, mailbox: Any, rank: int, world_size: int) -> None:
         context, place = ray.get_runtime_context(), ray.util.get_current_placement_group()
         self._mailbox, self._group, self.rank = mailbox, place.id.hex(), rank
-        self._info = RankInfo(rank, world_size, context.get_node_id(), os.getpid(), context.current_actor, place)
+        self._info = RankInfo(
+            rank, world_size, ray.util.get_node_ip_address(), os.getpid(), context.current_actor, place
+        )
         self._over = threading.Event()
 
     def join(self) -> bool:
