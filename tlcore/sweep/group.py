@@ -20,10 +20,11 @@ from typing import Any
 import ray
 import ray.train
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from tlcore.errors import SlotFailed, SweepError, TlcoreError, TrainError
+from tlcore.sweep.controller import NoRestart, ProcessGroup
 from tlcore.sweep.mailbox import RankFailure, RankInfo, Status, open_mailbox
 from tlcore.sweep.resources import Shape
 from tlcore.sweep.worker import worker_loop
@@ -61,18 +62,6 @@ class GroupSettings:
     name: str
 
 
-class NoRestart(UserCallback):
-    """Ends the Train run when ranks die after the slot has let go of them; Ray Train would restart them for ever."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self._mailbox = mailbox
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called in the controller for every failed poll; an exception here is what ends the run."""
-        if ray.get(self._mailbox.is_closed.remote()):
-            raise SlotFailed("the slot has closed this worker group")
-
-
 def worker_environment(shape: Shape) -> dict[str, str]:
     """Environment of every rank, set before its first import: the device DeepSpeed uses and threads per rank."""
     environment = {"OMP_NUM_THREADS": str(max(1, int(shape.cpus))), "TOKENIZERS_PARALLELISM": "false"}
@@ -102,14 +91,15 @@ class WorkerGroup:
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         shape = self.settings.shape
         try:
-            TorchTrainer(
+            # not `TorchTrainer`, which is this with a backend that loads torch here too: see controller.py
+            DataParallelTrainer(
                 worker_loop,
                 train_loop_config={
                     "mailbox": self.mailbox,
                     "session": self.settings.session,
                     "board": self.settings.board,
                 },
-                torch_config=TorchConfig(backend="nccl" if shape.gpus else "gloo", timeout_s=COLLECTIVE_S),
+                backend_config=ProcessGroup("nccl" if shape.gpus else "gloo", COLLECTIVE_S),
                 scaling_config=ScalingConfig(
                     num_workers=shape.workers,
                     use_gpu=shape.gpus > 0,
