@@ -96,7 +96,7 @@ class TrialSession:
         target = self._step_at(fraction)
         while self.step < target:
             self.train_step()
-        self._look(force=True)
+        self._look()
         metrics = self._evaluate()
         self._save(metrics)
         if self.step == self.total_steps:
@@ -146,24 +146,21 @@ class TrialSession:
         if due:
             self._save({})
 
-    def _look(self, force: bool = False) -> bool:
-        """Agree on the loss of the last few steps, tell it, and say whether a save by time is due."""
-        if not self._losses and not force:
-            return False
+    def _look(self) -> bool:
+        """Agree on the mean loss of the steps since the last look, tell it, and say whether a save by time is due."""
+        self._saver.poll()
+        late = False
         if self._losses:
-            late = self._cadence.due_by_time(time.monotonic() - self._saved_at) and self.rank == 0
+            overdue = self.rank == 0 and self._cadence.due_by_time(time.monotonic() - self._saved_at)
             mean = torch.stack(self._losses).mean()
-            seen = sum_over_ranks(torch.stack([mean, torch.full_like(mean, float(late))])).tolist()
-            self._loss = seen[0] / self.world_size
+            loss_sum, overdue_sum = sum_over_ranks(torch.stack([mean, torch.full_like(mean, float(overdue))])).tolist()
             self._losses.clear()
+            self._loss, late = loss_sum / self.world_size, overdue_sum > 0
             if not math.isfinite(self._loss):
                 self._fail_diverged()
-        else:
-            seen = [0.0, 0.0]
         self._samples_per_s = self._samples / max(1e-9, time.monotonic() - self._since)
-        self._saver.poll()
         self._tell()
-        return bool(seen[1] > 0)
+        return late
 
     def _tell(self) -> None:
         if self.rank == 0:
