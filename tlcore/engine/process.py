@@ -38,12 +38,13 @@ def prepare_process(threads: int = 1) -> None:
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DS_LOG_LEVEL", "warning")
     if not has_cuda_device():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _keep_freed_memory()
     for name in ("DeepSpeed", "torch.distributed.elastic", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Warns on every machine that has nvcc and no device, of a CUDA_HOME that nothing here uses.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # DeepSpeed's gloo barrier and torch's c10d warn once per process about devices they then pick rightly.
     warnings.filterwarnings("ignore", message=".*barrier\\(\\).*device.*", category=UserWarning)
 

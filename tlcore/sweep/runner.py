@@ -34,7 +34,7 @@ from tlcore.sweep.resources import Cluster, Shape, check_placeable, shape_of
 from tlcore.sweep.search import trials_wanted
 from tlcore.tasks import build_task
 
-SESSION: Final = "tlcore.train:TrialSession"
+SESSION: Final = "tlcore.train.session:TrialSession"
 MAY_CHANGE: Final = ("resources.", "failures.", "budget.", "report.", "track.", "search.trials")
 """Settings that a resumed sweep may have otherwise: they change where and how long it runs, not what a trial is."""
 
