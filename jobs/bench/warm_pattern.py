@@ -1,6 +1,6 @@
 """tlcore's side of the turnaround bench: a sweep on warm slots, with stamps around what the ranks do.
 
-Owns the stamping only: the session inside is `tlcore.train.TrialSession`, as in any sweep. Called by `turnaround.py`; the session
+Owns the stamping only: the session inside is `tlcore.train.session.TrialSession`, as in any sweep. Called by `turnaround.py`; the session
 class is named by its import path and made in the ranks.
 """
 
@@ -12,7 +12,8 @@ from typing import Any
 from jobs.bench.stamps import stamp
 from tlcore.recipe import Recipe
 from tlcore.sweep import SweepOptions, run_sweep
-from tlcore.train import Progress, Report, TrialSession
+from tlcore.train.progress import Progress, Report
+from tlcore.train.session import TrialSession
 
 
 class StampedSession:
