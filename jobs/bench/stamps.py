@@ -1,4 +1,4 @@
-"""When things happened in a bench's processes: each appends its own stamps to one file, and the gaps between trials follow from them.
+"""When things happened in a bench's processes: each appends its stamps to one file, and the gaps between trials follow from them.
 
 Owns the file and the arithmetic; loads nothing heavy. The file is named by an environment variable, which Ray carries to every
 process. Stamps are wall-clock seconds, so all processes must be on one machine. Called by `turnaround.py` and both patterns.

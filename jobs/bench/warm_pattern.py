@@ -1,6 +1,6 @@
 """tlcore's side of the turnaround bench: a sweep on warm slots, with stamps around what the ranks do.
 
-Owns the stamping only: the session inside is `tlcore.train.session.TrialSession`, as in any sweep. Called by `turnaround.py`; the session
+Owns the stamping only: the session inside is the one of any sweep. Called by `turnaround.py`; the session
 class is named by its import path and made in the ranks.
 """
 

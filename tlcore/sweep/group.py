@@ -214,7 +214,8 @@ class WorkerGroup:
             if status.silent_s.get(info.rank, 0.0) > SILENT_S:
                 ray.kill(info.actor)
                 raise GroupLost(
-                    f"rank {info.rank} (pid {info.pid}) gave no sign of life for {SILENT_S:.0f} s", info.rank
+                    f"rank {info.rank} (pid {info.pid} on {info.node}) gave no sign of life for {SILENT_S:.0f} s",
+                    info.rank,
                 )
 
     def _check_alive(self) -> None:
@@ -227,7 +228,7 @@ class WorkerGroup:
 
 
 def _died(info: RankInfo) -> GroupLost:
-    return GroupLost(f"rank {info.rank} (pid {info.pid}) died", info.rank)
+    return GroupLost(f"rank {info.rank} (pid {info.pid} on {info.node}) died", info.rank)
 
 
 def as_error(failure: RankFailure) -> TlcoreError:
