@@ -1,7 +1,7 @@
 """tlcore's side of the turnaround bench: a sweep on warm slots, with stamps around what the ranks do.
 
-Owns the stamping only: the session inside is the one of any sweep. Called by `turnaround.py`; the session
-class is named by its import path and made in the ranks.
+Owns the stamping only: the session inside is the one of any sweep. Called by `turnaround.py`; the session class is named by its
+import path and made in the ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from jobs.bench.stamps import stamp
 from tlcore.recipe import Recipe
 from tlcore.sweep import SweepOptions, run_sweep
 from tlcore.train.progress import Progress, Report
-from tlcore.train.session import TrialSession
 
 
 class StampedSession:
@@ -22,6 +21,8 @@ class StampedSession:
     def __init__(
         self, recipe: Recipe, run_url: str, trial: str, on_progress: Any = None, resume_step: int | None = None
     ) -> None:
+        from tlcore.train.session import TrialSession  # here: the driver names this class too, and needs no torch
+
         self._sweep, self._trial, self._on_progress = recipe.name, trial, on_progress
         self._inner = TrialSession(recipe, run_url, trial, self._progress, resume_step)
 
