@@ -8,7 +8,8 @@ steps and ZeRO stage, and a checkpoint per trial on the same local disk. The nai
 
 A trial's end is when rank 0's last report has returned, its checkpoint durable by then on either side; the next one's first step
 is over when rank 0 has done it. Both are stamps that the ranks write (`stamps.py`). `speedup` is the ratio of the medians. The time
-from asking for a sweep to its first step, which the slots do not make shorter, is given beside it. Six and a half minutes were seen on two busy cores.
+from asking for a sweep to its first step, which the slots do not make shorter, is given beside it.
+Takes about six minutes on two busy cores.
 """
 
 from __future__ import annotations
