@@ -48,8 +48,9 @@ sweep: setup ## a hyperparameter sweep, here or on RAY_ADDRESS
 
 train: setup ## one trial: make train WORKERS=4 GPUS=1
 	$(prepare)
+# The bare -- keeps torchrun from taking --local for one of its own --local-... options.
 ifeq ($(LAUNCHER),torchrun)
-	@torchrun --standalone --nproc_per_node $(or $(WORKERS),1) -m tlcore train --local $(RECIPE) $(words) $(demo_words) $(ARGS)
+	@torchrun --standalone --nproc_per_node $(or $(WORKERS),1) -m -- tlcore train --local $(RECIPE) $(words) $(demo_words) $(ARGS)
 else
 	@tlcore train $(RECIPE) $(words) $(demo_words) $(ARGS)
 endif

@@ -149,3 +149,17 @@ def test_foreign_names_are_seen(text: str) -> None:
 )
 def test_usual_names_pass(text: str) -> None:
     assert not _foreign(text)
+
+
+def test_torchrun_takes_the_words_of_the_makefile() -> None:
+    """torchrun reads options up to the module's name, and `--local` abbreviates several of its own."""
+    from torch.distributed.run import parse_args
+
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("\t@torchrun"))
+    words = line.split()[1:]
+    before = words[: words.index("$(RECIPE)")]
+    parsed = parse_args(
+        [word for word in before if "$(" not in word and "WORKERS" not in word and word != "--nproc_per_node"]
+    )
+    assert parsed.training_script == "tlcore"
+    assert parsed.training_script_args == ["train", "--local"]

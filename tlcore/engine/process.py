@@ -47,6 +47,8 @@ def prepare_process(threads: int = 1) -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # DeepSpeed's gloo barrier and torch's c10d warn once per process about devices they then pick rightly.
     warnings.filterwarnings("ignore", message=".*barrier\\(\\).*device.*", category=UserWarning)
+    # DeepSpeed calls collectives by names that newer torch has renamed.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
 
 
 def give_memory_back() -> None:

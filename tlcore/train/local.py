@@ -1,7 +1,7 @@
 """Training without Ray: in this one process, or on every rank that torchrun started.
 
 Owns the run's life there: making or finding it, its journal, the order of events. Called by `tlcore train --local`; with several
-GPUs, `torchrun --nproc_per_node N -m tlcore train RECIPE --local`. The same store layout as a sweep of one trial, so `list`, `show`
+GPUs, `torchrun --nproc_per_node N -m -- tlcore train RECIPE --local`. The store layout of a sweep of one trial, so `list`, `show`
 and `--resume` work on it alike.
 """
 
