@@ -61,7 +61,9 @@ class RecipeError(RequestError):
 
     def __init__(self, faults: Sequence[Fault], source: str = "recipe") -> None:
         lines = "\n".join(f"  {fault}" for fault in faults)
-        super().__init__(f"{source}: {len(faults)} fault{'s' if len(faults) != 1 else ''}\n{lines}", faults=tuple(faults))
+        super().__init__(
+            f"{source}: {len(faults)} fault{'s' if len(faults) != 1 else ''}\n{lines}", faults=tuple(faults)
+        )
 
     @property
     def faults(self) -> tuple[Fault, ...]:
