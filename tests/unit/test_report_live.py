@@ -184,7 +184,7 @@ def test_lines_say_one_thing_each_without_control_characters():
         "04:45:00 t002 started train.learning_rate=9e-4 transfer.strategy=head",
         "04:45:00 t000 rung=25% eval_accuracy=0.7125 step=16",
         "04:45:00 t000 checkpoint committed step=16",
-        "04:45:00 t002 failed OutOfMemory: rank 1 at step 3 try a smaller micro-batch",
+        "04:45:00 t002 failed OutOfMemory: rank 1 at step 3; try a smaller micro-batch",
     ]
     assert "\x1b" not in text
 

@@ -100,7 +100,7 @@ def test_show_tells_the_whole_run(storage):
     lines = text_of(show_parts(read_run(ref), console))
     assert lines == [
         f"reviews/{ref.run_id}  finished, 2 of 3 trials ended",
-        f"started 2026-11-21T04:45:00+00:00, stored at {ref.url}",
+        f"started 2026-11-21 04:45:00 UTC, stored at {ref.url}",
         "",
         "trial  state      rung   step  accuracy  saved  lr      strategy",
         "t000*  completed  100%  63/63    0.7800     63  3.1e-4  full",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 ABSENT = "-"
@@ -43,6 +44,13 @@ def rate(per_second: float | None) -> str:
 def share(fraction: float | None) -> str:
     """A fraction of a trial's own epochs, as per cent: `25%`, `33.3%`."""
     return ABSENT if fraction is None else f"{fraction * 100:.3g}%"
+
+
+def moment(iso: str | None) -> str:
+    """A point in time as it is stored (ISO 8601), to the second, in UTC."""
+    if iso is None:
+        return ABSENT
+    return f"{datetime.fromisoformat(iso).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def sampled(value: Any) -> str:

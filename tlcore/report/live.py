@@ -261,7 +261,7 @@ class LineDisplay(Display):
             return f"{row.trial} stopped by={row.reason or 'request'} {measured}"
         if kind == "completed":
             return f"{row.trial} completed {measured}"
-        return f"{row.trial} failed {row.reason}" if kind == "failed" else ""
+        return f"{row.trial} failed {'; '.join(row.reason.splitlines())}" if kind == "failed" else ""
 
 
 def _training(row: TrialRow) -> list[str]:

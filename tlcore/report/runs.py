@@ -194,7 +194,7 @@ def show_parts(run: StoredRun, console: Console) -> list[RenderableType]:
         Text.assemble(
             (view.title, "bold"), f"  {run.state}, {ended} of {figures.count(view.expected_trials, 'trial')} ended"
         ),
-        Text(f"started {run.identity.get('created', figures.ABSENT)}, stored at {run.ref.url}", overflow="fold"),
+        Text(f"started {figures.moment(run.identity.get('created'))}, stored at {run.ref.url}", overflow="fold"),
         Text(),
         final_table(rows, view.metric, view.mode, console) if rows else Text("no trial was suggested yet"),
     ]

@@ -5,6 +5,7 @@ Owns two records. Made by `session.py`; read by `sweep/` (decisions) and `report
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,12 +30,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Report:
-    """A trial at one of its report fractions, evaluated on the validation examples."""
+    """A trial at one of its report fractions, evaluated on the validation examples. `loss` is None where it is not known: the
+    trial was restored at this very step, from a checkpoint that does not say."""
 
     step: int
     total_steps: int
     fraction: float
-    loss: float
+    loss: float | None
     samples_per_s: float
     checkpoint_step: int | None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -42,3 +44,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no word for it."""
+    return value if math.isfinite(value) else None

@@ -26,7 +26,7 @@ from tlcore.tasks import build_task
 from tlcore.train.cadence import Cadence
 from tlcore.train.evaluation import evaluate
 from tlcore.train.group import agree, rank_device, sum_over_ranks
-from tlcore.train.progress import Progress, Report
+from tlcore.train.progress import Progress, Report, finite
 from tlcore.train.saving import Saver
 from tlcore.train.stepper import Stepper
 from tlcore.transfer import apply_strategy, parameter_groups
@@ -76,11 +76,11 @@ class TrialSession:
         self._stepper = Stepper(self.task, self.model, self.order, batch, self.total_steps)
         self._cadence = Cadence.of(recipe)
         self.step = 0
+        self._loss = math.nan
         parent = self._restore(resume_step)
         facts = {"recipe": recipe.to_dict(), "task": self.task.facts()}
         self._saver = Saver(self._store, trial, recipe, facts, self.rank, self.world_size, parent)
         self._losses: list[torch.Tensor] = []
-        self._loss = math.nan
         self._samples, self._since = 0, time.monotonic()
         self._samples_per_s = 0.0
         self._saved_at = time.monotonic()
@@ -102,7 +102,13 @@ class TrialSession:
         if self.step == self.total_steps:
             self._saver.wait()
         report = Report(
-            self.step, self.total_steps, fraction, self._loss, self._samples_per_s, self._saver.committed_step, metrics
+            self.step,
+            self.total_steps,
+            fraction,
+            finite(self._loss),
+            self._samples_per_s,
+            self._saver.committed_step,
+            metrics,
         )
         if self.rank == 0:
             self._saver.tell({"kind": "report", **report.to_dict()})
@@ -157,7 +163,7 @@ class TrialSession:
             self._losses.clear()
             self._loss, late = loss_sum / self.world_size, overdue_sum > 0
             if not math.isfinite(self._loss):
-                self._fail_diverged()
+                self._fail_diverged("the loss", self._loss)
         self._samples_per_s = self._samples / max(1e-9, time.monotonic() - self._since)
         self._tell()
         return late
@@ -177,9 +183,9 @@ class TrialSession:
                 )
             )
 
-    def _fail_diverged(self) -> None:
+    def _fail_diverged(self, what: str, value: float) -> None:
         raise Diverged(
-            f"trial {self.trial}, step {self.step}: the loss is {self._loss}",
+            f"trial {self.trial}, step {self.step}: {what} is {value}",
             hint=f"train.learning_rate is {self.recipe.train.learning_rate:g}; try a lower one, or train.gradient_clip",
             trial=self.trial,
             step=self.step,
@@ -187,10 +193,13 @@ class TrialSession:
 
     def _evaluate(self) -> dict[str, float]:
         found = evaluate(self.task, self.model.module, "validation", self.model.device, self.rank, self.world_size)
+        for name, value in found.items():
+            if not math.isfinite(value):
+                self._fail_diverged(f"eval_{name}", value)
         return {f"eval_{name}": value for name, value in found.items()}
 
     def _save(self, metrics: dict[str, float]) -> None:
-        self._saver.save(self.model, self.step, self._position(), metrics)
+        self._saver.save(self.model, self.step, {**self._position(), "loss": finite(self._loss)}, metrics)
         self._saved_at = time.monotonic()
 
     def _position(self) -> dict[str, Any]:
@@ -219,6 +228,9 @@ class TrialSession:
                 damaged = True
             if not sum_over_ranks(torch.tensor(float(damaged), device=self.model.device)).item():
                 self.step = step
+                # A trial killed between its last save and the report of it has no step left to get a loss from.
+                loss = manifest.scalars.get("loss")
+                self._loss = math.nan if loss is None else float(loss)
                 return manifest
             before = step
 
