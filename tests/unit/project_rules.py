@@ -21,7 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "recipe": {"errors"},
     "storage": {"errors"},
     "checkpoint": {"errors", "storage"},
-    "models": {"errors", "recipe", "storage"},
+    "models": {"errors", "recipe", "storage", "checkpoint"},
     "data": {"errors", "recipe", "storage", "models"},
     "tasks": {"errors", "recipe", "storage", "models", "data"},
     "transfer": {"errors", "recipe", "storage", "models", "tasks", "data"},

@@ -73,7 +73,6 @@ BAD = {
     "./nowhere": "nowhere does not exist",
     "/etc/passwd": "/etc/passwd is a file, not a directory",
     "torchvision:resnet50": "torchvision models are not built yet",
-    "s3://b/run/trials/t001/step-00000020": "checkpoints as a source are not built yet",
     "ftp://host/model": "nothing is known of ftp://",
 }
 

@@ -90,7 +90,7 @@ TYPES = {
     ),
     "wrong word, only what is built is offered": (
         {STRATEGY: "lasst_n"},
-        ["transfer.strategy: got 'lasst_n'; give one of full, head, last_n, scratch; did you mean 'last_n'?"],
+        ["transfer.strategy: got 'lasst_n'; give one of full, head, last_n, lora, scratch; did you mean 'last_n'?"],
     ),
     "fraction above one": (
         {"data.validation": 1.5},
@@ -124,20 +124,39 @@ TYPES = {
             "search.scheduler.asha.reduction: got 1; give a number of at least 2",
         ],
     ),
+    "rank of nothing": (
+        {STRATEGY: "lora", "transfer.rank": 0},
+        ["transfer.rank: got 0; give a whole number of at least 1 or null"],
+    ),
+    "dropout of everything": (
+        {STRATEGY: "lora", "transfer.dropout": 1.0},
+        ["transfer.dropout: got 1.0; give a number of at least 0 and below 1 or null"],
+    ),
+    "layers by another word": (
+        {STRATEGY: "lora", "transfer.target_modules": "all-linear"},
+        ["transfer.target_modules: got 'all-linear'; give auto or a list of texts"],
+    ),
     "no trials": ({"search.trials": 0}, ["search.trials: got 0; give a whole number of at least 1"]),
     "mode": ({"search.mode": "maximum"}, ["search.mode: got 'maximum'; give one of max, min; did you mean 'max'?"]),
 }
 
 UNBUILT = {
     "task": ({"task": "translation"}, ["task: 'translation' is not built yet; built: text-classification"]),
+    "strategy": (
+        {STRATEGY: "dora"},
+        ["transfer.strategy: 'dora' is not built yet; built: full, head, last_n, lora, scratch"],
+    ),
     "strategy and its own key": (
-        {"transfer": {"strategy": "lora", "rank": 8}},
+        {"transfer": {"strategy": "gradual", "schedule": "thirds"}},
         [
-            "transfer.strategy: 'lora' is not built yet; built: full, head, last_n, scratch",
-            "transfer.rank: not built yet (got 8); built: transfer.strategy, transfer.n",
+            "transfer.strategy: 'gradual' is not built yet; built: full, head, last_n, lora, scratch",
+            "transfer.schedule: not built yet (got 'thirds'); built: transfer.strategy, transfer.n",
         ],
     ),
-    "4-bit": ({STRATEGY: "qlora"}, ["transfer.strategy: 'qlora' is not built yet; built: full, head, last_n, scratch"]),
+    "4-bit": (
+        {STRATEGY: "qlora"},
+        ["transfer.strategy: 'qlora' is not built yet; built: full, head, last_n, lora, scratch"],
+    ),
     "algorithm": ({"search.algorithm": "optuna"}, ["search.algorithm: 'optuna' is not built yet; built: random, grid"]),
     "scheduler by name": ({"search.scheduler": "pbt"}, ["search.scheduler: 'pbt' is not built yet; built: none, asha"]),
     "scheduler with settings": (
@@ -167,14 +186,14 @@ UNBUILT = {
         {"model.source": "torchvision:resnet18"},
         [
             "model.source: not built yet (got 'torchvision:resnet18'); "
-            "built: hub id, directory, s3://bucket/prefix, package:name/dir"
+            "built: hub id, directory, s3://bucket/prefix, package:name/dir, a checkpoint's URL"
         ],
     ),
     "a choice that is not built": (
-        space(transfer__strategy={"choice": ["full", "lora"]}),
+        space(transfer__strategy={"choice": ["full", "bitfit"]}),
         [
-            "search.space.transfer.strategy: can give 'lora', which cannot be used: "
-            "'lora' is not built yet; built: full, head, last_n, scratch"
+            "search.space.transfer.strategy: can give 'bitfit', which cannot be used: "
+            "'bitfit' is not built yet; built: full, head, last_n, lora, scratch"
         ],
     ),
 }
@@ -208,6 +227,28 @@ COMBINATIONS = {
             "transfer.n: got 2 with strategy full; only last_n takes it, so take it out "
             "(in a search: give transfer.n a domain with when: {transfer.strategy: last_n})"
         ],
+    ),
+    "rank without lora": (
+        {"transfer.rank": 8},
+        [
+            "transfer.rank: got 8 with strategy full; only lora takes it, so take it out "
+            "(in a search: give transfer.rank a domain with when: {transfer.strategy: lora})"
+        ],
+    ),
+    "layers without lora": (
+        {STRATEGY: "head", "transfer.target_modules": ["query"]},
+        [
+            'transfer.target_modules: got ["query"] with strategy head; only lora takes it, so take it out '
+            "(in a search: give transfer.target_modules a domain with when: {transfer.strategy: lora})"
+        ],
+    ),
+    "no layers": (
+        {STRATEGY: "lora", "transfer.target_modules": []},
+        ["transfer.target_modules: got []; give names of linear layers, such as query and value, or auto"],
+    ),
+    "a layer without a name": (
+        {STRATEGY: "lora", "transfer.target_modules": ["query", " "]},
+        ['transfer.target_modules: got ["query", " "]; give names of linear layers, such as query and value, or auto'],
     ),
     "offloaded parameters below stage 3": (
         {"deepspeed.offload_param": "cpu"},

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _NEW = "tlcore_new_parameters"
+_NAMES_SHOWN = 4
 
 
 def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: int) -> nn.Module:
@@ -35,7 +36,10 @@ def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: in
 
     Raises:
         ModelError: no safetensors, unreadable, or the weights are of another architecture than the configuration.
+        CheckpointError, StorageError: the source is a checkpoint that cannot be read.
     """
+    if source.checkpoint is not None:
+        return _build_from_checkpoint(auto_class, source, config, seed)
     import torch
     from safetensors import SafetensorError
 
@@ -75,6 +79,45 @@ def build_scratch(auto_class: Any, source: ModelSource, config: Any, seed: int) 
         )
     setattr(model, _NEW, frozenset(name for name, _ in model.named_parameters()))
     return _as_module(model)
+
+
+def _build_from_checkpoint(auto_class: Any, source: ModelSource, config: Any, seed: int) -> nn.Module:
+    """The weights alone of a checkpoint, read from the store into the model's own memory: one copy per process, no disk."""
+    from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
+
+    assert source.checkpoint is not None
+    model: Any = build_scratch(auto_class, source, config, seed)
+    stored = StoredWeights(*source.checkpoint.open(), transposed_layers(model))
+    prefix = getattr(model, "base_model_prefix", "")
+    carried: dict[str, Any] = {}
+    missing: set[str] = set()
+    reshaped: set[str] = set()
+    for name, tensor in weights_of(model).items():
+        # As from_pretrained does: a backbone fits itself with or without a head around it.
+        there = next((one for one in _spellings(name, prefix) if stored.shape(one) is not None), None)
+        if there is None:
+            missing.add(name)
+        elif list(stored.shape(there) or ()) != list(tensor.shape):
+            reshaped.add(name)
+        else:
+            carried[there] = tensor
+    _check_fits(model, source, missing, reshaped)
+    stored.read_into(carried)
+    setattr(model, _NEW, frozenset((missing | reshaped) & {name for name, _ in model.named_parameters()}))
+    return _as_module(model)
+
+
+def _spellings(name: str, prefix: str) -> tuple[str, ...]:
+    return (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if prefix else (name,)
+
+
+def new_head_line(model: nn.Module, source: str) -> str | None:
+    """One sentence on what a checkpoint used as a source did not carry; None when it carried all."""
+    new = sorted(new_parameters(model))
+    if not new:
+        return None
+    named = ", ".join(new[:_NAMES_SHOWN]) + (f" and {len(new) - _NAMES_SHOWN} more" if len(new) > _NAMES_SHOWN else "")
+    return f"{source} has no {named} of this shape: drawn anew from train.seed"
 
 
 def new_parameters(model: nn.Module) -> frozenset[str]:

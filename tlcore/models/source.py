@@ -1,8 +1,8 @@
 """From the recipe's `model.source` to one directory on this machine.
 
-Owns the forms a source may have (`package:name/sub`, a directory, a hub id, an `s3://` prefix), the digest of its weights, and the
-loading of its configuration and tokenizer. Does not build models (`build.py`). Called by `tasks/` in every worker, and by the
-driver before a sweep starts, so that a source that cannot be had fails in seconds.
+Owns the forms a source may have (`package:name/sub`, a directory, a hub id, an `s3://` prefix, a checkpoint's URL), the digest of
+its weights, and the loading of its configuration and tokenizer. Does not build models (`build.py`). Called by `tasks/` in every
+worker, and by the driver before a sweep starts, so that a source that cannot be had fails in seconds.
 
 Weights are read from safetensors only: nothing of a source is unpickled. Code that ships with a model runs only where the recipe
 says `trust_remote_code`, and for a hub id only at the revision that the recipe names.
@@ -18,14 +18,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from tlcore.checkpoint import CheckpointRef
 from tlcore.errors import ModelError
 from tlcore.models.fetch import fetch_prefix
 from tlcore.models.hub import hub_answers
+from tlcore.recipe import recipe_from_dict
 
-FORMS = "a hub id, a directory, package:<installed package>/<folder>, or an s3:// prefix"
+FORMS = "a hub id, a directory, package:<installed package>/<folder>, an s3:// prefix, or a checkpoint's URL"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_CHECKPOINT = re.compile(r"/trials/[^/]+/step-\d+/?$")
 _HASH_BLOCK_BYTES = 8 << 20
 
 
@@ -34,13 +35,15 @@ class ModelSource:
     """One pre-trained model, present on this machine.
 
     `name` is what the recipe says, `directory` holds config.json, the weights and the tokenizer; `revision` is the hub commit
-    (None for the other forms).
+    (None for the other forms). With a `checkpoint`, the weights come from there, straight from the store, and the directory,
+    which is that of the source the checkpoint was trained from, gives the rest.
     """
 
     name: str
     directory: Path
     revision: str | None = None
     trust_remote_code: bool = False
+    checkpoint: CheckpointRef | None = None
 
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files of the whole model, in name order.
@@ -68,7 +71,11 @@ class ModelSource:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights, as hex: of the file itself, or of the list of names and digests when there are several."""
+        """SHA-256 of the weights, as hex: of the file itself, or of the list of names and digests when there are several; of a
+        checkpoint, of its indexes' digests."""
+        if self.checkpoint is not None:
+            indexes = self.checkpoint.open()[1].indexes
+            return hashlib.sha256("\n".join(index.sha256 for index in indexes).encode()).hexdigest()
         files = self.weight_files()
         digests = [_file_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         if len(files) == 1:
@@ -123,14 +130,17 @@ def resolve_source(source: str, revision: str | None = None, trust_remote_code: 
     """Find the source and bring it onto this machine.
 
     Args:
-        source: `package:name/sub`, a directory, a hub id, or an `s3://` prefix.
-        revision: branch, tag or commit of a hub id.
+        source: `package:name/sub`, a directory, a hub id, an `s3://` prefix, or a checkpoint's URL.
+        revision: branch, tag or commit of a hub id; with a checkpoint, that of the hub id it was trained from.
         trust_remote_code: run code that ships with the model; a hub id then needs `revision`.
 
     Raises:
         ModelError: unknown form, nothing there, not a model, or the hub cannot be reached; within ten seconds.
         StorageError: the object store refused or did not answer.
+        CheckpointError: no such checkpoint, or a damaged one.
     """
+    if CheckpointRef.is_one(source):
+        return _resolve_checkpoint(source, revision, trust_remote_code)
     if revision is not None and not _is_hub_id(source):
         raise ModelError(
             f"model.revision is {revision!r}, but model.source {source!r} is no hub id and has no revisions",
@@ -138,7 +148,7 @@ def resolve_source(source: str, revision: str | None = None, trust_remote_code: 
         )
     if source.startswith("package:"):
         directory = _package_directory(source)
-    elif source.startswith("s3://") and not _CHECKPOINT.search(source):
+    elif source.startswith("s3://"):
         directory = fetch_prefix(source)
     elif _is_hub_id(source):
         return _resolve_hub(source, revision, trust_remote_code)
@@ -146,6 +156,23 @@ def resolve_source(source: str, revision: str | None = None, trust_remote_code: 
         directory = _local_directory(source)
     _check_is_model(source, directory)
     return ModelSource(source, directory, None, trust_remote_code)
+
+
+def _resolve_checkpoint(source: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
+    """The checkpoint's weights, with configuration and tokenizer of the source that its own recipe names.
+
+    Code that ships with that source runs only where this recipe says so too, and at the revision that trained the checkpoint.
+    """
+    ref = CheckpointRef.parse(source)
+    _, manifest = ref.open()
+    model = recipe_from_dict(manifest.common.get("recipe"), source=f"recipe in {source}").model
+    if revision not in (None, model.revision):
+        raise ModelError(
+            f"model source {source!r} was trained from {model.source!r} at revision {model.revision}, not {revision}",
+            hint="remove model.revision, or give that one",
+        )
+    base = resolve_source(model.source, model.revision, trust_remote_code)
+    return ModelSource(source, base.directory, base.revision, trust_remote_code, ref)
 
 
 def _is_hub_id(source: str) -> bool:
@@ -182,9 +209,8 @@ def _folders(parent: Path) -> list[str]:
 
 
 def _local_directory(source: str) -> Path:
-    if source.startswith("torchvision:") or _CHECKPOINT.search(source):
-        what = "torchvision models" if source.startswith("torchvision:") else "checkpoints as a source"
-        raise ModelError(f"model source {source!r}: {what} are not built yet", hint=f"what is: {FORMS}")
+    if source.startswith("torchvision:"):
+        raise ModelError(f"model source {source!r}: torchvision models are not built yet", hint=f"what is: {FORMS}")
     scheme, separator, _ = source.partition("://")
     if separator and scheme != "file":
         raise ModelError(f"model source {source!r}: nothing is known of {scheme}://", hint=f"give {FORMS}")

@@ -20,6 +20,9 @@ from tlcore.recipe.schema import METRICS, Recipe
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _BUCKET: Final = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9](?:/.*)?")
 
+_OF_STRATEGY: Final = {"n": "last_n", "rank": "lora", "alpha": "lora", "dropout": "lora", "target_modules": "lora"}
+"""Setting of `transfer` -> the one strategy that takes it."""
+
 
 def faults_between(recipe: Recipe) -> list[Fault]:
     """Every fault that a well-typed recipe has in itself, its search space aside."""
@@ -94,12 +97,23 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _transfer(recipe: Recipe) -> Iterator[Fault]:
-    strategy, n = recipe.transfer.strategy, recipe.transfer.n
-    if strategy == "last_n" and n is None:
+    transfer = recipe.transfer
+    strategy = transfer.strategy
+    if strategy == "last_n" and transfer.n is None:
         yield Fault("transfer.n", "missing with strategy last_n; give the number of last blocks to train, such as 2")
-    if strategy != "last_n" and n is not None:
-        searched = " (in a search: give transfer.n a domain with when: {transfer.strategy: last_n})"
-        yield Fault("transfer.n", f"got {n} with strategy {strategy}; only last_n takes it, so take it out{searched}")
+    for key, owner in _OF_STRATEGY.items():
+        value = getattr(transfer, key)
+        if strategy != owner and value not in (None, "auto"):
+            searched = f" (in a search: give transfer.{key} a domain with when: {{transfer.strategy: {owner}}})"
+            text = f"got {shown(value)} with strategy {strategy}; only {owner} takes it, so take it out{searched}"
+            yield Fault(f"transfer.{key}", text)
+    if isinstance(transfer.target_modules, tuple) and not all(
+        name.strip() for name in transfer.target_modules or ("",)
+    ):
+        yield Fault(
+            "transfer.target_modules",
+            f"got {shown(list(transfer.target_modules))}; give names of linear layers, such as query and value, or auto",
+        )
 
 
 def _batch(recipe: Recipe) -> Iterator[Fault]:

