@@ -29,6 +29,9 @@ ITEM_BYTES: Mapping[str, int] = {
 }  # fmt: skip
 """Bytes per element by torch's dtype name without `torch.`; bytes themselves are opaque to this room."""
 
+BUFFER = "buffer"
+"""The `state` of what a forward pass may change (batch-norm statistics); all other state changes in the optimizer's step."""
+
 MAX_ELEMENTS = 1 << 48
 """No parameter is this large; a larger number in stored metadata is junk."""
 
@@ -74,9 +77,9 @@ class Row:
 class Piece:
     """A row and the host memory that holds it: `data` is a contiguous 1-D uint8 view of `row.size_bytes` bytes.
 
-    The writer copies `data` before `save` returns and never writes to it; the reader fills it. `immutable`
-    promises that the bytes do not change while the writer lives (frozen weights): they are then hashed once,
-    uploaded once and never copied.
+    The writer copies `data` before `save` (eager) or `before_update` (lazy) returns and never writes to it; the reader
+    fills it. `immutable` promises that the bytes do not change while the writer lives (frozen weights): they are then
+    hashed once, uploaded once and, unless small, never copied.
     """
 
     row: Row
@@ -90,6 +93,10 @@ class Piece:
             )
         if self.data.nbytes != self.row.size_bytes:
             raise CheckpointError(f"{self.row}: {self.row.size_bytes} bytes expected, the view has {self.data.nbytes}")
+
+    def copy_into(self, start: int, target: ByteArray) -> None:
+        """Copy bytes `[start, start + target.nbytes)`."""
+        target[:] = self.data[start : start + target.nbytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,14 +49,6 @@ class PlannedChunk:
     immutable: bool
 
     @property
-    def copied(self) -> bool:
-        """Whether the snapshot must copy it: its bytes may change, or are not in one place.
-
-        The rest is sent from where it is.
-        """
-        return not self.immutable or len(self.cuts) > 1
-
-    @property
     def rows(self) -> tuple[Row, ...]:
         """The rows of the cuts, in the order in which they lie."""
         return tuple(cut.row for cut in self.cuts)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from tlcore.checkpoint.plan import CHUNK_BYTES
 from tlcore.errors import CheckpointError
 
+SnapshotKind = Literal["eager", "lazy"]
 WhenLate = Literal["wait", "skip", "newest"]
 Outcome = Literal["committed", "uploaded", "dropped", "failed"]
 
@@ -20,6 +21,8 @@ Outcome = Literal["committed", "uploaded", "dropped", "failed"]
 class WriterSettings:
     """How one rank's writer behaves. Raises CheckpointError on values that cannot work."""
 
+    snapshot: SnapshotKind = "eager"
+    """`eager`: `save` copies the state. `lazy`: a thread does, and the caller must call `before_update` in time."""
     when_late: WhenLate = "newest"
     """Two saves already in flight:
 
@@ -33,6 +36,8 @@ class WriterSettings:
     """Size of a grid cell and most bytes of a chunk."""
     connections: int = 8
     """PUTs in flight from this rank."""
+    hashers: int = 2
+    """Threads that hash, 1.6 GB/s each."""
     attempts: int = 4
     """Tries of one request, after the client's own retries, when the store is unreachable or asks for less."""
     commit_deadline_s: float = 600.0
@@ -41,6 +46,11 @@ class WriterSettings:
     def __post_init__(self) -> None:
         if self.when_late not in get_args(WhenLate):
             raise CheckpointError(f"checkpoint.when_late: {self.when_late!r} is none of wait, skip, newest")
+        if self.snapshot not in get_args(SnapshotKind):
+            raise CheckpointError(f"checkpoint.snapshot: {self.snapshot!r} is none of eager, lazy")
+        for name in ("connections", "hashers", "attempts"):
+            if getattr(self, name) < 1:
+                raise CheckpointError(f"checkpoint.{name}: {getattr(self, name)} is less than 1")
         if self.memory_bytes is not None and self.memory_bytes < self.chunk_bytes:
             raise CheckpointError(
                 f"checkpoint.memory_bytes: {self.memory_bytes} bytes hold no chunk of {self.chunk_bytes}",
@@ -54,17 +64,20 @@ class SaveReport:
 
     `outcome`: "committed" (the manifest is there, seen by this rank), "uploaded" (this rank's part is durable,
     rank 0 commits), "dropped" (`when_late`, here or on another rank), "failed" (`error` says why). `stall_s` is
-    how long `save` kept its caller, `seconds` from the call to the outcome. `bytes_reused` were in the store
-    already.
+    how long `save` and `before_update` kept their caller, `seconds` from the call to the outcome, `upload_s` from the
+    first chunk's hashing until all chunks were durable. `bytes_reused` were in the store already. `retries` were failed
+    requests, `repeated` late PUTs that were sent a second time.
     """
 
     step: int
     outcome: Outcome
     stall_s: float
     seconds: float
+    upload_s: float = 0.0
     bytes_new: int = 0
     bytes_reused: int = 0
     retries: int = 0
+    repeated: int = 0
     manifest_key: str = ""
     error: str = ""
 
@@ -72,6 +85,11 @@ class SaveReport:
     def committed(self) -> bool:
         """Whether the checkpoint exists, as far as this rank has seen."""
         return self.outcome == "committed"
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """New bytes over `upload_s`, hashing included; None where nothing new was sent."""
+        return self.bytes_new / self.upload_s if self.bytes_new and self.upload_s > 0 else None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, for the trial's history."""

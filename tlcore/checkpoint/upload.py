@@ -3,10 +3,8 @@
 Owns: the order hash -> look up -> PUT, and which digests count as "there already". Does not own: the snapshot
 (`snapshot.py`), the commit (`commit.py`). Called by `writer.py`, in its background thread.
 
-The calling thread hashes chunk after chunk (one core is ahead of any network this is likely to meet) and hands each
-to a pool of `connections` threads that only wait in PUT; both release the GIL. A thread and not a process: what they
-hold the GIL for is some microseconds per leaf, and a process would have to share the snapshot's memory with its
-parent to be no worse.
+A few threads hash, chunk by chunk, and hand each to a pool of threads that only wait in PUT (`puts.py`); both release the
+GIL.
 """
 
 from __future__ import annotations
@@ -14,17 +12,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 
 from tlcore.checkpoint.digest import chunk_digest, leaf_digests
-from tlcore.checkpoint.intervals import ByteArray
 from tlcore.checkpoint.manifest import StoredChunk
-from tlcore.checkpoint.patience import Patience
-from tlcore.checkpoint.plan import PlannedChunk
-from tlcore.checkpoint.snapshot import SlotPool
-from tlcore.errors import TlcoreError
-from tlcore.storage.base import ObjectStore
+from tlcore.checkpoint.puts import PutPool
+from tlcore.checkpoint.snapshot import Ready
 from tlcore.storage.keys import chunk_key
 
 UNCOMMITTED_REUSE_S = 3600.0
@@ -34,24 +28,13 @@ longer.
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A chunk to be stored: either its bytes (`body`, in `slot` when it must be given back), or what is known of
-    it (`known`).
-    """
-
-    planned: PlannedChunk
-    body: memoryview | None = None
-    slot: ByteArray | None = None
-    known: StoredChunk | None = None
-
-
-@dataclass(frozen=True)
 class Sent:
-    """The chunks of one save in the plan's order, and what it took."""
+    """The chunks of one save in the plan's order, and what it took; `seconds` from the first chunk to the last."""
 
-    chunks: tuple[StoredChunk, ...]
-    bytes_new: int
-    bytes_reused: int
+    chunks: tuple[StoredChunk, ...] = ()
+    bytes_new: int = 0
+    bytes_reused: int = 0
+    seconds: float = 0.0
 
 
 class Reusable:
@@ -87,62 +70,84 @@ class Reusable:
 
 
 class ChunkSender:
-    """Stores chunks of one rank. One save at a time; `threads` may be shared."""
+    """Stores chunks of one rank. One save at a time; `hashers` are the threads that hash."""
 
-    def __init__(
-        self, store: ObjectStore, reusable: Reusable, slots: SlotPool, threads: ThreadPoolExecutor, patience: Patience
-    ) -> None:
-        self._store = store
+    def __init__(self, reusable: Reusable, hashers: ThreadPoolExecutor, puts: PutPool) -> None:
         self._reusable = reusable
-        self._slots = slots
-        self._threads = threads
-        self._patience = patience
+        self._hashers = hashers
+        self._puts = puts
 
     def send(self, ready: Iterator[Ready]) -> Sent:
         """Store every chunk; returns when all are durable.
 
-        Raises the first error, after every slot has been given back.
+        Raises the first error, after every slot that is not being sent has been given back.
         """
-        stored: list[StoredChunk] = []
-        sending: dict[str, Future[None]] = {}
-        failures: list[TlcoreError] = []
-        new = reused = 0
-        for each in ready:
-            if failures:
-                self._give_back(each)
-                continue
-            chunk = each.known or self._describe(each)
-            stored.append(chunk)
-            if each.body is None or chunk.digest in sending or chunk.digest in self._reusable:
-                reused += chunk.size_bytes
-                self._give_back(each)
-            else:
-                new += chunk.size_bytes
-                sending[chunk.digest] = self._threads.submit(self._put, chunk.digest, each, failures)
-        for future in sending.values():
-            future.result()
-        if failures:
-            raise failures[0]
-        self._reusable.sent(sending)
-        return Sent(tuple(stored), new, reused)
-
-    def _describe(self, each: Ready) -> StoredChunk:
-        assert each.body is not None  # a chunk without bytes is a known one
-        planned = each.planned
-        leaves = leaf_digests(each.body, planned.leaf_bytes)
-        digest = chunk_digest(leaves, planned.size_bytes, planned.leaf_bytes)
-        return StoredChunk(digest, planned.size_bytes, planned.leaf_bytes, leaves)
-
-    def _put(self, digest: str, each: Ready, failures: list[TlcoreError]) -> None:
-        body = each.body
-        assert body is not None
+        began = time.monotonic()
+        save = _Sending()
+        hashing: list[Future[None]] = []
         try:
-            self._patience.ask(lambda: self._store.put(chunk_key(digest), body))
-        except TlcoreError as error:
-            failures.append(error)
+            for each in ready:
+                hashing.append(self._hashers.submit(self._one, each, save))
         finally:
-            self._give_back(each)
+            wait(hashing)
+            wait(save.puts.values())
+        for done in (*hashing, *save.puts.values()):
+            done.result()
+        self._reusable.sent(save.puts)
+        chunks = tuple(save.chunks[number] for number in range(len(save.chunks)))
+        new = sum(
+            chunk.size_bytes for chunk in {each.digest: each for each in chunks}.values() if chunk.digest in save.puts
+        )
+        total = sum(chunk.size_bytes for chunk in chunks)
+        return Sent(chunks, new, total - new, time.monotonic() - began)
 
-    def _give_back(self, each: Ready) -> None:
-        if each.slot is not None:
-            self._slots.give(each.slot)
+    def _one(self, each: Ready, save: _Sending) -> None:
+        """Hash one chunk and see that it is sent, unless it need not be or the save has failed."""
+        passed_on = False
+        try:
+            if save.failed.is_set():
+                return
+            chunk = each.known or _describe(each)
+            save.chunks[each.number] = chunk
+            if each.body is not None and chunk.digest not in self._reusable:
+                passed_on = save.send(chunk.digest, lambda: self._put(chunk.digest, each, save))
+        except BaseException:
+            save.failed.set()
+            raise
+        finally:
+            if not passed_on:
+                each.let_go()
+
+    def _put(self, digest: str, each: Ready, save: _Sending) -> Future[None]:
+        assert each.body is not None  # a chunk without bytes is a known one
+        future = self._puts.submit(chunk_key(digest), each.body, each.let_go)
+        future.add_done_callback(lambda done: save.failed.set() if done.exception() else None)
+        return future
+
+
+@dataclass
+class _Sending:
+    """What the threads of one save share."""
+
+    chunks: dict[int, StoredChunk] = field(default_factory=dict)
+    puts: dict[str, Future[None]] = field(default_factory=dict)
+    failed: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def send(self, digest: str, begin: Callable[[], Future[None]]) -> bool:
+        """Begin to send these bytes unless they are on their way already; whether that was done."""
+        with self._lock:
+            if digest in self.puts:
+                return False
+            self.puts[digest] = begin()
+            return True
+
+
+def _describe(each: Ready) -> StoredChunk:
+    assert each.body is not None  # a chunk without bytes is a known one
+    if each.landed is not None:
+        each.landed()
+    planned = each.planned
+    leaves = leaf_digests(each.body, planned.leaf_bytes)
+    digest = chunk_digest(leaves, planned.size_bytes, planned.leaf_bytes)
+    return StoredChunk(digest, planned.size_bytes, planned.leaf_bytes, leaves)
