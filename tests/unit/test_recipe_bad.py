@@ -86,7 +86,7 @@ TYPES = {
     ),
     "wrong word": (
         {"train.optimizer": "adamx"},
-        ["train.optimizer: got 'adamx'; give one of adamw, adam, sgd; did you mean 'adam'?"],
+        ["train.optimizer: got 'adamx'; give one of adamw, adam, sgd, lion, adagrad, muon; did you mean 'adam'?"],
     ),
     "wrong word, only what is built is offered": (
         {STRATEGY: "lasst_n"},
@@ -255,6 +255,28 @@ COMBINATIONS = {
         [
             "deepspeed.offload_param: got cpu with zero_stage 2; parameters are sharded at stage 3 alone: "
             "set deepspeed.zero_stage to 3, or this to none"
+        ],
+    ),
+    "optimizer state on NVMe": (
+        {"deepspeed.offload_optimizer": "nvme"},
+        ["deepspeed.offload_optimizer: not built yet (got 'nvme'); built: cpu, none"],
+    ),
+    "parameters on NVMe": (
+        {"deepspeed.zero_stage": 3, "deepspeed.offload_param": "nvme"},
+        ["deepspeed.offload_param: not built yet (got 'nvme'); built: cpu, none"],
+    ),
+    "NVMe by the back door": (
+        {"deepspeed.extra": {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}},
+        [
+            "deepspeed.extra.zero_optimization.offload_optimizer: is set by tlcore; take it out and use "
+            "deepspeed.offload_optimizer"
+        ],
+    ),
+    "Muon under ZeRO": (
+        {"train.optimizer": "muon"},
+        [
+            "train.optimizer: got muon with zero_stage 2, which cuts the whole matrices that it needs: set "
+            "deepspeed.zero_stage to 0, or this to adamw or lion"
         ],
     ),
     "offloaded optimizer at stage 0": (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from tlcore.engine.precision import choose_precision
 from tlcore.errors import CheckpointIncompatible, RequestError
 from tlcore.recipe import plan_batch, recipe_from_dict
 from tlcore.train.cadence import Cadence
-from tlcore.train.stepper import step_seed
+from tlcore.train.stepper import seed_everything, step_seed
 
 CPU = torch.device("cpu")
 
@@ -114,13 +116,83 @@ def test_extra_configuration_is_laid_over_section_by_section() -> None:
     assert merge({"a": {"b": 1}}, {"a": 2}) == {"a": 2}
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
-def test_every_named_optimizer_steps(name: str) -> None:
-    weight = torch.nn.Parameter(torch.ones(4))
-    optimizer = build_optimizer(recipe(train={"optimizer": name, "learning_rate": 0.1}), [{"params": [weight]}])
-    weight.sum().backward()
+OPTIMIZERS = ["adamw", "adam", "sgd", "lion", "adagrad", "muon"]
+
+
+def optimizer_over(name: str, *parameters: torch.nn.Parameter, **settings: Any) -> torch.optim.Optimizer:
+    given = recipe(train={"optimizer": name, "learning_rate": 0.1}, deepspeed={"zero_stage": 0})
+    groups = [{"params": [each], "muon": each.ndim == 2, **settings} for each in parameters]
+    return build_optimizer(given, groups)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_named_optimizer_steps_downhill(name: str) -> None:
+    vector, matrix = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.eye(3) + 1)
+    optimizer = optimizer_over(name, vector, matrix, weight_decay=0.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (vector.square().sum() + matrix.square().sum()).backward()
+        optimizer.step()
+    assert (vector < 1).all()
+    assert matrix.square().sum() < (torch.eye(3) + 1).square().sum()
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
+def test_decay_alone_shrinks_by_rate_times_decay(name: str) -> None:
+    vector, matrix = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = optimizer_over(name, vector, matrix, weight_decay=0.5)
+    for each in (vector, matrix):
+        each.grad = torch.zeros_like(each)
     optimizer.step()
-    assert (weight < 1).all()
+    for each in (vector, matrix):
+        torch.testing.assert_close(each.detach(), torch.full_like(each, 1 - 0.1 * 0.5))
+
+
+def test_lion_does_what_the_paper_says() -> None:
+    """Three steps of program 1 of arXiv:2302.06675, written out."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    optimizer = optimizer_over("lion", weight, weight_decay=0.2)
+    expected, momentum = weight.detach().clone(), torch.zeros(3)
+    for step in range(3):
+        gradient = torch.tensor([0.3, -1.0, 0.5]) * (-1) ** step
+        weight.grad = gradient.clone()
+        optimizer.step()
+        update = torch.sign(0.9 * momentum + 0.1 * gradient)
+        expected = expected - 0.1 * (update + 0.2 * expected)
+        momentum = 0.99 * momentum + 0.01 * gradient
+        torch.testing.assert_close(weight.detach(), expected)
+    torch.testing.assert_close(optimizer.state[weight]["exp_avg"], momentum)
+
+
+def test_adagrad_equals_torchs_and_decays_by_group() -> None:
+    ours = [torch.nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
+    theirs = [torch.nn.Parameter(each.detach().clone()) for each in ours]
+    groups = [{"params": [each], "weight_decay": decay} for each, decay in zip(theirs, (0.3, 0.0), strict=True)]
+    reference = torch.optim.Adagrad(groups, lr=0.1)
+    given = recipe(train={"optimizer": "adagrad", "learning_rate": 0.1})
+    groups = [{"params": [each], "weight_decay": decay} for each, decay in zip(ours, (0.3, 0.0), strict=True)]
+    optimizer = build_optimizer(given, groups)
+    assert not optimizer.state, "state made before ZeRO has its partitions would be whole, and never used"
+    for step in range(4):
+        for each in (*ours, *theirs):
+            each.grad = torch.tensor([0.5, -0.25]) * (step + 1)
+        optimizer.step()
+        reference.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+    assert not torch.equal(ours[0], ours[1])
+
+
+def test_all_random_numbers_follow_from_the_step() -> None:
+    def drawn(seed: int) -> tuple[float, float, float]:
+        seed_everything(seed)
+        return torch.rand(1).item(), float(np.random.rand()), random.random()
+
+    one, other = step_seed(3, 100, 0), step_seed(3, 100, 1)
+    first = drawn(one)
+    different = drawn(other)
+    assert first == drawn(one)
+    assert all(a != b for a, b in zip(first, different, strict=True))
 
 
 def test_a_changed_model_is_refused_by_name_with_both_shapes() -> None:

@@ -6,6 +6,7 @@ neither torch nor DeepSpeed: `engine/` turns its state into `Piece`s and takes i
 """
 
 from tlcore.checkpoint.commit import next_attempt
+from tlcore.checkpoint.exchange import Peers
 from tlcore.checkpoint.gc import GcReport, gc
 from tlcore.checkpoint.intervals import ITEM_BYTES, Piece, Row
 from tlcore.checkpoint.manifest import Manifest, list_manifests, newest_step, read_manifest
@@ -25,6 +26,7 @@ __all__ = [
     "GcReport",
     "Intact",
     "Manifest",
+    "Peers",
     "Piece",
     "Problem",
     "ReadReport",

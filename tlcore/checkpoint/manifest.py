@@ -271,13 +271,18 @@ def read_index(store: ObjectStore, ref: IndexRef) -> RankIndex:
 
     Raises CheckpointCorrupt when absent or not the bytes the manifest means.
     """
+    return parse_index(index_bytes(store, ref), ref.key)
+
+
+def index_bytes(store: ObjectStore, ref: IndexRef) -> bytes:
+    """The proved bytes of a rank index, not yet parsed. Raises as `read_index`."""
     try:
         data = store.get(ref.key)
     except ObjectMissing as error:
         raise CheckpointCorrupt(f"{ref.key}: named by a manifest and missing", key=ref.key) from error
     if sha256_hex(data) != ref.sha256:
         raise CheckpointCorrupt(f"{ref.key}: {len(data)} bytes that do not match the manifest's digest", key=ref.key)
-    return parse_index(data, ref.key)
+    return data
 
 
 def list_manifests(store: ObjectStore, trial: str) -> list[int]:

@@ -1,27 +1,51 @@
 """Restore: the parts of a checkpoint that this rank needs, read by range, proved, and copied to where they belong.
 
 Owns: which bytes to read for which wanted rows, and reading them. Does not own: what the rows mean (`engine/`), nor
-choosing the checkpoint (`fallback.py`). Called by `engine/`, `train/` and the export.
+choosing the checkpoint (`verify.py`). Called by `engine/`, `train/` and the export.
 
 Wanted and stored intervals are intersected, so that any world size and ZeRO stage reads any other. What is wanted of
 a chunk is widened to leaves, neighbours up to `GAP_BYTES` apart become one request, and each request's bytes are
 proved leaf by leaf before anything is copied. Threads do request, proof and copy of one range each; all three release
-the GIL.
+the GIL. Ranks that restore together share the reading (`exchange.py`).
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from bisect import bisect_right
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
 from tlcore.checkpoint.digest import first_bad_leaf
+from tlcore.checkpoint.exchange import (
+    AHEAD_BYTES,
+    Alone,
+    Extent,
+    Part,
+    Peers,
+    ReadPlan,
+    Request,
+    Shipment,
+    Wants,
+    plan_reads,
+    together,
+)
 from tlcore.checkpoint.intervals import ByteArray, Piece, Row, coalesce, intersect
-from tlcore.checkpoint.manifest import Manifest, RankIndex, StoredChunk, StoredRow, read_index
+from tlcore.checkpoint.manifest import (
+    IndexRef,
+    Manifest,
+    RankIndex,
+    StoredChunk,
+    StoredRow,
+    index_bytes,
+    parse_index,
+    read_index,
+)
 from tlcore.checkpoint.patience import Patience
 from tlcore.errors import CheckpointCorrupt, CheckpointIncompatible, ObjectMissing, StorageError
 from tlcore.storage.base import ObjectStore
@@ -35,31 +59,16 @@ GAP_BYTES = 64 << 10
 
 @dataclass(frozen=True)
 class ReadReport:
-    """One `read_into`. `bytes_wanted` went to the caller, `bytes_read` came from the store in `requests` ranges."""
+    """One `read_into` on one rank. `bytes_wanted` went to the caller, `bytes_read` came from the store in `requests`
+    ranges, `bytes_received` from other ranks.
+    """
 
     bytes_wanted: int
     bytes_read: int
     requests: int
     retries: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """Bytes `[start, start + len(target))` of a chunk belong to `target`."""
-
-    start: int
-    target: ByteArray
-
-
-@dataclass(frozen=True)
-class _Range:
-    """One request: bytes `[start, end)` of a chunk, on leaf boundaries, and where they go."""
-
-    chunk: StoredChunk
-    start: int
-    end: int
-    copies: tuple[_Copy, ...]
+    bytes_received: int = 0
 
 
 class CheckpointReader:
@@ -69,7 +78,7 @@ class CheckpointReader:
         self._store = store
         self._manifest = manifest
         self._connections = connections
-        self._stored: dict[tuple[str, str], list[tuple[RankIndex, StoredRow]]] | None = None
+        self._held: _Held | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -78,73 +87,96 @@ class CheckpointReader:
 
     def rows(self) -> list[Row]:
         """Every stored row, over all ranks. Raises CheckpointCorrupt."""
-        return [held.row for rows in self._index().values() for _, held in rows]
+        return [held.row for rows in self._index().rows.values() for _, held in rows]
 
     def states(self, parameter: str) -> list[str]:
         """Names of the states stored for `parameter` (for a tied one, for the parameter it is tied to), sorted."""
         name = self._resolve(parameter)
-        return sorted(state for held, state in self._index() if held == name)
+        return sorted(state for held, state in self._index().rows if held == name)
 
-    def read_into(self, pieces: Sequence[Piece]) -> ReadReport:
-        """Fill the pieces' views.
+    def read_into(self, pieces: Sequence[Piece], peers: Peers | None = None) -> ReadReport:
+        """Fill the pieces' views. With `peers` all ranks call it together, each with its own pieces.
 
         Raises CheckpointIncompatible, naming the parameter, where the checkpoint does not hold what is wanted
         in that dtype, before anything is read; CheckpointCorrupt where stored bytes are missing or not what
-        they were. Views are then partly filled.
+        they were. Views are then partly filled. What fails on one of the peers raises on all of them.
         """
         began = time.monotonic()
-        ranges = self._ranges(pieces)
-        patience = Patience(ATTEMPTS)
+        group: Peers = peers or Alone()
+        self._read_indexes_of(group)
+        held = self._index()
+        targets: dict[int, _Targets] = {}
+
+        def wanted() -> bytes:
+            targets.update(self._targets(pieces))
+            return _wants(targets).tobytes()
+
+        wants = [np.frombuffer(each, np.int64).reshape(-1, 3) for each in together(group, wanted)]
+        plan = plan_reads(wants, [Extent(each.size_bytes, each.leaf_bytes) for each in held.chunks], GAP_BYTES)
+        run = _Run(self._store, held.chunks, targets, plan, group)
         with ThreadPoolExecutor(self._connections, thread_name_prefix="checkpoint-get") as threads:
             try:
-                for _ in threads.map(lambda each: self._read(each, patience), ranges):
-                    pass
+                run.windows(threads)
+                together(group, run.alone)
             except BaseException:
-                patience.abandon()
+                run.patience.abandon()
                 threads.shutdown(cancel_futures=True)
                 raise
         return ReadReport(
             bytes_wanted=sum(piece.row.size_bytes for piece in pieces),
-            bytes_read=sum(each.end - each.start for each in ranges),
-            requests=len(ranges),
-            retries=patience.retries,
+            bytes_read=run.bytes_read,
+            requests=run.requests,
+            retries=run.patience.retries,
             seconds=time.monotonic() - began,
+            bytes_received=run.bytes_received,
         )
 
-    def _index(self) -> dict[tuple[str, str], list[tuple[RankIndex, StoredRow]]]:
-        if self._stored is None:
-            stored: dict[tuple[str, str], list[tuple[RankIndex, StoredRow]]] = defaultdict(list)
-            for index in read_indexes(self._store, self._manifest, self._connections):
-                for held in index.rows:
-                    stored[held.row.parameter, held.row.state].append((index, held))
-            for rows in stored.values():
-                rows.sort(key=lambda each: each[1].row.start)
-            self._stored = dict(stored)
-        return self._stored
+    def _read_indexes_of(self, group: Peers) -> None:
+        """Read each index on one rank of the group, and tell it to all."""
+        if self._held is not None or group.world_size == 1:
+            # All ranks have called the same methods, so what one has read, all have.
+            return
+        refs = self._manifest.indexes
+
+        def read() -> bytes:
+            own = refs[group.rank :: group.world_size]
+            with ThreadPoolExecutor(self._connections, thread_name_prefix="checkpoint-index") as threads:
+                return b"".join(threads.map(lambda ref: index_bytes(self._store, ref), own))
+
+        found: dict[IndexRef, bytes] = {}
+        for rank, joined in enumerate(together(group, read)):
+            for ref in refs[rank :: group.world_size]:
+                found[ref], joined = joined[: ref.size_bytes], joined[ref.size_bytes :]
+        self._held = _Held.of([parse_index(found[ref], ref.key) for ref in refs])
+
+    def _index(self) -> _Held:
+        if self._held is None:
+            self._held = _Held.of(read_indexes(self._store, self._manifest, self._connections))
+        return self._held
 
     def _resolve(self, parameter: str) -> str:
         facts = self._manifest.parameters.get(parameter)
         return facts.tied_to if facts is not None and facts.tied_to is not None else parameter
 
-    def _ranges(self, pieces: Sequence[Piece]) -> list[_Range]:
-        """The requests that fill `pieces`, largest first, so that the last ones to end are short."""
-        copies: dict[str, list[_Copy]] = defaultdict(list)
-        chunks: dict[str, StoredChunk] = {}
+    def _targets(self, pieces: Sequence[Piece]) -> dict[int, _Targets]:
+        """Where the bytes of each chunk go, by the chunk's number."""
+        copies: dict[int, list[_Copy]] = defaultdict(list)
         for piece in pieces:
             for chunk, copy in self._copies(piece):
-                chunks[chunk.digest] = chunk
-                copies[chunk.digest].append(copy)
-        ranges = [each for digest, wanted in copies.items() for each in _chunk_ranges(chunks[digest], wanted)]
-        return sorted(ranges, key=lambda each: each.start - each.end)
+                copies[chunk].append(copy)
+        return {chunk: _Targets(found) for chunk, found in sorted(copies.items())}
 
-    def _copies(self, piece: Piece) -> list[tuple[StoredChunk, _Copy]]:
+    def _copies(self, piece: Piece) -> Iterator[tuple[int, _Copy]]:
         wanted = piece.row
         name = self._resolve(wanted.parameter)
-        held = self._index().get((name, wanted.state), [])
-        found: list[tuple[StoredChunk, _Copy]] = []
+        held = self._index().rows.get((name, wanted.state), [])
+        same = Row(name, wanted.state, wanted.start, wanted.end, wanted.dtype)
+        item = wanted.item_bytes
         position = wanted.start
-        for index, stored in held:
-            same = Row(name, wanted.state, wanted.start, wanted.end, wanted.dtype)
+        first = max(0, bisect_right(held, wanted.start, key=lambda each: each[1].row.start) - 1)
+        for chunk, stored in held[first:]:
+            if stored.row.start >= wanted.end:
+                break
             common = intersect(same, stored.row)
             if common is None:
                 continue
@@ -153,13 +185,11 @@ class CheckpointReader:
                 raise self._incompatible(wanted, f"it is stored as {stored.row.dtype}")
             if start > position:
                 break
-            item = wanted.item_bytes
             target = piece.data[(start - wanted.start) * item : (end - wanted.start) * item]
-            found.append((index.chunks[stored.chunk], _Copy(stored.offset + (start - stored.row.start) * item, target)))
+            yield chunk, _Copy(stored.offset + (start - stored.row.start) * item, target)
             position = max(position, end)
         if position < wanted.end:
             raise self._incompatible(wanted, self._what_is_held(name, wanted.state))
-        return found
 
     def _what_is_held(self, name: str, state: str) -> str:
         facts = self._manifest.parameters.get(name)
@@ -176,11 +206,140 @@ class CheckpointReader:
             parameter=wanted.parameter,
         )
 
-    def _read(self, each: _Range, patience: Patience) -> None:
-        data = read_verified(self._store, each.chunk, each.start, each.end, patience)
-        for copy in each.copies:
-            start = copy.start - each.start
-            copy.target[:] = data[start : start + copy.target.nbytes]
+
+@dataclass(frozen=True)
+class _Held:
+    """What a checkpoint holds: its distinct chunks, numbered alike on every rank, and every row with its chunk's number."""
+
+    chunks: tuple[StoredChunk, ...]
+    rows: dict[tuple[str, str], list[tuple[int, StoredRow]]]
+
+    @classmethod
+    def of(cls, indexes: Sequence[RankIndex]) -> _Held:
+        numbers: dict[str, int] = {}
+        chunks: list[StoredChunk] = []
+        rows: dict[tuple[str, str], list[tuple[int, StoredRow]]] = defaultdict(list)
+        for index in indexes:
+            for chunk in index.chunks:
+                if chunk.digest not in numbers:
+                    numbers[chunk.digest] = len(chunks)
+                    chunks.append(chunk)
+            for held in index.rows:
+                rows[held.row.parameter, held.row.state].append((numbers[index.chunks[held.chunk].digest], held))
+        for found in rows.values():
+            found.sort(key=lambda each: each[1].row.start)
+        return cls(tuple(chunks), dict(rows))
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Bytes `[start, start + len(target))` of a chunk belong to `target`."""
+
+    start: int
+    target: ByteArray
+
+    @property
+    def end(self) -> int:
+        return self.start + self.target.nbytes
+
+
+class _Targets:
+    """Where the bytes of one chunk go on this rank."""
+
+    def __init__(self, copies: Sequence[_Copy]) -> None:
+        self._copies = sorted(copies, key=lambda copy: copy.start)
+        self._ends = list(accumulate((copy.end for copy in self._copies), max))
+
+    def spans(self) -> list[tuple[int, int]]:
+        """What is wanted of the chunk."""
+        return coalesce((copy.start, copy.end) for copy in self._copies)
+
+    def fill(self, start: int, data: ByteArray) -> None:
+        """Copy bytes from `start` of the chunk to where they belong."""
+        end = start + data.nbytes
+        for copy in self._copies[bisect_right(self._ends, start) :]:
+            if copy.start >= end:
+                break
+            low, high = max(start, copy.start), min(end, copy.end)
+            copy.target[low - copy.start : high - copy.start] = data[low - start : high - start]
+
+
+def _wants(targets: dict[int, _Targets]) -> Wants:
+    rows = [(chunk, start, end) for chunk, found in targets.items() for start, end in found.spans()]
+    return np.array(rows, np.int64).reshape(-1, 3)
+
+
+class _Run:
+    """One `read_into` under way: its requests in threads, its exchanges in the caller's thread."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        chunks: Sequence[StoredChunk],
+        targets: dict[int, _Targets],
+        plan: ReadPlan,
+        group: Peers,
+    ) -> None:
+        self._store, self._chunks, self._targets, self._group = store, chunks, targets, group
+        self._shipments = [Shipment.of(window, group.rank, group.world_size) for window in plan.windows]
+        self._alone = plan.alone[group.rank]
+        self._reading: list[Future[None]] = []
+        self.patience = Patience(ATTEMPTS)
+        shared = [request for shipment in self._shipments for request, _ in shipment.reads]
+        self.bytes_read = sum(request.size_bytes for request in (*self._alone, *shared))
+        self.requests = len(self._alone) + len(shared)
+        self.bytes_received = sum(sum(shipment.receive_bytes) for shipment in self._shipments)
+
+    def windows(self, threads: ThreadPoolExecutor) -> None:
+        """Read and exchange window after window, reading ahead; then have the threads read what is for this rank alone."""
+        waiting = deque(self._shipments)
+        flying: deque[tuple[Shipment, ByteArray, list[Future[None]]]] = deque()
+        while waiting or flying:
+            while waiting and (not flying or self._has_room(flying, waiting[0])):
+                flying.append(self._begin(waiting.popleft(), threads))
+            if not waiting and not self._reading:
+                self._begin_alone(threads)
+            shipment, send, reads = flying.popleft()
+            together(self._group, lambda reads=reads: _done(reads))  # type: ignore[misc]
+            self._hand_over(shipment, send)
+        if not self._reading:
+            self._begin_alone(threads)
+
+    def alone(self) -> bytes:
+        """Wait until what is for this rank alone is there."""
+        return _done(self._reading)
+
+    def _has_room(self, flying: Sequence[tuple[Shipment, ByteArray, list[Future[None]]]], following: Shipment) -> bool:
+        return sum(send.nbytes for _, send, _ in flying) + sum(following.send_bytes) <= AHEAD_BYTES
+
+    def _begin(self, shipment: Shipment, threads: ThreadPoolExecutor) -> tuple[Shipment, ByteArray, list[Future[None]]]:
+        send = np.empty(sum(shipment.send_bytes), np.uint8)
+        reads = [threads.submit(self._read, request, parts, send) for request, parts in shipment.reads]
+        return shipment, send, reads
+
+    def _begin_alone(self, threads: ThreadPoolExecutor) -> None:
+        self._reading = [threads.submit(self._read, request) for request in self._alone]
+
+    def _read(self, request: Request, parts: Sequence[tuple[Part, int]] = (), send: ByteArray | None = None) -> None:
+        data = read_verified(self._store, self._chunks[request.chunk], request.start, request.end, self.patience)
+        if request.chunk in self._targets:
+            self._targets[request.chunk].fill(request.start, data)
+        for part, offset in parts:
+            assert send is not None  # parts come with a buffer to put them in
+            size = part.end - part.start
+            send[offset : offset + size] = data[part.start - request.start : part.end - request.start]
+
+    def _hand_over(self, shipment: Shipment, send: ByteArray) -> None:
+        receive = np.empty(sum(shipment.receive_bytes), np.uint8)
+        self._group.exchange(send, shipment.send_bytes, receive, shipment.receive_bytes)
+        for chunk, part, offset in shipment.arrivals:
+            self._targets[chunk].fill(part.start, receive[offset : offset + part.end - part.start])
+
+
+def _done(reads: Sequence[Future[None]]) -> bytes:
+    for read in reads:
+        read.result()
+    return b""
 
 
 def read_indexes(store: ObjectStore, manifest: Manifest, connections: int = CONNECTIONS) -> list[RankIndex]:
@@ -215,20 +374,3 @@ def read_verified(store: ObjectStore, chunk: StoredChunk, start: int, end: int, 
     raise CheckpointCorrupt(
         f"{key}: bytes from {(bad or 0) * chunk.leaf_bytes} (leaf {bad}) do not match their digest", key=key
     )
-
-
-def _chunk_ranges(chunk: StoredChunk, copies: Sequence[_Copy]) -> list[_Range]:
-    leaf = chunk.leaf_bytes
-    spans = (
-        (copy.start // leaf * leaf, min(chunk.size_bytes, -(-(copy.start + copy.target.nbytes) // leaf) * leaf))
-        for copy in copies
-    )
-    ranges = []
-    ordered = sorted(copies, key=lambda copy: copy.start)
-    position = 0
-    for start, end in coalesce(spans, GAP_BYTES):
-        first = position
-        while position < len(ordered) and ordered[position].start < end:
-            position += 1
-        ranges.append(_Range(chunk, start, end, tuple(ordered[first:position])))
-    return ranges

@@ -5,7 +5,7 @@ Owns which kernel runs. Called by `build.py` (optimizer) and `sharded.py` (rate 
 torch's fused kernels are used on every device. On CPU, with freed memory kept (`process.py`), they take as long as DeepSpeed's CPU
 Adam (36 against 42 ms for 22.7 M parameters on one rank of two threads, 76 against 81 ms on two ranks, reduction included), need
 no compiler at first use, and carry no hidden state: DeepSpeed's keeps a running product of the betas in C++, which a restored run
-cannot rebuild to the last bit.
+cannot rebuild to the last bit. What torch lacks is in `own_optimizers.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
+from tlcore.engine.own_optimizers import Adagrad, Lion, MuonWithAdamW
 from tlcore.recipe import Recipe
 
 _SGD_MOMENTUM = 0.9
 
 
 def build_optimizer(recipe: Recipe, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `groups` (each with `params` and `weight_decay`)."""
+    """The recipe's optimizer over `groups` (each with `params`, `weight_decay`, and, for Muon, `muon`)."""
     rate = recipe.train.learning_rate
     match recipe.train.optimizer:
         case "adamw":
@@ -31,6 +32,12 @@ def build_optimizer(recipe: Recipe, groups: Sequence[dict[str, Any]]) -> torch.o
             return torch.optim.Adam(groups, lr=rate, fused=True)
         case "sgd":
             return torch.optim.SGD(groups, lr=rate, momentum=_SGD_MOMENTUM, fused=True)
+        case "lion":
+            return Lion(groups, lr=rate)
+        case "adagrad":
+            return Adagrad(groups, lr=rate)
+        case "muon":
+            return MuonWithAdamW(groups, lr=rate)
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:

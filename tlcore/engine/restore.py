@@ -6,12 +6,12 @@ working weights from restored masters. Called by `sharded.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from tlcore.checkpoint import CheckpointReader, Piece, Row
+from tlcore.checkpoint import CheckpointReader, Peers, Piece, Row
 from tlcore.engine.state import Interval, dtype_name, host_bytes
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -95,8 +95,8 @@ def set_scaler_state(engine: Any, state: dict[str, float] | None) -> None:
         setattr(engine.optimizer.loss_scaler, field, value)
 
 
-def read_intervals(reader: CheckpointReader, intervals: Iterator[Interval]) -> None:
-    """Fill each interval's live memory from the store; device memory goes through one host copy."""
+def read_intervals(reader: CheckpointReader, intervals: Iterable[Interval], peers: Peers | None) -> None:
+    """Fill each interval's live memory from the store, together with `peers`; device memory goes through one host copy."""
     staged: list[tuple[Interval, torch.Tensor]] = []
     pieces: list[Piece] = []
     for each in intervals:
@@ -106,7 +106,7 @@ def read_intervals(reader: CheckpointReader, intervals: Iterator[Interval]) -> N
         pieces.append(Piece(row, host_bytes(host)))
         if not direct:
             staged.append((each, host))
-    reader.read_into(pieces)
+    reader.read_into(pieces, peers)
     for each, host in staged:
         each.values.copy_(host)
 

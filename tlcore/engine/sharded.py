@@ -7,15 +7,19 @@ format of what is saved (`checkpoint/`). Called by `train/`. Needs torch.distrib
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import deepspeed
 import torch
 
-from tlcore.checkpoint import CheckpointReader, Piece
+from tlcore.checkpoint import CheckpointReader
+from tlcore.checkpoint.device import StatePiece
 from tlcore.engine import state
 from tlcore.engine.config import deepspeed_config
+from tlcore.engine.device import TorchDevice
 from tlcore.engine.optimizer import build_optimizer, learning_rate
+from tlcore.engine.peers import restoring_peers
 from tlcore.engine.precision import MODEL_DTYPES, choose_precision
 from tlcore.engine.restore import (
     optimizer_steps,
@@ -71,6 +75,7 @@ class ShardedModel:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=build_optimizer(recipe, groups), config=config, dist_init_required=False
         )
+        self.memory = TorchDevice(device)
         self.parameters = state.parameter_table(self._engine.module)
 
     @property
@@ -80,7 +85,12 @@ class ShardedModel:
         return module
 
     def train_step(
-        self, step: int, total_steps: int, micro_batches: Iterable[tuple[Batch, float]], loss_of: Loss
+        self,
+        step: int,
+        total_steps: int,
+        micro_batches: Iterable[tuple[Batch, float]],
+        loss_of: Loss,
+        before_update: Callable[[], object] = lambda: None,
     ) -> torch.Tensor:
         """One optimizer step over this rank's micro-batches.
 
@@ -89,6 +99,8 @@ class ShardedModel:
             micro_batches: exactly accumulation_steps pairs of a batch and its weight. The gradient is the mean over ranks and
                 micro-steps of weight * loss: weights of samples * ranks * micro-steps / global samples make it the mean over the
                 global batch however unevenly it is dealt; 0 for a filler batch.
+            before_update: called when all gradients are there, right before masters and moments change: nothing that `pieces`
+                gives but buffers changes earlier.
 
         Returns:
             This rank's share of the mean loss over the global batch, a detached scalar on the device: the mean over ranks of it.
@@ -99,6 +111,8 @@ class ShardedModel:
         for batch, weight in micro_batches:
             loss = loss_of(self._engine, batch) * weight
             self._engine.backward(loss)
+            if self._engine.is_gradient_accumulation_boundary():
+                before_update()
             self._engine.step()
             total += loss.detach()
             count += 1
@@ -109,15 +123,15 @@ class ShardedModel:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
 
-    def pieces(self) -> list[Piece]:
-        """This rank's part of the whole state, as views on live memory (copies of device memory). Rank order is by the owner of
-        each interval; together the ranks' pieces cover every state of every parameter exactly once."""
+    def pieces(self) -> list[StatePiece]:
+        """This rank's part of the whole state, as views on live memory, the host's or the device's. Rank order is by the owner
+        of each interval; together the ranks' pieces cover every state of every parameter exactly once."""
         trained = state.trained_intervals(self._engine, self.stage)
         if self.stage == 0:
             trained = state.share_out(trained)
         frozen = state.frozen_intervals(self._engine.module, self.stage)
-        pieces = [state.to_piece(each) for each in trained]
-        pieces += [state.to_piece(each, immutable=each.state == state.FROZEN) for each in frozen]
+        pieces = [state.to_piece(each, self.memory) for each in trained]
+        pieces += [state.to_piece(each, self.memory, immutable=each.state == state.FROZEN) for each in frozen]
         return pieces
 
     def scalars(self) -> dict[str, Any]:
@@ -125,16 +139,18 @@ class ShardedModel:
         return {"optimizer_steps": optimizer_steps(self._engine), "loss_scaler": scaler_state(self._engine)}
 
     def restore(self, reader: CheckpointReader) -> None:
-        """Take the state back from a checkpoint written at any stage and world size.
+        """Take the state back from a checkpoint written at any stage and world size. All ranks together; each stored byte is read
+        by one of them.
 
         Raises:
             CheckpointIncompatible: the stored parameters are not this model's.
-            CheckpointCorrupt: stored bytes do not match their digests.
+            CheckpointCorrupt: stored bytes do not match their digests. On every rank, whichever found it.
         """
         state.check_fits(self.parameters, reader.manifest.parameters)
         prime_optimizer(self._engine, self.stage)
-        read_intervals(reader, state.trained_intervals(self._engine, self.stage))
-        read_intervals(reader, state.whole_or_partitioned(self._engine.module, self.stage))
+        trained = state.trained_intervals(self._engine, self.stage)
+        others = state.whole_or_partitioned(self._engine.module, self.stage)
+        read_intervals(reader, chain(trained, others), restoring_peers())
         scalars = reader.manifest.scalars
         set_optimizer_steps(self._engine, int(scalars["optimizer_steps"]))
         set_scaler_state(self._engine, scalars["loss_scaler"])

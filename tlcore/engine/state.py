@@ -9,8 +9,9 @@ owns `[r*s, (r+1)*s)` of it padded to a multiple of the world size, and `grad_po
 masters. Stage 0 keeps whole parameters in the optimizer on every rank, so ranks share the writing out. All of them are
 `(parameter, state, start, end)`, so restoring at another stage or world size is interval intersection.
 
-16-bit weights of trained parameters are a cast of the fp32 master and are not stored. Frozen parameters and buffers are stored
-whole. Tied parameters appear once, under the first name.
+16-bit weights of trained parameters are a cast of the fp32 master and are not stored. Frozen parameters are stored whole. So are
+buffers, and those of rank 0 alone: the statistics of a batch norm differ from rank to rank, and are rank 0's, as under torch's DDP.
+Tied parameters appear once, under the first name.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import torch
 import torch.distributed as dist
 
 from tlcore.checkpoint import Piece, Row, frozen_shares
+from tlcore.checkpoint.device import StatePiece
+from tlcore.engine.device import TensorPiece, TorchDevice
 from tlcore.errors import CheckpointIncompatible
 
 MASTER = "fp32"
@@ -131,18 +134,27 @@ def _replicated(optimizer: torch.optim.Optimizer, name: str, parameter: torch.Te
 def frozen_tensors(module: torch.nn.Module) -> dict[str, tuple[str, torch.Tensor]]:
     """Name -> (state, whole 1-D tensor) of frozen parameters and buffers that every rank holds whole (stages 0 to 2)."""
     held = {
-        name: (FROZEN, parameter.data.reshape(-1))
-        for name, parameter in module.named_parameters()
-        if not parameter.requires_grad
+        name: (FROZEN, _flat(parameter)) for name, parameter in module.named_parameters() if not parameter.requires_grad
     }
-    held.update({name: (BUFFER, buffer.data.reshape(-1)) for name, buffer in persistent_buffers(module)})
+    held.update({name: (BUFFER, _flat(buffer)) for name, buffer in persistent_buffers(module)})
     return held
 
 
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A 1-D view. Strided memory (channels last) is laid out anew first: a flattened copy of it would be restored in vain."""
+    if not tensor.is_contiguous():
+        tensor.data = tensor.data.contiguous()
+    return tensor.data.view(-1)
+
+
 def frozen_intervals(module: torch.nn.Module, stage: int) -> Iterator[Interval]:
-    """This rank's share of frozen parameters and buffers for a save: each stored by one rank."""
+    """This rank's share of frozen parameters for a save, each stored by one rank, and on rank 0 the buffers."""
     rank, world = dist.get_rank(), dist.get_world_size()
     whole = frozen_tensors(module)
+    for name in [name for name, (kind, _) in whole.items() if kind == BUFFER]:
+        buffer = whole.pop(name)[1]
+        if rank == 0 and buffer.numel():
+            yield Interval(name, BUFFER, 0, buffer)
     if stage == 3:
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
@@ -187,13 +199,15 @@ def share_out(intervals: Iterator[Interval]) -> Iterator[Interval]:
             yield Interval(each.parameter, each.state, each.start + rank * share, part)
 
 
-def to_piece(interval: Interval, *, immutable: bool = False) -> Piece:
-    """The piece `checkpoint/` takes: bytes of host memory, shared with the interval's tensor where that is on the host."""
+def to_piece(interval: Interval, memory: TorchDevice, *, immutable: bool = False) -> StatePiece:
+    """The piece `checkpoint/` takes: a view on the interval's memory, the host's or the device's."""
     values = interval.values.detach()
     row = Row(
         interval.parameter, interval.state, interval.start, interval.start + values.numel(), dtype_name(values.dtype)
     )
-    return Piece(row, host_bytes(values), immutable)
+    if values.device.type == "cpu":
+        return Piece(row, host_bytes(values), immutable)
+    return TensorPiece(row, values.contiguous().view(torch.uint8), memory, immutable)
 
 
 def host_bytes(values: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -132,6 +132,9 @@ def _deepspeed(recipe: Recipe) -> Iterator[Fault]:
     if settings.offload_optimizer != "none" and settings.zero_stage == 0:
         text = f"got {settings.offload_optimizer} with zero_stage 0; optimizer state is sharded from stage 1 on"
         yield Fault("deepspeed.offload_optimizer", f"{text}: set deepspeed.zero_stage to 1, 2 or 3, or this to none")
+    if recipe.train.optimizer == "muon" and settings.zero_stage != 0:
+        text = f"got muon with zero_stage {settings.zero_stage}, which cuts the whole matrices that it needs"
+        yield Fault("train.optimizer", f"{text}: set deepspeed.zero_stage to 0, or this to adamw or lion")
     yield from owned_faults(settings.extra)
 
 

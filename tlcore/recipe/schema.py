@@ -22,7 +22,7 @@ AboveZero = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 
-Optimizer = Literal["adamw", "adam", "sgd"]
+Optimizer = Literal["adamw", "adam", "sgd", "lion", "adagrad", "muon"]
 LrSchedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Task = Literal[
@@ -146,7 +146,7 @@ class TrainSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decay of weights, not of biases and norms."""
     optimizer: Optimizer = "adamw"
-    """Which optimizer; DeepSpeed's or torch's kernel, whichever is fastest on the device."""
+    """Which optimizer; muon takes the blocks' matrices, adamw the rest, and needs zero_stage 0."""
     precision: Precision = "auto"
     """Number format of forward and backward; auto is bf16 where the device has it natively, else fp32."""
     gradient_clip: AboveZero | None = 1.0

@@ -50,6 +50,10 @@ def _is_torchvision(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("torchvision:")
 
 
+def _is_nvme(value: Any) -> bool:
+    return value == "nvme" or (isinstance(value, dict) and value.get("device") == "nvme")
+
+
 _SOURCES: Final = "hub id, directory, s3://bucket/prefix, package:name/dir, a checkpoint's URL"
 
 UNBUILT: Final = (
@@ -76,6 +80,8 @@ UNBUILT: Final = (
     Unbuilt("transfer.strategy", "bitfit"),
     Unbuilt("transfer.schedule", _named, "transfer.strategy, transfer.n"),
     Unbuilt("transfer.decay", _named, "transfer.strategy, transfer.n"),
+    Unbuilt("deepspeed.offload_optimizer", _is_nvme, "cpu, none"),
+    Unbuilt("deepspeed.offload_param", _is_nvme, "cpu, none"),
     Unbuilt("resources.workers", _is_map, "a fixed number of workers"),
     Unbuilt("checkpoint.snapshot", "lazy"),
     Unbuilt("search.algorithm", "optuna"),

@@ -1,6 +1,7 @@
 """Metrics of a model on one split, every sample counted once over all ranks.
 
-Owns the evaluation loop. Called by `session.py` (validation, on all ranks of a trial) and `offline.py` (test, on one process).
+Owns the evaluation loop, and that all ranks judge the same model. Called by `session.py` (validation, on all ranks of a trial) and
+`offline.py` (test, on one process).
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tlcore.engine.state import persistent_buffers
 from tlcore.tasks import Task
-from tlcore.train.group import sum_over_ranks
+from tlcore.train.group import from_rank_0, sum_over_ranks
 from tlcore.train.stepper import to_device
 
 EVALUATION_BATCH = 64
@@ -18,13 +20,16 @@ EVALUATION_BATCH = 64
 def evaluate(
     task: Task, module: torch.nn.Module, split: str, device: torch.device, rank: int = 0, world_size: int = 1
 ) -> dict[str, float]:
-    """The task's metrics on `split`, equal on every rank.
+    """The task's metrics on `split`, equal on every rank. Buffers (running statistics of a batch norm) become rank 0's first:
+    each rank's are of its own samples, and a checkpoint holds rank 0's.
 
     Samples are dealt out longest first, so that ranks pad alike. Every rank runs the same number of batches, since under ZeRO-3 a
     forward pass is a collective; one that has run out runs a filler, which counts nothing.
     """
     longest_first = np.argsort(-np.asarray(task.lengths(split)), kind="stable")
     metrics = task.metrics()
+    if world_size > 1:
+        from_rank_0([buffer for _, buffer in persistent_buffers(module)])
     was_training = [child for child in module.modules() if child.training]
     module.eval()
     try:

@@ -6,7 +6,8 @@ Owns the use of torch.distributed outside DeepSpeed. Called by the rest of `trai
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -52,6 +53,18 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     if dist.get_world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def from_rank_0(tensors: Iterable[torch.Tensor]) -> None:
+    """Overwrite these tensors with rank 0's, in one broadcast per dtype and device."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = defaultdict(list)
+    for each in tensors:
+        kinds[each.dtype, each.device].append(each)
+    for held in kinds.values():
+        joined = torch.cat([each.detach().reshape(-1) for each in held])
+        dist.broadcast(joined.view(torch.uint8), src=0)  # as bytes: gloo knows fewer dtypes than torch
+        for each, values in zip(held, joined.split([each.numel() for each in held]), strict=True):
+            each.detach().copy_(values.view_as(each))
 
 
 def agree(value: T) -> T:

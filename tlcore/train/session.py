@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, newest_intact, read_manifest
+from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, newest_intact
 from tlcore.data import Order
 from tlcore.engine.optimizer import learning_rate
 from tlcore.engine.process import give_memory_back
@@ -216,27 +216,21 @@ class TrialSession:
             return None
         before: int | None = None if resume_step is None else resume_step + 1
         while True:
-            step = agree(self._newest(before) if self.rank == 0 else None)
-            if step is None:
+            manifest = agree(newest_intact(self._store, self.trial, before).manifest if self.rank == 0 else None)
+            if manifest is None:
                 return None
-            manifest = read_manifest(self._store, self.trial, step)
             self._check_position(manifest)
             try:
                 self.model.restore(CheckpointReader(self._store, manifest))
-                damaged = False
             except CheckpointCorrupt:
-                damaged = True
-            if not sum_over_ranks(torch.tensor(float(damaged), device=self.model.device)).item():
-                self.step = step
-                # A trial killed between its last save and the report of it has no step left to get a loss from.
-                loss = manifest.scalars.get("loss")
-                self._loss = math.nan if loss is None else float(loss)
-                return manifest
-            before = step
-
-    def _newest(self, before: int | None) -> int | None:
-        manifest = newest_intact(self._store, self.trial, before).manifest
-        return None if manifest is None else manifest.step
+                # On all ranks, whichever read the damaged bytes.
+                before = manifest.step
+                continue
+            self.step = manifest.step
+            # A trial killed between its last save and the report of it has no step left to get a loss from.
+            loss = manifest.scalars.get("loss")
+            self._loss = math.nan if loss is None else float(loss)
+            return manifest
 
     def _check_position(self, manifest: Manifest) -> None:
         for key, here in self._position().items():

@@ -3,12 +3,13 @@
 Owns the per-step loop. Holds no position: everything follows from the step, so a run restored at step n repeats exactly what an
 uninterrupted one does from there. Called by `session.py` and by the step bench.
 
-Random numbers (dropout) are seeded anew at every step from (seed, step, rank) instead of being carried along, so a checkpoint needs
-no generator state and a changed world size or device has nothing to convert.
+Random numbers (dropout, augmentation) are seeded anew at every step from (seed, step, rank) instead of being carried along, so a
+checkpoint needs no generator state and a changed world size or device has nothing to convert.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,6 +30,13 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(mixed) & _MASK
 
 
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a model or a data transform may draw from: torch's on all devices, numpy's, Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+
+
 class Stepper:
     """Feeds a sharded model with a task's batches, one optimizer step at a time."""
 
@@ -45,7 +53,7 @@ class Stepper:
         """Do global step `step`. Returns this rank's share of the mean loss (its mean over ranks is the loss), and the samples of
         the global batch."""
         indices = self.order.batch(step)
-        torch.manual_seed(step_seed(self._seed, step, self.rank))
+        seed_everything(step_seed(self._seed, step, self.rank))
         loss = self.model.train_step(step, self.total_steps, self._micro_batches(indices), self.task.loss)
         return loss, len(indices)
 
