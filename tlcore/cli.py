@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tlcore import cli_storage
+from tlcore import cli_models, cli_storage
 from tlcore.cli_options import (
     DEFAULT_STORAGE,
     AsJson,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from tlcore.report.view import SweepView
     from tlcore.storage import RunRef
     from tlcore.sweep import SweepOptions, SweepOutcome
-    from tlcore.train.offline import TrainedModel
 
 INTERRUPTED = 130
 
@@ -49,6 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distributed transfer learning: sweeps of DeepSpeed-sharded fine-tuning over object storage.",
 )
+cli_models.add_to(app)
 app.add_typer(cli_storage.checkpoints, name="checkpoints")
 app.add_typer(cli_storage.store, name="store")
 
@@ -221,68 +221,6 @@ def _interrupted(words: Sequence[str], view: SweepView) -> typer.Exit:
 
     typer.echo(resume_line(words) if view.rows() else "interrupted before the first trial", err=True)
     return typer.Exit(INTERRUPTED)
-
-
-Checkpoint = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's URL, <run>/trials/<trial>/step-<n>.")
-]
-
-
-def _load(checkpoint: str) -> TrainedModel:
-    from tlcore.engine.process import prepare_process
-    from tlcore.storage import ensure_embedded
-
-    ensure_embedded(checkpoint)
-    prepare_process()  # before torch is imported
-    from tlcore.train.offline import TrainedModel
-
-    return TrainedModel(checkpoint)
-
-
-@app.command()
-def export(
-    checkpoint: Checkpoint,
-    destination: Annotated[str, typer.Argument(metavar="DEST", help="Directory to make.")],
-) -> None:
-    """Write a checkpoint as a directory that `from_pretrained` loads."""
-    from pathlib import Path
-
-    typer.echo(str(_load(checkpoint).export(Path(destination))))
-
-
-@app.command()
-def evaluate(
-    checkpoint: Checkpoint,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    as_json: AsJson = False,
-) -> None:
-    """The metrics of a checkpoint on one part of its recipe's data."""
-    from tlcore.report.figures import metric
-
-    found = _load(checkpoint).evaluate(split)
-    if as_json:
-        print_json(found)
-        return
-    for name, value in found.items():
-        typer.echo(f"{name} {metric(value)}")
-
-
-@app.command()
-def predict(
-    checkpoint: Checkpoint,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="What to predict for, one each.")],
-    as_json: AsJson = False,
-) -> None:
-    """What a checkpoint says about given inputs."""
-    from tlcore.report.tables import prediction_lines
-
-    answers = _load(checkpoint).predict(inputs)
-    found = [{"input": given, **answer} for given, answer in zip(inputs, answers, strict=True)]
-    if as_json:
-        print_json(found)
-        return
-    for line in prediction_lines(found):
-        typer.echo(line)
 
 
 @app.command("list")

@@ -149,11 +149,11 @@ class StoredWeights:
             tensor.copy_(value)
 
     def _merged(self, name: str, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Base weight plus its update, in fp32 as peft merges."""
+        """Base weight plus its update, in fp32 and in peft's own order of roundings."""
         update = b.float() @ a.float()
         if name.removesuffix(".weight") in self._transposed:
             update = update.T
-        return base.add_(update, alpha=self._scaling)
+        return base.add_(update * self._scaling)
 
     @property
     def _scaling(self) -> float:

@@ -59,10 +59,9 @@ def export_checkpoint(
     stored.check(weights_of(model))
     files = _small_files(task, model)
     chosen = _source_dtype(files) if dtype == "source" else DTYPES[dtype]
-    shards = cut(plan_parts(model, chosen), max_shard_bytes)
     place = open_place(destination)
     try:
-        _write_shards(place, model, stored, shards, on_shard or (lambda done, of: None))
+        write_weights(place, model, stored, chosen, max_shard_bytes, on_shard)
         for name, data in _with_dtype(files, chosen).items():
             place.write(name, data)
         place.commit()
@@ -107,13 +106,20 @@ def _with_dtype(files: Mapping[str, bytes], dtype: torch.dtype) -> dict[str, byt
     return {**files, _CONFIG: _json(config)}
 
 
-def _write_shards(
+def write_weights(
     place: Place,
     model: Any,
     stored: StoredWeights,
-    shards: Sequence[Sequence[Part]],
-    on_shard: Callable[[int, int], None],
+    dtype: torch.dtype,
+    max_shard_bytes: int = SHARD_BYTES,
+    on_shard: Callable[[int, int], None] | None = None,
 ) -> None:
+    """Write the safetensors files of a model, and their index where there are several.
+
+    Args:
+        model: on the meta device.
+    """
+    shards = cut(plan_parts(model, dtype), max_shard_bytes)
     layouts = [Layout.of(target for part in shard for target in part.targets) for shard in shards]
     memory = np.empty(max(layout.size_bytes for layout in layouts), dtype=np.uint8)
     names = shard_names(len(shards))
@@ -121,7 +127,8 @@ def _write_shards(
         body = memory[: layout.size_bytes]
         _fill(model, stored, shard, layout.views([target for part in shard for target in part.targets], body))
         place.write(name, body.data)
-        on_shard(number, len(shards))
+        if on_shard is not None:
+            on_shard(number, len(shards))
     if len(shards) > 1:
         weights = {
             t.name: name for name, shard in zip(names, shards, strict=True) for part in shard for t in part.targets
@@ -134,7 +141,7 @@ def _write_shards(
 def _fill(model: Any, stored: StoredWeights, shard: Sequence[Part], views: Mapping[str, torch.Tensor]) -> None:
     """Read one shard: straight into its place where nothing changes on the way, part by part where something does."""
     stored.read_into({part.sources[0]: views[part.targets[0].name] for part in shard if not part.converted})
-    own = weights_of(model)
+    own = model.state_dict()
     for part in shard:
         if part.converted:
             read = {name: torch.empty_like(own[name], device="cpu") for name in part.sources}

@@ -6,6 +6,7 @@ process, torchrun) and by `sweep/worker.py` (Ray). torch.distributed must be ini
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tlcore.engine.optimizer import learning_rate
 from tlcore.engine.process import give_memory_back
 from tlcore.engine.sharded import ShardedModel
 from tlcore.errors import CheckpointCorrupt, CheckpointIncompatible, Diverged
+from tlcore.models import new_head_line
 from tlcore.recipe import Recipe, plan_batch
 from tlcore.storage import open_store
 from tlcore.tasks import build_task
@@ -35,6 +37,17 @@ PROGRESS_EVERY_STEPS = 5
 """Steps between looks at the loss: each look is a small collective and, on a GPU, a wait for the device."""
 
 _EDGE = 1e-9
+
+
+def position(recipe: Recipe, order: Order) -> dict[str, Any]:
+    """What the order of data depends on; a restore refuses other data, since its samples would be others."""
+    return {"seed": recipe.train.seed, "samples": order.samples, "global_batch_size": order.global_batch_size}
+
+
+def _say_what_is_new(model: torch.nn.Module, recipe: Recipe) -> None:
+    """One line where a checkpoint's weights were taken and some were not there; a pre-trained source's head is always new."""
+    if CheckpointRef.is_one(recipe.model.source) and (line := new_head_line(model, recipe.model.source)):
+        logging.getLogger(__name__).warning("%s", line)
 
 
 class TrialSession:
@@ -68,18 +81,25 @@ class TrialSession:
         batch = plan_batch(recipe, self.world_size)
         self.task.load_data()
         model = self.task.build_model(from_scratch=recipe.transfer.strategy == "scratch")
+        if self.rank == 0:
+            _say_what_is_new(model, recipe)
         apply_strategy(model, recipe)
         self.model = ShardedModel(recipe, model, parameter_groups(model, recipe), batch, rank_device())
         lengths = self.task.lengths("train")
         self.order = Order(len(lengths), recipe.train.global_batch_size, recipe.train.seed, lengths)
         self.total_steps = self.order.steps_per_epoch * recipe.train.epochs
-        self._stepper = Stepper(self.task, self.model, self.order, batch, self.total_steps)
         self._cadence = Cadence.of(recipe)
         self.step = 0
         self._loss = math.nan
         parent = self._restore(resume_step)
         facts = {"recipe": recipe.to_dict(), "task": self.task.facts()}
-        self._saver = Saver(self._store, trial, recipe, facts, self.rank, self.world_size, parent)
+        self._saver = Saver(
+            self._store, trial, recipe, facts, self.rank, self.world_size, parent, self.model.memory
+        )
+        self._stepper = Stepper(
+            self.task, self.model, self.order, batch, self.total_steps, self._saver.before_update
+        )
+        self._prepared = False
         self._losses: list[torch.Tensor] = []
         self._samples, self._since = 0, time.monotonic()
         self._samples_per_s = 0.0
@@ -144,6 +164,10 @@ class TrialSession:
         """One optimizer step and what goes with it: the loss told every few steps, saves when due."""
         loss, samples = self._stepper.run(self.step)
         self.step += 1
+        if not self._prepared:
+            # Not earlier: the optimizer makes its state in its first step.
+            self._saver.prepare(self.model)
+            self._prepared = True
         self._samples += samples
         self._losses.append(loss)
         due = self._cadence.due_by_step(self.step, self.order.steps_per_epoch)
@@ -179,7 +203,8 @@ class TrialSession:
                     samples_per_s=self._samples_per_s,
                     learning_rate=learning_rate(self.recipe, min(self.step, self.total_steps - 1), self.total_steps),
                     checkpoint_step=self._saver.committed_step,
-                    stall_s=self._saver.last_stall_s,
+                    stall_s=self._saver.totals.last_stall_s,
+                    save_bytes_per_s=self._saver.totals.last_bytes_per_s,
                 )
             )
 
@@ -203,12 +228,7 @@ class TrialSession:
         self._saved_at = time.monotonic()
 
     def _position(self) -> dict[str, Any]:
-        """What the order of data depends on; a restore refuses other data, since its samples would be others."""
-        return {
-            "seed": self.recipe.train.seed,
-            "samples": self.order.samples,
-            "global_batch_size": self.order.global_batch_size,
-        }
+        return position(self.recipe, self.order)
 
     def _restore(self, resume_step: int | None) -> Manifest | None:
         """Take the state from a checkpoint; falls back to the one before when stored bytes turn out damaged."""

@@ -1,0 +1,279 @@
+"""Exports made shard by shard: what plain transformers and peft load from them is what was stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_text_model import save_tiny_bert, tiny_recipe
+
+from tests.stored_model import store_model
+from tlcore.cli_models import size_bytes
+from tlcore.errors import CheckpointIncompatible, RequestError
+from tlcore.models import quiet
+from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
+from tlcore.storage import open_store
+from tlcore.tasks import build_task
+from tlcore.train.adapter import export_adapter
+from tlcore.train.export import export_checkpoint, write_weights
+from tlcore.train.places import open_place
+from tlcore.transfer import apply_strategy
+
+pytestmark = pytest.mark.unit
+
+SHARD = 4000
+
+
+def configurations() -> dict[str, Any]:
+    """Tied weights, transposed layers, stacked experts, renamed weights, buffers: each in a tiny network of its family."""
+    import transformers as hf
+
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    return {
+        "gpt2, tied": hf.GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2, n_positions=16),
+        "llama, tied": hf.LlamaConfig(vocab_size=20, tie_word_embeddings=True, **small),
+        "llama, untied": hf.LlamaConfig(vocab_size=20, tie_word_embeddings=False, **small),
+        "mixtral, experts": hf.MixtralConfig(vocab_size=20, num_key_value_heads=2, num_local_experts=3, **small),
+        "qwen2_moe, experts": hf.Qwen2MoeConfig(
+            vocab_size=20, num_key_value_heads=2, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=8,
+            shared_expert_intermediate_size=8, decoder_sparse_step=1, **small
+        ),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Any:
+    return tiny_recipe(tmp_path)
+
+
+def make(config: Any, meta: bool = False) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    with quiet(), torch.device("meta" if meta else "cpu"):
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+def tensors_in(directory: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+    return found
+
+
+@pytest.mark.parametrize("family", configurations())
+def test_shards_hold_what_transformers_itself_saves(recipe: Any, tmp_path: Path, family: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = configurations()[family]
+    model = make(config)
+    store = open_store(f"file://{tmp_path}/run")
+    store_model(store, model, recipe)
+    from tlcore.checkpoint import read_manifest
+
+    skeleton = make(config, meta=True)
+    stored = StoredWeights(store, read_manifest(store, "t000", 5), transposed_layers(skeleton))
+    place = open_place(str(tmp_path / "ours"))
+    write_weights(place, skeleton, stored, torch.float32, SHARD)
+    place.write("config.json", json.dumps(config.to_dict() | {"dtype": "float32"}).encode())
+    place.commit()
+    with quiet():
+        model.save_pretrained(tmp_path / "theirs")
+        loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    ours, theirs = tensors_in(tmp_path / "ours"), tensors_in(tmp_path / "theirs")
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    tokens = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(tokens).logits, model(tokens).logits)
+    files = sorted((tmp_path / "ours").glob("*.safetensors"))
+    assert len(files) > 2
+    # Stacked experts are one tensor here and several there, which stay together.
+    largest = max(parameter.nbytes for parameter in model.parameters())
+    assert all(path.stat().st_size < max(SHARD, largest) + 4096 for path in files)
+    index = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in ours.values())
+    assert set(index["weight_map"]) == set(ours)
+
+
+class Trained:
+    """A tiny BERT classifier whose weights, adapters too, are not those it began with, and its checkpoint."""
+
+    def __init__(self, home: Path, **changes: Any) -> None:
+        self.recipe = tiny_recipe(home, **changes)
+        self.task = build_task(self.recipe, facts={"labels": ["neg", "pos"]})
+        self.model: Any = self.task.build_model(from_scratch=False)
+        apply_strategy(self.model, self.recipe)
+        torch.manual_seed(9)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        self.model.eval()
+        self.store = open_store(f"file://{home}/run")
+        self.url = store_model(self.store, self.model, self.recipe)
+
+    def logits(self, model: Any) -> torch.Tensor:
+        tokens = torch.tensor([[2, 4, 6, 3], [2, 7, 5, 3]])
+        with torch.no_grad():
+            found: torch.Tensor = model.eval()(input_ids=tokens).logits.float()
+        return found
+
+
+def load(directory: Path) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    with quiet():
+        return AutoModelForSequenceClassification.from_pretrained(directory)
+
+
+def test_an_export_is_a_whole_model_directory(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    trained = Trained(tmp_path)
+    seen: list[tuple[int, int]] = []
+    told = export_checkpoint(
+        trained.url, str(tmp_path / "out"), max_shard_bytes=SHARD, on_shard=lambda *done: seen.append(done)
+    )
+    assert told == str(tmp_path / "out")
+    model = load(tmp_path / "out")
+    assert torch.equal(trained.logits(model), trained.logits(trained.model))
+    assert model.config.id2label == {0: "neg", 1: "pos"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("good film")["input_ids"] == [2, 4, 6, 3]
+    assert seen == [(number, len(seen)) for number in range(1, len(seen) + 1)] and len(seen) > 2
+    assert not list(tmp_path.glob(".*partial"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("source", torch.bfloat16)],
+)
+def test_an_export_loads_in_the_format_asked_for(tmp_path: Path, dtype: Any, expected: torch.dtype) -> None:
+    save_tiny_bert(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    trained = Trained(tmp_path)
+    export_checkpoint(trained.url, str(tmp_path / "out"), dtype=dtype)
+    model = load(tmp_path / "out")
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    wanted = dict(trained.model.named_parameters())
+    assert all(torch.equal(value, wanted[name].to(expected)) for name, value in model.named_parameters())
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_updates_are_merged_as_peft_merges_them(tmp_path: Path) -> None:
+    trained = Trained(tmp_path, transfer__strategy="lora", transfer__rank=3, transfer__alpha=5.0)
+    export_checkpoint(trained.url, str(tmp_path / "out"))
+    model = load(tmp_path / "out")
+    assert torch.allclose(trained.logits(model), trained.logits(trained.model), atol=1e-5)
+    merged = dict(model.named_parameters())
+    for name, module in trained.model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            base = module.base_layer.weight
+            assert torch.equal(merged[f"{name}.weight"], base + module.get_delta_weight("default"))
+            assert not torch.equal(merged[f"{name}.weight"], base)
+
+
+def test_updates_of_transposed_layers_are_merged_as_peft_merges_them(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    from tlcore.checkpoint import read_manifest
+
+    recipe = tiny_recipe(tmp_path, transfer__strategy="lora", transfer__rank=2)
+    model: Any = GPT2ForSequenceClassification(
+        GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    )
+    plain = [name for name, _ in model.named_parameters()]
+    apply_strategy(model, recipe)
+    torch.nn.init.normal_(model.transformer.h[0].attn.c_proj.lora_B["default"].weight)
+    store = open_store(f"file://{tmp_path}/run")
+    store_model(store, model, recipe)
+    fresh = GPT2ForSequenceClassification(model.config)
+    stored = StoredWeights(store, read_manifest(store, "t000", 5), transposed_layers(fresh))
+    assert sorted(stored.names) == sorted(plain)
+    wanted = weights_of(fresh)
+    stored.read_into(wanted)
+    layer = model.transformer.h[0].attn.c_proj
+    assert layer.base_layer.weight.shape == (16, 16), "a square weight does not show which way round it is"
+    merged = fresh.transformer.h[0].attn.c_proj.weight
+    assert torch.equal(merged, layer.base_layer.weight + layer.get_delta_weight("default"))
+
+
+def test_an_adapter_alone_loads_with_peft_on_its_base(tmp_path: Path) -> None:
+    from peft import AutoPeftModelForSequenceClassification, PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    trained = Trained(tmp_path, transfer__strategy="lora", transfer__rank=3, transfer__dropout=0.1)
+    export_adapter(trained.url, str(tmp_path / "adapter"))
+    with quiet():
+        base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=2)
+        model = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+        alone = AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "adapter"), num_labels=2)
+    expected = trained.logits(trained.model)
+    assert torch.allclose(trained.logits(model), expected, atol=1e-6)
+    assert torch.allclose(trained.logits(alone), expected, atol=1e-6)
+    whole = sum(parameter.nbytes for parameter in trained.model.parameters())
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < whole / 2
+
+
+def test_a_run_without_an_adapter_has_none_to_export(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"has no adapter: it was trained with transfer\.strategy full"):
+        export_adapter(Trained(tmp_path).url, str(tmp_path / "adapter"))
+
+
+def test_an_export_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    trained = Trained(tmp_path)
+    export_checkpoint(trained.url, str(tmp_path / "out"))
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    chunk = next(key for each in trained.store.list("cas/") if (key := each.key))
+    trained.store.delete([chunk])
+    from tlcore.errors import CheckpointCorrupt
+
+    with pytest.raises(CheckpointCorrupt):
+        export_checkpoint(trained.url, str(tmp_path / "out"), dtype="bf16")
+    with pytest.raises(CheckpointCorrupt):
+        export_checkpoint(trained.url, str(tmp_path / "new"))
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert not (tmp_path / "new").exists()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_nothing_but_an_earlier_export_is_written_over(tmp_path: Path) -> None:
+    trained = Trained(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RequestError, match="exists and is no exported model"):
+        export_checkpoint(trained.url, str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    export_checkpoint(trained.url, str(tmp_path / "out"), max_shard_bytes=SHARD)
+    export_checkpoint(trained.url, str(tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_a_source_that_changed_is_said_by_name_and_shapes(tmp_path: Path) -> None:
+    trained = Trained(tmp_path)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
+    with pytest.raises(
+        CheckpointIncompatible, match=r"intermediate.dense.weight has shape \[8, 16\] .* of shape \[32, 16\]"
+    ):
+        export_checkpoint(trained.url, str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("50MB", 50_000_000), ("1.5 GB", 1_500_000_000), ("2GiB", 2 << 30), ("512k", 512_000), ("7", 7)]
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert size_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1GB", "2 elephants", "GB"])
+def test_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="is no size"):
+        size_bytes(text)

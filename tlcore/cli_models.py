@@ -1,0 +1,175 @@
+"""`tlcore export`, `import`, `evaluate` and `predict`: weights into a run and out of one, and what they are good for.
+
+Owns these commands; parse, call, print. Called by `cli.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from tlcore.cli_options import AsJson, Name, RecipeFile, RunStorage, Settings, overrides, print_json
+from tlcore.errors import RequestError
+
+if TYPE_CHECKING:
+    from tlcore.train.offline import TrainedModel
+
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's URL, <run>/trials/<trial>/step-<n>.")
+]
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    model = "model"
+    deepspeed = "deepspeed"
+
+
+class Dtype(StrEnum):
+    """Number format of an exported model."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    source = "source"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put these commands among the others."""
+    app.command()(export)
+    app.command("import")(import_checkpoint)
+    app.command()(evaluate)
+    app.command()(predict)
+
+
+def _prepare(*urls: str) -> None:
+    """Start the embedded store where a URL lives in it, and settle this process before torch is imported."""
+    from tlcore.engine.process import prepare_process
+    from tlcore.storage import ensure_embedded
+
+    for url in urls:
+        ensure_embedded(url)
+    prepare_process()
+
+
+def _load(checkpoint: str) -> TrainedModel:
+    _prepare(checkpoint)
+    from tlcore.train.offline import TrainedModel
+
+    return TrainedModel(checkpoint)
+
+
+def export(
+    checkpoint: Checkpoint,
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="Directory to make, or an s3:// prefix.")],
+    kind: Annotated[
+        Format, typer.Option("--format", help="A model for from_pretrained, or a DeepSpeed universal checkpoint.")
+    ] = Format.model,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="Of the weights; fp32 is what was trained, source what it started from.")
+    ] = Dtype.fp32,
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest file, and about the memory this takes.")
+    ] = "2GB",
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA updates alone, in peft's format.")] = False,
+) -> None:
+    """Write a checkpoint as a model that `from_pretrained` loads, shard by shard; LoRA updates are merged."""
+    from pathlib import Path
+
+    most = size_bytes(max_shard_size)
+    if adapter and kind is Format.deepspeed:
+        raise RequestError("--adapter and --format deepspeed exclude each other", hint="take one of them out")
+    if kind is Format.deepspeed and "://" in destination and not destination.startswith("file://"):
+        raise RequestError(
+            f"DEST {destination!r}: DeepSpeed loads from a directory alone",
+            hint="name a directory that all ranks can read",
+        )
+    _prepare(checkpoint, destination)
+    from tlcore.train.adapter import export_adapter
+    from tlcore.train.deepspeed_universal import export_universal
+    from tlcore.train.export import export_checkpoint
+
+    if kind is Format.deepspeed:
+        typer.echo(str(export_universal(checkpoint, Path(destination.removeprefix("file://")))))
+    elif adapter:
+        typer.echo(export_adapter(checkpoint, destination))
+    else:
+        typer.echo(export_checkpoint(checkpoint, destination, dtype=dtype.value, max_shard_bytes=most))
+
+
+def size_bytes(text: str) -> int:
+    """`50MB`, `1.5 GB`, `512MiB` or a plain number, in bytes. Raises RequestError."""
+    match = _SIZE.fullmatch(text.strip())
+    power = "KMGT".find(match[2].upper()) + 1 if match and match[2] else 0
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
+    if size < 1:
+        raise RequestError(f"--max-shard-size {text!r} is no size", hint="write 500MB, 2GB or a number of bytes")
+    return size
+
+
+def import_checkpoint(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="What DeepSpeed's save_checkpoint wrote, or a universal checkpoint.")
+    ],
+    recipe_file: RecipeFile,
+    settings: Settings = None,
+    name: Name = None,
+    storage: RunStorage = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Which checkpoint in DIR; else the latest.")] = None,
+) -> None:
+    """Make a run that goes on from a DeepSpeed checkpoint of ZeRO stage 1, 2 or 3."""
+    import shlex
+    from pathlib import Path
+
+    from tlcore.recipe import load_recipe
+
+    recipe = load_recipe(recipe_file, overrides(settings, name=name, storage=storage))
+    _prepare(recipe.storage)
+    from tlcore.train.deepspeed_import import import_deepspeed
+
+    done = import_deepspeed(Path(directory), recipe, tag)
+    words = ["tlcore", "train", recipe_file, "--resume"]
+    for option, given in (("--name", name), ("--storage", storage), *(("--set", word) for word in settings or ())):
+        words += [option, given] if given else []
+    typer.echo(str(done.ref))
+    said = f"{done.source.kind} checkpoint of {done.source.world_size} ranks at step {done.source.global_steps}"
+    typer.echo(f"imported a {said}; go on with: {shlex.join(words)}", err=True)
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    as_json: AsJson = False,
+) -> None:
+    """The metrics of a checkpoint on one part of its recipe's data."""
+    from tlcore.report.figures import metric
+
+    found = _load(checkpoint).evaluate(split)
+    if as_json:
+        print_json(found)
+        return
+    for name, value in found.items():
+        typer.echo(f"{name} {metric(value)}")
+
+
+def predict(
+    checkpoint: Checkpoint,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="What to predict for, one each.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a checkpoint says about given inputs."""
+    from tlcore.report.tables import prediction_lines
+
+    answers = _load(checkpoint).predict(inputs)
+    found = [{"input": given, **answer} for given, answer in zip(inputs, answers, strict=True)]
+    if as_json:
+        print_json(found)
+        return
+    for line in prediction_lines(found):
+        typer.echo(line)

@@ -1,0 +1,110 @@
+"""LoRA updates of a checkpoint alone, in peft's own format: what `PeftModel.from_pretrained(base, directory)` loads.
+
+Owns the names and the configuration peft expects. Merging the updates into a whole model is `export.py`'s. Called by the command.
+
+Beside the updates, what was trained whole (the head and what follows the last block) goes along as peft's `modules_to_save`,
+module by module.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save
+
+from tlcore.checkpoint import CheckpointRef
+from tlcore.errors import RequestError
+from tlcore.models import resolve_source
+from tlcore.models.stored import StoredWeights
+from tlcore.recipe import Recipe
+from tlcore.tasks import Task, build_task
+from tlcore.train.places import open_place
+
+_PREFIX: Final = "base_model.model."
+_PEFT_TASKS: Final = {"text-classification": "SEQ_CLS"}
+_NOT_OURS: Final = "config.json"
+"""A directory with both is a whole model to some loaders."""
+
+
+def export_adapter(ref: str, destination: str) -> str:
+    """Write the updates and what was trained whole, in fp32, and return where they are.
+
+    Args:
+        ref, destination: as `export_checkpoint` takes them.
+
+    Raises:
+        RequestError: the checkpoint has no updates; else as `export_checkpoint` does.
+    """
+    store, manifest = CheckpointRef.parse(ref).open()
+    stored = StoredWeights(store, manifest)
+    if not stored.updated:
+        raise RequestError(
+            f"{ref} has no adapter: it was trained with transfer.strategy {stored.recipe.transfer.strategy}",
+            hint="leave out --adapter to export the whole model",
+        )
+    recipe = stored.recipe
+    task = build_task(recipe, facts=manifest.common["task"])
+    tensors, layers = _updates(stored)
+    whole = _trained_whole(stored)
+    read = {name: torch.empty(stored.shape(name) or (), dtype=torch.float32) for name in whole}
+    stored.read_into(read)
+    tensors |= {_PREFIX + name: tensor for name, tensor in read.items()}
+    place = open_place(destination)
+    try:
+        for name, data in _small_files(task, recipe, layers, whole).items():
+            place.write(name, data)
+        place.write("adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+        place.commit()
+    except BaseException:
+        place.abandon()
+        raise
+    return place.url
+
+
+def _updates(stored: StoredWeights) -> tuple[dict[str, torch.Tensor], list[str]]:
+    tensors: dict[str, torch.Tensor] = {}
+    layers = []
+    for layer, a, b in stored.read_updates():
+        layers.append(layer)
+        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = a
+        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = b
+    return tensors, layers
+
+
+def _trained_whole(stored: StoredWeights) -> list[str]:
+    """Parameters that were trained and are no update."""
+    parameters = stored.manifest.parameters
+    return [name for name in stored.names if (facts := parameters.get(name)) and facts.trained and not facts.tied_to]
+
+
+def _small_files(task: Task, recipe: Recipe, layers: list[str], whole: list[str]) -> dict[str, bytes]:
+    from peft import LoraConfig
+
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        task.export_extras(directory)
+        (directory / _NOT_OURS).unlink()
+        settings: dict[str, Any] = {
+            "r": recipe.transfer.lora_rank,
+            "lora_alpha": recipe.transfer.lora_alpha,
+            "lora_dropout": recipe.transfer.dropout or 0.0,
+            "target_modules": layers,
+            "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}),
+            "bias": "none",
+            "task_type": _PEFT_TASKS.get(recipe.task),
+            "base_model_name_or_path": _base(recipe),
+            "inference_mode": True,
+        }
+        LoraConfig(**settings).save_pretrained(name)
+        return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def _base(recipe: Recipe) -> str:
+    """The source as other tools can load it: an installed package by its directory."""
+    model = recipe.model
+    if not model.source.startswith("package:"):
+        return model.source
+    return str(resolve_source(model.source, model.revision, model.trust_remote_code).directory)

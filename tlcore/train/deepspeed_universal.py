@@ -1,0 +1,151 @@
+"""A checkpoint as a DeepSpeed universal checkpoint, which `engine.load_checkpoint` takes at any ZeRO stage and world size.
+
+Owns the directory's structure, as DeepSpeed 0.19's `ds_to_universal` writes it and its loaders read it; needs no GPU, and in memory
+no more than `_BATCH_BYTES` or the largest tensor, and the frozen weights. Called by the command.
+
+To go on there: build the engine with `"checkpoint": {"load_universal": true}` and the same model, then
+`engine.load_checkpoint(directory)`. What DeepSpeed's loaders leave to their caller stays so: frozen weights and buffers (they are
+in the model file's `module`), the learning rate and the other settings of each parameter group, a dynamic loss scaler. Its stage 3
+loader knows the states of the Adam family alone.
+
+    <directory>/latest_universal                        the tag
+    <directory>/<tag>/zero/<parameter>/<state>.pt       {"param": whole tensor}; step.pt, the optimizer's step
+    <directory>/<tag>/zero/optimizer_state.pt           what is of no parameter
+    <directory>/<tag>/mp_rank_00_model_states.pt        counters, frozen weights, buffers; for stages 1 and 2
+    <directory>/<tag>/zero_pp_rank_0_mp_rank_00_...     the same for stage 3
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, Piece, Row
+from tlcore.errors import RequestError
+
+_BATCH_BYTES: Final = 64 << 20
+_UNIVERSAL_VERSION: Final = 0.4
+_CONNECTIONS: Final = 4
+_KEPT: Final = ("frozen", "buffer")
+
+
+def export_universal(ref: str, destination: Path) -> Path:
+    """Write a checkpoint of any stage and world size as a DeepSpeed universal one; it appears whole or not at all.
+
+    Args:
+        destination: a directory that does not exist.
+
+    Raises:
+        RequestError: no such URL, or the directory exists. CheckpointError: no such checkpoint, or damaged.
+    """
+    if destination.exists():
+        raise RequestError(f"{destination} exists", hint="name a directory that does not exist")
+    store, manifest = CheckpointRef.parse(ref).open()
+    reader = CheckpointReader(store, manifest, _CONNECTIONS)
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    tag = f"global_step{manifest.step}_universal"
+    folder = partial / tag
+    (folder / "zero").mkdir(parents=True)
+    try:
+        _write_states(folder / "zero", reader)
+        torch.save(_optimizer_state(manifest), folder / "zero" / "optimizer_state.pt")
+        model_file = folder / "mp_rank_00_model_states.pt"
+        torch.save(_model_state(reader), model_file)
+        # Stages 1 and 2 look for one name, stage 3 for the other; a second name of one file costs nothing.
+        (folder / "zero_pp_rank_0_mp_rank_00_model_states.pt").hardlink_to(model_file)
+        (partial / "latest_universal").write_text(tag)
+        partial.rename(destination)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return destination
+
+
+def _write_states(folder: Path, reader: CheckpointReader) -> None:
+    step = torch.tensor(float(reader.manifest.scalars["optimizer_steps"]))
+    batch: dict[Path, tuple[Row, torch.Tensor]] = {}
+    held = 0
+    for name, facts in reader.manifest.parameters.items():
+        if not facts.trained or facts.tied_to is not None:
+            continue
+        (folder / name).mkdir()
+        torch.save(step, folder / name / "step.pt")
+        for state in reader.states(name):
+            tensor = torch.empty(facts.shape, dtype=torch.float32)
+            batch[folder / name / f"{state}.pt"] = Row(name, state, 0, facts.elements, "float32"), tensor
+            held += tensor.nbytes
+            if held >= _BATCH_BYTES:
+                _save(reader, batch)
+                batch, held = {}, 0
+    _save(reader, batch)
+
+
+def _save(reader: CheckpointReader, batch: Mapping[Path, tuple[Row, torch.Tensor]]) -> None:
+    _read(reader, batch.values())
+    for path, (_, tensor) in batch.items():
+        torch.save({"param": tensor}, path)
+
+
+def _read(reader: CheckpointReader, wanted: Iterable[tuple[Row, torch.Tensor]]) -> None:
+    reader.read_into([Piece(row, tensor.view(-1).view(torch.uint8).numpy()) for row, tensor in wanted])
+
+
+def _optimizer_state(manifest: Manifest) -> dict[str, Any]:
+    """The optimizer's global part. Entries of `param_groups` are empty, so that every group keeps the engine's own settings; there
+    is one per parameter, since DeepSpeed loads as many groups as it finds entries."""
+    groups: list[dict[str, Any]] = [{"params": []} for facts in manifest.parameters.values() if facts.trained]
+    step = torch.tensor(float(manifest.scalars["optimizer_steps"]))
+    return {
+        "ds_version": version("deepspeed"),
+        "overflow": False,
+        "param_groups": groups,
+        "optimizer_state_dict": {"state": {0: {"step": step}}, "param_groups": groups},
+    }
+
+
+def _model_state(reader: CheckpointReader) -> dict[str, Any]:
+    manifest = reader.manifest
+    scalars = manifest.scalars
+    precision = manifest.common.get("precision")
+    own = {name: facts for name, facts in manifest.parameters.items() if facts.tied_to is None}
+    return {
+        "module": _kept(reader),
+        "param_shapes": [OrderedDict((name, torch.Size(facts.shape)) for name, facts in own.items() if facts.trained)],
+        "shared_params": {
+            name: facts.tied_to for name, facts in manifest.parameters.items() if facts.tied_to is not None
+        },
+        "buffer_names": [name for name in own if reader.states(name) == ["buffer"]],
+        "frozen_param_shapes": None,
+        "frozen_param_fragments": None,
+        "optimizer": None,
+        "lr_scheduler": {"last_batch_iteration": manifest.step - 1},
+        "global_steps": manifest.step,
+        "skipped_steps": manifest.step - int(scalars["optimizer_steps"]),
+        "global_samples": manifest.step * int(scalars["global_batch_size"]),
+        "dp_world_size": manifest.world_size,
+        "mp_world_size": 1,
+        "universal_checkpoint_info": {"universal_checkpoint_version": _UNIVERSAL_VERSION},
+        "ds_config": {name: {"enabled": name == precision} for name in ("bf16", "fp16")},
+        "ds_version": version("deepspeed"),
+    }
+
+
+def _kept(reader: CheckpointReader) -> OrderedDict[str, torch.Tensor]:
+    """Frozen weights and buffers, whole."""
+    found: OrderedDict[str, torch.Tensor] = OrderedDict()
+    rows: list[tuple[Row, torch.Tensor]] = []
+    for name, facts in reader.manifest.parameters.items():
+        state = next((each for each in reader.states(name) if each in _KEPT), None)
+        if state is None or facts.tied_to is not None:
+            continue
+        found[name] = torch.empty(facts.shape, dtype=getattr(torch, facts.dtype))
+        rows.append((Row(name, state, 0, facts.elements, facts.dtype), found[name]))
+    _read(reader, rows)
+    return found
