@@ -68,6 +68,7 @@ class Ledger:
         self._proof = proof or (lambda store, manifest: [])
         self._committed: dict[int, int] = {}
         self._proved: set[int] = set()
+        self._reported: set[int] = set()
 
     def committed(self, step: int, attempt: int) -> None:
         """This attempt was told that `step` is committed."""
@@ -76,11 +77,13 @@ class Ledger:
     def required(self) -> set[int]:
         """Steps that must be there."""
         if not self._keep_last:
-            return set(self._committed)
-        must = set(sorted(self._committed)[-self._keep_last :])
-        if self._scores and self._committed:
-            must.add(max(self._committed, key=self._scores))
-        return must
+            return self._committed.keys() - self._reported
+        # What is torn or lost has been told, and counts among the newest all the same.
+        known = self._committed.keys() | self._reported
+        must = set(sorted(known)[-self._keep_last :])
+        if self._scores and known:
+            must.add(max(known, key=self._scores))
+        return must - self._reported
 
     def visible(self) -> list[int]:
         """Steps whose manifest object is there, ascending; asked of the store, not of the code under test."""
@@ -104,17 +107,26 @@ class Ledger:
             if faults and not settled and step not in self.visible():
                 continue
             if faults:
-                verdict.torn += [f"{self.trial} step {step}: {fault}" for fault in faults]
-                if step in self._committed:
-                    verdict.lost.append(f"{self.trial} step {step} was committed and does not restore")
+                self._condemn(step, faults, verdict)
                 continue
             verdict.proved += 1
         if settled:
             # Only now, when the records hold what has just been seen: retention reckons with commits that nobody was told of.
             gone = sorted(self.required() - set(self.visible()))
             verdict.lost += [f"{self.trial} step {step} was committed and is gone" for step in gone]
+            self._reported.update(gone)
             self._check_fallback(verdict)
         return verdict
+
+    def _condemn(self, step: int, faults: list[str], verdict: Verdict) -> None:
+        """Count a torn checkpoint, once however often it is seen again."""
+        if step in self._reported:
+            return
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        verdict.torn.append(f"{self.trial} step {step}: {faults[0]}{more}")
+        if self._committed.pop(step, None) is not None:
+            verdict.lost.append(f"{self.trial} step {step} was committed and does not restore")
+        self._reported.add(step)
 
     def _faults(self, step: int) -> list[str]:
         try:
@@ -134,7 +146,7 @@ class Ledger:
         """Whoever resumes must be given the newest checkpoint, without anything to complain of."""
         found = newest_intact(self.store, self.trial)
         step = found.manifest.step if found.manifest else 0
-        if step != verdict.newest:
+        if step != verdict.newest and not self._reported:
             verdict.lost.append(f"{self.trial}: step {verdict.newest} is whole, and step {step} is restored instead")
 
 
@@ -142,10 +154,11 @@ def prove_content(store: ObjectStore, manifest: Manifest) -> list[str]:
     """Restore the whole state on one rank and compare every byte with what it must be."""
     pieces = [Piece(row, np.zeros(row.size_bytes, np.uint8)) for row in kill_state.all_rows()]
     CheckpointReader(store, manifest).read_into(pieces)
-    life = manifest.scalars.get("life")
-    if not isinstance(life, int) or manifest.scalars.get("step") != manifest.step:
+    trial, life, step = (manifest.scalars.get(name) for name in ("trial", "life", "step"))
+    if not isinstance(trial, str) or not isinstance(life, int) or step != manifest.step:
         return [f"its scalars are {dict(manifest.scalars)}"]
-    faults = (kill_state.wrong_bytes(each.row, each.data, manifest.trial, life, manifest.step) for each in pieces)
+    # A clone's bytes are the donor's: the trial is the one that trained, not the one that the manifest stands in.
+    faults = (kill_state.wrong_bytes(each.row, each.data, trial, life, step) for each in pieces)
     return [fault for fault in faults if fault]
 
 

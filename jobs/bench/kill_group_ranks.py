@@ -66,6 +66,7 @@ def make_model(directory: Path, wire: Connection) -> None:
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_source(TOKENIZER).directory)
     config = transformers.BertConfig(
         vocab_size=len(tokenizer),

@@ -41,9 +41,9 @@ from tlcore.checkpoint import (  # noqa: E402
     WriterSettings,
     apply_retention,
     gc,
-    list_manifests,
     read_manifest,
 )
+from tlcore.checkpoint.settings import SnapshotKind, WhenLate  # noqa: E402
 from tlcore.engine.state import Interval, to_piece  # noqa: E402
 from tlcore.errors import CheckpointError, StaleWriter  # noqa: E402
 from tlcore.storage import ObjectStore, open_store  # noqa: E402
@@ -83,7 +83,8 @@ class Life:
     world_size: int
     attempt: int
     parent_step: int | None
-    when_late: str
+    when_late: WhenLate
+    snapshot: SnapshotKind
     keep_last: int
     rendezvous: str
     bears_failures: bool = False
@@ -173,12 +174,14 @@ def _save_for_ever(life: Life, rank: int, tell: Tell) -> None:
     state = LiveState(life, rank)
     if parent is not None:
         tell("restored", parent.step, state.restore_fault(store, parent))
-    settings: dict[str, Any] = {"when_late": life.when_late, "chunk_bytes": kill_state.CHUNK_BYTES, "connections": 4}
-    with CheckpointWriter(
-        store, life.trial, rank, life.world_size, life.attempt, WriterSettings(**settings), parent
-    ) as writer:
+    settings = WriterSettings(
+        when_late=life.when_late, snapshot=life.snapshot, chunk_bytes=kill_state.CHUNK_BYTES, connections=4
+    )
+    with CheckpointWriter(store, life.trial, rank, life.world_size, life.attempt, settings, parent) as writer:
         for step in range(life.first_step, life.first_step + _MOST_STEPS):
-            state.train(step)
+            time.sleep(STEP_S)
+            writer.before_update()
+            state.update(step)
             tell("save", step)
             writer.save(step, state.pieces, kill_state.common(life.trial, life.number, step) if rank == 0 else None)
             tell("saved", step)
@@ -199,8 +202,7 @@ def _note(life: Life, rank: int, store: ObjectStore, reports: list[SaveReport], 
             raise CheckpointError(report.error)
         tell(report.outcome, report.step, report.error.replace("\n", " "))
     if rank == 0 and life.keep_last and any(report.committed for report in reports):
-        manifests = [read_manifest(store, life.trial, step) for step in list_manifests(store, life.trial)]
-        apply_retention(store, manifests, life.keep_last, 1, "score", "max")
+        apply_retention(store, life.trial, life.keep_last, 1, "score", "max")
 
 
 class LiveState:
@@ -216,9 +218,8 @@ class LiveState:
         for piece in self.pieces:
             piece.data[:] = kill_state.content(piece.row, life.trial, life.number, 0)
 
-    def train(self, step: int) -> None:
-        """One step: every byte but the frozen ones changes; raises RuntimeError when the group has lost a rank."""
-        time.sleep(STEP_S)
+    def update(self, step: int) -> None:
+        """The optimizer's step: every byte but the frozen ones changes. Raises RuntimeError when the group has lost a rank."""
         for piece in self.pieces:
             if not piece.immutable:
                 piece.data[:] = kill_state.content(piece.row, self._life.trial, self._life.number, step)
@@ -237,8 +238,20 @@ def run_gc(url: str, wire: Connection) -> None:
     """Collect, with a clock set so far ahead that everything unnamed is old; no save may run beside it."""
     tell = begin(wire)
     store: Any = WatchedStore(open_store(url), tell)
-    report = gc(store, datetime.now(UTC) + timedelta(seconds=2 * GC_GRACE_S), GC_GRACE_S)
+    report = gc(store, now=datetime.now(UTC) + timedelta(seconds=2 * GC_GRACE_S), grace_s=GC_GRACE_S)
     tell("collected", report.deleted)
+
+
+def run_clones(url: str, donor: str, step: int, prefix: str, wire: Connection) -> None:
+    """Clone one checkpoint into trial after trial, `<prefix>0`, `<prefix>1`, ..."""
+    from tlcore.checkpoint.clone import clone_checkpoint
+
+    tell = begin(wire)
+    store: Any = WatchedStore(open_store(url), tell)
+    source = read_manifest(store, donor, step)
+    for number in itertools.count():
+        clone_checkpoint(store, source, f"{prefix}{number}")
+        tell("committed", number)
 
 
 def begin(wire: Connection) -> Tell:

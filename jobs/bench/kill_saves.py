@@ -17,7 +17,7 @@ from typing import Any
 
 from jobs.bench import kill_state
 from jobs.bench.kill_checks import Ledger, Verdict, prove_content
-from jobs.bench.kill_ranks import Doom, Life, run_gc, run_rank
+from jobs.bench.kill_ranks import Doom, Life, run_clones, run_gc, run_rank
 from jobs.bench.kill_server import Victim, hear_until, listen, start
 from jobs.bench.kill_shop import Shop
 from tlcore.checkpoint import next_attempt
@@ -105,11 +105,13 @@ class SaveKills:
         self._lives = 10 * index
         trial = self._trial(index, draw)
         kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
-        if kind == "gc" and not trial.ledger.visible():
+        if kind in ("gc", "clone") and not trial.ledger.visible():
             kind = "rank0"
         record = Record("saves", index, kind, trial=trial.name)
         if kind == "gc":
             self._kill_collection(record, draw)
+        elif kind == "clone":
+            self._kill_clones(record, trial, draw)
         elif kind == "stale":
             self._kill_stale(record, trial, draw)
         else:
@@ -155,6 +157,7 @@ class SaveKills:
             attempt=next_attempt(trial.ledger.store, trial.name),
             parent_step=steps[-min(back, len(steps))] if steps else None,
             when_late=draw.choice(["wait", "wait", "newest", "skip"]),
+            snapshot=draw.choice(["eager", "lazy"]),
             keep_last=trial.keep_last,
             rendezvous=str(self._shop.scratch / f"gloo-{self._lives}"),
             doom=doom,
@@ -206,6 +209,29 @@ class SaveKills:
         if whole.gone() != 0:
             record.errors.append("the collection after the kill failed")
         self._check_all(record)
+
+    def _kill_clones(self, record: Record, trial: _Trial, draw: random.Random) -> None:
+        """Kill a process that clones the trial's newest checkpoint; the clones it was told of must hold the donor's bytes."""
+        prefix = f"c{record.index:04d}-"
+        step = trial.ledger.visible()[-1]
+        victim = start(run_clones, self._shop.run_url, trial.name, step, prefix)
+        record.aimed = draw.choice(["look", "index", "commit"])
+        nth = draw.randint(1, 6)
+        hear_until([victim], lambda: begun(victim, record.aimed) >= nth, _STAGE_TIMEOUT_S)
+        listen([victim], draw.uniform(0.0, WINDOW_S["commit"]))
+        bury([victim])
+        record.stages = [f"clone {stage}" for stage in victim.stages]
+        whole = Verdict()
+        for number in range(told_of(victim, "committed") + 1):
+            ledger = Ledger(trial.ledger.store, f"{prefix}{number}", 0, proof=prove_content)
+            if number < told_of(victim, "committed"):
+                record.acknowledged += 1
+                ledger.committed(step, 0)
+            whole.add(ledger.check())
+            self._trials.insert(0, _Trial(ledger.trial, ledger, 0, False))
+        record.take(whole)
+        verdict = trial.ledger.check()
+        record.take(verdict)
 
     def _check_all(self, record: Record) -> None:
         whole = Verdict()

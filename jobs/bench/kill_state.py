@@ -48,7 +48,7 @@ def common(trial: str, life: int, step: int) -> dict[str, Any]:
     for name, elements in FROZEN.items():
         table[name] = {"shape": [elements], "dtype": "bfloat16", "trained": False, "tied_to": None}
     table[BUFFER] = {"shape": [BUFFER_ELEMENTS], "dtype": "int64", "trained": False, "tied_to": None}
-    scalars = {"step": step, "life": life}
+    scalars = {"trial": trial, "step": step, "life": life}
     return {"parameters": table, "scalars": scalars, "zero_stage": 1, "metrics": {"score": score(trial, step)}}
 
 

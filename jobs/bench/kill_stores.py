@@ -68,6 +68,7 @@ class StoreKills:
             attempt=next_attempt(ledger.store, ledger.trial),
             parent_step=None,
             when_late="newest",
+            snapshot="eager",
             keep_last=KEEP_LAST,
             rendezvous=str(self._shop.scratch / f"gloo-{ledger.trial}"),
             bears_failures=True,

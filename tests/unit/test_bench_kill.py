@@ -55,8 +55,10 @@ def test_whole_checkpoints_are_neither_torn_nor_lost(store: ObjectStore) -> None
 def test_ranks_of_two_lives_make_a_torn_checkpoint(store: ObjectStore) -> None:
     """Every digest fits: only the content tells."""
     save(store, 1, [5, 6])
-    [fault, *_] = ledger_of(store).check().torn
+    ledger = ledger_of(store)
+    [fault] = ledger.check().torn
     assert "differ from step 1 of life 5" in fault
+    assert ledger.check().torn == [], "one torn checkpoint counts once"
 
 
 def test_a_flipped_byte_is_torn_and_what_was_committed_is_lost(store: ObjectStore) -> None:
@@ -67,8 +69,8 @@ def test_a_flipped_byte_is_torn_and_what_was_committed_is_lost(store: ObjectStor
     data = store.get(key)
     store.put(key, bytes([data[0] ^ 1]) + data[1:])
     verdict = ledger.check()
-    assert verdict.torn
-    assert verdict.lost[0] == "t000 step 1 was committed and does not restore"
+    assert len(verdict.torn) == 1
+    assert verdict.lost == ["t000 step 1 was committed and does not restore"]
 
 
 def test_a_committed_checkpoint_that_is_gone_is_lost_unless_retention_took_it(store: ObjectStore) -> None:
@@ -85,6 +87,7 @@ def test_a_committed_checkpoint_that_is_gone_is_lost_unless_retention_took_it(st
     assert all_of_them.check().lost == [f"t000 step {step} was committed and is gone" for step in others]
     delete_checkpoint(store, TRIAL, 4)
     assert "t000 step 4 was committed and is gone" in keeps.check().lost
+    assert keeps.check().lost == [], "one lost checkpoint counts once"
 
 
 def test_an_older_attempt_may_not_stand_where_a_newer_one_committed(store: ObjectStore) -> None:
