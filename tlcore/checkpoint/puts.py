@@ -10,8 +10,10 @@ connection is met with more connections: 32 for each host by default.
 
 A chunk is content-addressed, so that a PUT may be repeated while the first still runs, and whichever is done first
 counts. A request that stands still for seconds (a lost packet, a server that pauses) would otherwise be what its whole
-save waits for. It is late from `LATE_TIMES` the median of the last ones on, and `LATE_FLOOR_S` at least; it is sent once
-more, on one of a few connections that are kept for that. Few: where all are slow, sending twice makes it worse.
+save waits for. It is late when it has taken `LATE_TIMES` the median of the last ones, `LATE_FLOOR_S` at least, and half as
+many as were under way when it began have ended meanwhile: a store that pauses as a whole makes none late. It is sent once
+more, on one of a few connections that are kept for that. At most `REPEATED_SHARE` of all PUTs are repeated, since where
+many are slow, sending twice makes it worse: on a saturated disk the median alone would have repeated one in twelve.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -30,15 +32,17 @@ from tlcore.checkpoint.patience import Patience
 from tlcore.storage.base import ObjectStore
 
 LATE_TIMES = 3.0
-LATE_FLOOR_S = 0.5
+LATE_FLOOR_S = 1.0
 LOOK_EVERY_S = 0.1
 FEWEST_TIMES = 4
 """PUTs that must have ended before any can be called late."""
 RECENT_TIMES = 64
+REPEATED_SHARE = 0.05
+REPEATED_ANYWAY = 2
 
 
-def is_late(running_s: float, recent_s: deque[float]) -> bool:
-    """Whether a PUT that has run for `running_s` seconds is to be sent again, after those that took `recent_s`."""
+def is_late(running_s: float, recent_s: Collection[float]) -> bool:
+    """Whether a PUT that has run for `running_s` seconds is late after those that took `recent_s`."""
     if running_s < LATE_FLOOR_S or len(recent_s) < FEWEST_TIMES:
         return False
     return running_s >= LATE_TIMES * statistics.median(recent_s)
@@ -46,7 +50,8 @@ def is_late(running_s: float, recent_s: deque[float]) -> bool:
 
 @dataclass(eq=False)
 class _Put:
-    """One object on its way; `tries` are the threads that hold its body."""
+    """One object on its way; `tries` are the threads that hold its body, `beside` how many others were under way
+    when it began, `ended_before` how many had ended by then."""
 
     key: str
     body: Buffer
@@ -54,6 +59,8 @@ class _Put:
     done: Future[None] = field(default_factory=Future)
     tries: int = 1
     began: float | None = None
+    beside: int = 0
+    ended_before: int = 0
     repeated: bool = False
     settled: bool = False
 
@@ -76,6 +83,7 @@ class PutPool:
         self._lock = threading.Condition()
         self._flying: set[_Put] = set()
         self._recent_s: deque[float] = deque(maxlen=RECENT_TIMES)
+        self._ended = 0
         self._repeated = 0
         self._watch: threading.Thread | None = None
         self._closed = False
@@ -116,7 +124,10 @@ class PutPool:
     def _try(self, put: _Put) -> None:
         began = self._clock()
         if put.began is None:
-            put.began = began
+            with self._lock:
+                put.began = began
+                put.beside = sum(each.began is not None for each in self._flying) - 1
+                put.ended_before = self._ended
         if not put.settled:
             self._patience.ask(lambda: self._store.put(put.key, put.body))
             with self._lock:
@@ -131,6 +142,7 @@ class PutPool:
             ends = not put.settled and (error is None or last)
             if ends:
                 put.settled = True
+                self._ended += 1
                 self._flying.discard(put)
         if last:
             put.release()
@@ -152,14 +164,16 @@ class PutPool:
         """Send again what is late now."""
         now = self._clock()
         with self._lock:
-            late = [
-                put
-                for put in self._flying
-                if put.began is not None and not put.repeated and is_late(now - put.began, self._recent_s)
-            ]
+            late = [put for put in self._flying if self._is_late(put, now)]
+            del late[max(0, REPEATED_ANYWAY + int(REPEATED_SHARE * self._ended) - self._repeated) :]
             for put in late:
                 put.repeated = True
                 put.tries += 1
                 self._repeated += 1
         for put in late:
             self._begin(self._spare, put)
+
+    def _is_late(self, put: _Put, now: float) -> bool:
+        if put.began is None or put.repeated or not is_late(now - put.began, self._recent_s):
+            return False
+        return self._ended - put.ended_before >= max(1, put.beside // 2)

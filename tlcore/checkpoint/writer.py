@@ -57,9 +57,10 @@ class _Room:
 class CheckpointWriter:
     """Writes the checkpoints of `trial` for one rank into `store`, which is rooted at the run.
 
-    `attempt` rises with every restart of the trial and is the same on all ranks. `parent`: the manifest this run
-    was restored from; what it holds is not uploaded again. `device`: where pieces that are not in host memory lie. A
-    context manager: leaving it normally completes the saves in flight, leaving it by an error abandons them.
+    `attempt` rises with every restart of the trial and is the same on all ranks; `claim` is the text of its claim, where
+    rank 0 has made it already. `parent`: the manifest this run was restored from; what it holds is not uploaded again.
+    `device`: where pieces that are not in host memory lie. A context manager: leaving it normally completes the saves in
+    flight, leaving it by an error abandons them.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class CheckpointWriter:
         settings: WriterSettings | None = None,
         parent: Manifest | None = None,
         device: Device | None = None,
+        claim: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings or WriterSettings()
-        self._identity = identity = Identity(trial, rank, world_size, attempt)
+        self._identity = identity = Identity(trial, rank, world_size, attempt, claim)
         self._patience = Patience(self._settings.attempts)
         self._device = device or HostMemory()
         self._slots = SlotPool(self._settings.chunk_bytes, 0, self._device.empty)
@@ -104,14 +106,21 @@ class CheckpointWriter:
         room = self._make_room(self._plan(pieces), pieces)
         self._background.submit(self._slots.reserve, room.need)
 
-    def save(self, step: int, pieces: Sequence[StatePiece], common: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        pieces: Sequence[StatePiece],
+        common: Mapping[str, Any] | None = None,
+        began: float | None = None,
+    ) -> None:
         """Begin to save; returns when `pieces` may change again, or with `snapshot: lazy` when their buffers may.
 
-        Every rank passes the pieces it owns; rank 0 also `common`. A step that was already saved, or is being
+        Every rank passes the pieces it owns; rank 0 also `common`. `began`: where the stall begins that is reported, in
+        seconds of `time.monotonic`, if not here. A step that was already saved, or is being
         saved, is not saved again. Raises CheckpointError on a call that cannot work; a save that fails later
         is told by `poll` and `wait`.
         """
-        began = time.monotonic()
+        began = time.monotonic() if began is None else began
         if self._closed:
             raise CheckpointError(f"step {step}: this writer is closed")
         if step in self._saves:

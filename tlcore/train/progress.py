@@ -12,7 +12,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a trial is now; `loss` is the mean over the last few global batches, `checkpoint_step` the last committed one."""
+    """Where a trial is now; `loss` is the mean over the last few global batches, `checkpoint_step` the last committed one,
+    `stall_s` how long the last save kept training on rank 0, and `save_bytes_per_s` how fast that rank's new bytes went."""
 
     step: int
     total_steps: int
@@ -22,6 +23,7 @@ class Progress:
     learning_rate: float
     checkpoint_step: int | None
     stall_s: float
+    save_bytes_per_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

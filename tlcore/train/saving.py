@@ -9,25 +9,76 @@ predecessor at the same step.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tlcore.checkpoint import (
     CheckpointWriter,
+    Claim,
     Manifest,
+    Retention,
     SaveReport,
     WriterSettings,
-    apply_retention,
-    list_manifests,
-    next_attempt,
-    read_manifest,
 )
+from tlcore.checkpoint.device import Device
 from tlcore.engine.sharded import ShardedModel
 from tlcore.errors import CheckpointError
 from tlcore.recipe import Recipe
 from tlcore.storage import ObjectStore, append_json
 from tlcore.storage.keys import history_key
 from tlcore.train.group import agree
+
+CONNECTIONS_PER_HOST = 32
+"""PUTs in flight from one host where the recipe says `auto`: where each connection is capped (S3: some 50 to 90 MB/s), a
+host of 25 Gbit/s needs as many; a store on the same machine is as fast with 8."""
+FEWEST_CONNECTIONS = 4
+
+
+def writer_settings(recipe: Recipe, ranks_on_host: int) -> WriterSettings:
+    """What a recipe's `checkpoint` section means for one of `ranks_on_host` writers: they share the host's connections."""
+    section = recipe.checkpoint
+    shared = max(FEWEST_CONNECTIONS, CONNECTIONS_PER_HOST // max(1, ranks_on_host))
+    return WriterSettings(
+        snapshot=section.snapshot,
+        when_late=section.when_late,
+        memory_bytes=None if section.memory_bytes == "auto" else section.memory_bytes,
+        connections=shared if section.connections == "auto" else section.connections,
+    )
+
+
+@dataclass
+class SaveTotals:
+    """What one rank's saves took since this session began; `last_...` is of the last one that ended."""
+
+    saves: int = 0
+    failed: int = 0
+    dropped: int = 0
+    stall_s: float = 0.0
+    bytes_new: int = 0
+    bytes_reused: int = 0
+    upload_s: float = 0.0
+    retries: int = 0
+    last_stall_s: float = 0.0
+    last_bytes_per_s: float | None = None
+
+    def add(self, report: SaveReport) -> None:
+        """Count one save that ended."""
+        self.saves += report.outcome in ("committed", "uploaded")
+        self.failed += report.outcome == "failed"
+        self.dropped += report.outcome == "dropped"
+        self.stall_s += report.stall_s
+        self.bytes_new += report.bytes_new
+        self.bytes_reused += report.bytes_reused
+        self.upload_s += report.upload_s
+        self.retries += report.retries + report.repeated
+        self.last_stall_s, self.last_bytes_per_s = report.stall_s, report.bytes_per_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, for the sweep's journal."""
+        return {name: value for name, value in asdict(self).items() if not name.startswith("last_")}
 
 
 class Saver:
@@ -37,6 +88,7 @@ class Saver:
         store: rooted at the run.
         facts: what belongs in every manifest of the trial besides the state: the recipe and the label names.
         parent: the manifest this session was restored from.
+        device: where the state lies that is not in host memory.
     """
 
     def __init__(
@@ -48,6 +100,7 @@ class Saver:
         rank: int,
         world_size: int,
         parent: Manifest | None,
+        device: Device | None = None,
     ) -> None:
         self._store, self._trial, self._recipe, self._facts = store, trial, recipe, dict(facts)
         self._rank = rank
@@ -56,19 +109,24 @@ class Saver:
         if rank == 0:
             self.tell({"kind": "started", "world_size": world_size, "from_step": parent.step if parent else 0})
         attempt = agree(next_attempt(store, trial) if rank == 0 else 0)
-        section = recipe.checkpoint
-        settings = WriterSettings(
-            when_late=section.when_late,
-            memory_bytes=None if section.memory_bytes == "auto" else section.memory_bytes,
-        )
-        self._writer = CheckpointWriter(store, trial, rank, world_size, attempt, settings, parent)
+        settings = writer_settings(recipe, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        self._writer = CheckpointWriter(store, trial, rank, world_size, attempt, settings, parent, device)
         self.committed_step = parent.step if parent else None
-        self.last_stall_s = 0.0
+        self.totals = SaveTotals()
         self._saved_step = self.committed_step
         self._failures = 0
 
+    def prepare(self, model: ShardedModel) -> None:
+        """Make the memory of snapshots ready behind the next steps; to be called once the optimizer has its state."""
+        self._writer.prepare(model.pieces())
+
+    def before_update(self) -> None:
+        """Wait until no snapshot reads masters and moments any more; to be called right before each optimizer step."""
+        self._writer.before_update()
+
     def save(self, model: ShardedModel, step: int, data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Begin to save the state after `step` optimizer steps; returns when the snapshot is taken.
+        """Begin to save the state after `step` optimizer steps; returns when the snapshot is taken, or with
+        `snapshot: lazy` when what the next forward pass changes is.
 
         Args:
             data: position and order of the data, for the manifest.
@@ -77,7 +135,9 @@ class Saver:
         self.poll()
         if step == self._saved_step:
             return
-        self._writer.save(step, model.pieces(), self._common(model, step, data, metrics) if self._rank == 0 else None)
+        began = time.monotonic()
+        common = self._common(model, step, data, metrics) if self._rank == 0 else None
+        self._writer.save(step, model.pieces(), common, began)
         self._saved_step = step
 
     def poll(self) -> None:
@@ -119,7 +179,7 @@ class Saver:
 
     def _note(self, reports: list[SaveReport]) -> None:
         for report in reports:
-            self.last_stall_s = report.stall_s
+            self.totals.add(report)
             if self._rank == 0:
                 self.tell({"kind": "save", **report.to_dict()})
             if report.outcome in ("committed", "uploaded"):
@@ -127,7 +187,7 @@ class Saver:
             if report.committed:
                 self.committed_step = max(self.committed_step or 0, report.step)
                 if self._rank == 0:
-                    self._retain()
+                    self._retention.after_commit(report.step)
             elif report.outcome == "failed":
                 self._count_failure(report)
 
@@ -141,18 +201,3 @@ class Saver:
                 trial=self._trial,
                 step=report.step,
             )
-
-    def _retain(self) -> None:
-        section, search = self._recipe.checkpoint, self._recipe.search
-        steps = list_manifests(self._store, self._trial)
-        if len(steps) <= section.keep_last:
-            return
-        manifests = [manifest for step in steps if (manifest := self._readable(step)) is not None]
-        apply_retention(self._store, manifests, section.keep_last, section.keep_best, search.metric, search.mode)
-
-    def _readable(self, step: int) -> Manifest | None:
-        """A damaged manifest is for `tlcore checkpoints verify` to tell; it must not end the training that it is older than."""
-        try:
-            return read_manifest(self._store, self._trial, step)
-        except CheckpointError:
-            return None

@@ -10,7 +10,7 @@ checkpoint needs no generator state and a changed world size or device has nothi
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -38,15 +38,28 @@ def seed_everything(seed: int) -> None:
 
 
 class Stepper:
-    """Feeds a sharded model with a task's batches, one optimizer step at a time."""
+    """Feeds a sharded model with a task's batches, one optimizer step at a time.
 
-    def __init__(self, task: Task, model: ShardedModel, order: Order, batch: BatchPlan, total_steps: int) -> None:
+    Args:
+        before_update: called in every step right before the optimizer changes the state (`ShardedModel.train_step`).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: ShardedModel,
+        order: Order,
+        batch: BatchPlan,
+        total_steps: int,
+        before_update: Callable[[], object] = lambda: None,
+    ) -> None:
         self.task = task
         self.model = model
         self.order = order
         self.batch = batch
         self.total_steps = total_steps
         self.rank = dist.get_rank()
+        self._before_update = before_update
         self._seed = model.recipe.train.seed
 
     def run(self, step: int) -> tuple[torch.Tensor, int]:
@@ -54,7 +67,9 @@ class Stepper:
         the global batch."""
         indices = self.order.batch(step)
         seed_everything(step_seed(self._seed, step, self.rank))
-        loss = self.model.train_step(step, self.total_steps, self._micro_batches(indices), self.task.loss)
+        loss = self.model.train_step(
+            step, self.total_steps, self._micro_batches(indices), self.task.loss, self._before_update
+        )
         return loss, len(indices)
 
     def _micro_batches(self, indices: np.ndarray) -> Iterator[tuple[Batch, float]]:

@@ -1,0 +1,184 @@
+"""Saves that come faster than the store takes them, and snapshots larger than their memory."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+from checkpoint_state import CHUNK, SETTINGS, State, close, restored, same, save, writers
+from memory_store import Gate, MemoryStore
+
+from tlcore.checkpoint import (
+    list_manifests,
+)
+from tlcore.checkpoint.commit import Committer, Identity
+from tlcore.checkpoint.patience import Patience
+from tlcore.errors import CheckpointError, StorageFull
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def store():
+    return MemoryStore()
+
+
+def fail(kinds, part, error):
+    def hook(kind, key):
+        if kind in kinds and part in key and not key.endswith(".failed"):
+            raise error
+
+    return hook
+
+
+def late(store, policy, steps, world_size=1, **more):
+    """Save `steps` while nothing can be uploaded, then let it go; returns the reports in order of step."""
+    gate = Gate("cas/")
+    store.before = gate
+    ranks = writers(store, world_size, settings=replace(SETTINGS, when_late=policy, **more))
+    state = State()
+    for step in steps:
+        save(ranks, state, step)
+        assert gate.reached.wait(30)
+        state.change()
+    gate.open()
+    for writer in ranks:
+        writer.close()
+    return sorted((report for writer in ranks for report in writer.poll()), key=lambda report: report.step)
+
+
+def test_skip_drops_the_third_save(store):
+    outcomes = {report.step: report.outcome for report in late(store, "skip", [1, 2, 3, 4])}
+    assert outcomes == {1: "committed", 2: "committed", 3: "dropped", 4: "dropped"}
+    assert list_manifests(store, "t000") == [1, 2]
+
+
+def test_newest_drops_what_has_not_begun(store):
+    outcomes = {report.step: report.outcome for report in late(store, "newest", [1, 2, 3, 4])}
+    assert outcomes == {1: "committed", 2: "dropped", 3: "dropped", 4: "committed"}
+    assert list_manifests(store, "t000") == [1, 4]
+    state = State()
+    state.change(3)
+    assert same(restored(store, state, step=4)[0], state)
+
+
+def test_wait_keeps_the_caller_until_there_is_room(store):
+    gate = Gate("cas/")
+    store.before = gate
+    [writer] = writers(store, 1)
+    state = State()
+    third = threading.Event()
+
+    def train():
+        for step in (1, 2, 3):
+            writer.save(step, state.pieces(0, 1), state.common())
+        third.set()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    assert gate.reached.wait(30)
+    assert not third.wait(0.1)
+    gate.open()
+    thread.join(60)
+    assert third.is_set()
+    assert [report.committed for report in writer.wait()] == [True] * 3
+    writer.close()
+
+
+def test_ranks_that_decide_differently_end_without_a_checkpoint_and_without_waiting(store):
+    ranks = writers(store, 2)
+    ranks[0].save(1, State().pieces(0, 2), State().common())
+    committer = Committer(store, Identity("t000", 1, 2, 1), Patience(1), 60)
+    committer.give_up(1, "2 saves were in flight", failed=False)
+    [report] = ranks[0].wait()
+    assert report.outcome == "dropped"
+    close(ranks)
+    assert list_manifests(store, "t000") == []
+
+
+def test_a_save_dropped_by_rank_0_ends_on_the_others(store):
+    ranks = writers(store, 2)
+    ranks[1].save(1, State().pieces(1, 2))
+    Committer(store, Identity("t000", 0, 2, 1), Patience(1), 60).give_up(1, "a newer save took its place", failed=False)
+    [report] = ranks[1].wait()
+    assert report.outcome == "dropped"
+    close(ranks)
+
+
+def test_a_step_saved_twice_is_saved_once(store):
+    [writer] = writers(store, 1)
+    for _ in range(2):
+        writer.save(1, State().pieces(0, 1), State().common())
+    assert [report.step for report in writer.wait()] == [1]
+    writer.close()
+
+
+# -- memory --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 5])
+def test_memory_stays_within_its_bound_when_it_holds_no_snapshot(store, chunks):
+    state = State(shapes={"w": (400, 64)}, frozen_elements=0)
+    [writer] = writers(store, 1, settings=replace(SETTINGS, memory_bytes=chunks * CHUNK, connections=8))
+    for step in (1, 2, 3):
+        writer.save(step, state.pieces(0, 1), state.common())
+        writer.wait(step)
+        state.change()
+    writer.close()
+    assert writer._slots.made == chunks
+    state.change(-3)
+    assert same(restored(store, state, step=1)[0], state)
+
+
+def test_with_memory_for_one_snapshot_one_save_is_in_flight(store):
+    state = State()
+    need = sum(not chunk.immutable for chunk in writers(store, 1)[0]._plan(state.pieces(0, 1)))
+    outcomes = [report.outcome for report in late(store, "newest", [1, 2], memory_bytes=(need + 1) * CHUNK)]
+    assert outcomes == ["committed", "dropped"]
+
+
+def test_prepared_memory_is_what_the_saves_use(store):
+    [writer] = writers(store, 1)
+    state = State()
+    writer.prepare(state.pieces(0, 1))
+    writer._background.submit(bool).result()
+    save([writer], state, 1)
+    writer.wait()
+    made = writer._slots.made
+    save([writer], state, 2)
+    writer.close()
+    assert made == writer._slots.made == sum(not chunk.immutable for chunk in writer._plan(state.pieces(0, 1)))
+
+
+def test_buffers_are_used_again(store):
+    [writer] = writers(store, 1)
+    state = State()
+    need = sum(not chunk.immutable for chunk in writer._plan(state.pieces(0, 1)))
+    for step in range(5):
+        writer.save(step, state.pieces(0, 1), state.common())
+        state.change()
+    writer.close()
+    assert need <= writer._slots.made <= 2 * need
+
+
+@pytest.mark.parametrize("part", ["cas/", "writers/"])
+@pytest.mark.parametrize("chunks", [1, 100])
+def test_a_failing_store_leaves_memory_for_the_next_save(store, part, chunks):
+    state = State(shapes={"w": (400, 64)}, frozen_elements=0)
+    store.before = fail(("put", "put_if_absent"), part, StorageFull("no space left"))
+    [writer] = writers(store, 1, settings=replace(SETTINGS, memory_bytes=chunks * CHUNK))
+
+    def train():
+        for step in range(1, 5):
+            writer.save(step, state.pieces(0, 1), state.common())
+
+    training = threading.Thread(target=train, daemon=True)
+    training.start()
+    training.join(30)
+    assert not training.is_alive()
+    for step in range(1, 5):
+        with pytest.raises(CheckpointError, match="no space left"):
+            writer.wait(step)
+    writer.close()
+    assert writer._slots.free == writer._slots.made <= 2 * 20
