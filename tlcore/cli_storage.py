@@ -14,66 +14,141 @@ from tlcore.cli_options import DEFAULT_STORAGE, AsJson, Storage, print_json, std
 if TYPE_CHECKING:
     from tlcore.storage import Status
 
-checkpoints = typer.Typer(no_args_is_help=True, help="Checkpoints of a run: list, verify, collect garbage.")
+checkpoints = typer.Typer(no_args_is_help=True, help="Checkpoints of a run: list, verify, collect garbage, fetch.")
 store = typer.Typer(no_args_is_help=True, help="The embedded object store on this machine.")
 
-Where = Annotated[str, typer.Argument(metavar="URL", help="URL of a run, trial or checkpoint, or a run's name.")]
+Where = Annotated[str, typer.Argument(metavar="WHERE", help="URL of a run, trial or checkpoint, or a run's name.")]
+Trial = Annotated[str | None, typer.Option("--trial", metavar="NAME", help="Only this trial of the run, such as t003.")]
 
 
 @checkpoints.command("list")
-def list_checkpoints(where: Where, storage: Storage = DEFAULT_STORAGE, as_json: AsJson = False) -> None:
+def list_checkpoints(
+    where: Where, storage: Storage = DEFAULT_STORAGE, trial: Trial = None, as_json: AsJson = False
+) -> None:
     """Committed checkpoints of a run or trial."""
-    from tlcore.report.runs import find_checkpoints, manifest_json, manifest_table, storage_of
+    from tlcore.report.checkpoints import damaged_json, find_checkpoints, manifest_json, manifest_table
+    from tlcore.report.runs import storage_of
     from tlcore.storage import ensure_embedded
 
     ensure_embedded(storage_of(where, storage))
-    _, manifests = find_checkpoints(where, storage)
+    found = find_checkpoints(where, storage, trial)
     if as_json:
-        print_json([manifest_json(manifest) for manifest in manifests])
-    else:
-        stdout_console().print(manifest_table(manifests))
+        print_json([*map(manifest_json, found.manifests), *map(damaged_json, found.damaged)])
+        return
+    if found.manifests:
+        stdout_console().print(manifest_table(found.manifests))
+    elif not found.damaged:
+        typer.echo("no checkpoint was committed yet")
+    for each in found.damaged:
+        typer.echo(f"{each.trial} step {each.step}: DAMAGED, {each.text}", err=True)
 
 
 @checkpoints.command()
-def verify(where: Where, storage: Storage = DEFAULT_STORAGE) -> None:
+def verify(where: Where, storage: Storage = DEFAULT_STORAGE, trial: Trial = None, as_json: AsJson = False) -> None:
     """Read every byte of the checkpoints and compare digests; exit 1 when one is not whole."""
+    from tlcore.checkpoint import Problem
     from tlcore.checkpoint import verify as problems_of
-    from tlcore.report.figures import size
-    from tlcore.report.runs import find_checkpoints, storage_of
+    from tlcore.report.checkpoints import Verdict, find_checkpoints, verdict_json, verdict_line
+    from tlcore.report.runs import storage_of
+    from tlcore.report.working import Working
     from tlcore.storage import ensure_embedded
+    from tlcore.storage.keys import manifest_key
 
     ensure_embedded(storage_of(where, storage))
-    run_store, manifests = find_checkpoints(where, storage)
-    broken = 0
-    for manifest in manifests:
-        problems = problems_of(run_store, manifest)
-        broken += bool(problems)
-        said = "; ".join(map(str, problems)) or f"whole, {size(manifest.totals.state_bytes)}"
-        typer.echo(f"{manifest.trial} step {manifest.step}: {said}")
-    typer.echo(f"{len(manifests) - broken} of {len(manifests)} whole")
-    raise typer.Exit(1 if broken else 0)
+    found = find_checkpoints(where, storage, trial)
+    verdicts = [
+        Verdict(each.trial, each.step, 0, [Problem(manifest_key(each.trial, each.step), each.text)])
+        for each in found.damaged
+    ]
+    with Working(in_bytes=True) as working:
+        for manifest in found.manifests:
+            what, total, proved = f"{manifest.trial} step {manifest.step}", manifest.totals.state_bytes, 0
+
+            def more(size: int, what: str = what, total: int = total) -> None:
+                nonlocal proved
+                proved += size
+                working.update(what, proved, total)
+
+            problems = problems_of(found.store, manifest, progress=more)
+            verdicts.append(Verdict(manifest.trial, manifest.step, total, problems))
+    verdicts.sort(key=lambda each: (each.trial, each.step))
+    whole = sum(not each.problems for each in verdicts)
+    if as_json:
+        print_json([verdict_json(each) for each in verdicts])
+    else:
+        for each in verdicts:
+            typer.echo(verdict_line(each, verdicts))
+        typer.echo(f"{whole} of {len(verdicts)} whole")
+    raise typer.Exit(0 if whole == len(verdicts) else 1)
 
 
 @checkpoints.command()
 def gc(
     run: Annotated[str, typer.Argument(metavar="RUN", help="URL of a run, or its name.")],
     storage: Storage = DEFAULT_STORAGE,
-    grace_hours: Annotated[float, typer.Option(help="Leave what is younger.")] = 24.0,
+    grace_hours: Annotated[
+        float, typer.Option(help="Leave what is younger, or was deleted less than so long ago; at least 2.")
+    ] = 24.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Delete the chunks that no checkpoint of a run needs."""
-    from datetime import UTC, datetime
-
+    """Delete what no checkpoint of a run needs. Safe while the run goes on."""
     from tlcore.checkpoint import gc as collect
-    from tlcore.report.figures import count, size
+    from tlcore.report.checkpoints import gc_json, gc_lines, require_run
     from tlcore.report.runs import find_run, storage_of
+    from tlcore.report.working import Working
     from tlcore.storage import ensure_embedded
 
     ensure_embedded(storage_of(run, storage))
-    report = collect(find_run(run, storage).open(), datetime.now(UTC), grace_hours * 3600, dry_run)
-    went = "would go" if dry_run else "deleted"
-    typer.echo(f"{went}: {count(report.deleted, 'chunk')}, {size(report.deleted_bytes)}")
-    typer.echo(f"kept: {count(report.kept, 'chunk')}, {size(report.kept_bytes)}")
+    ref = find_run(run, storage)
+    run_store = ref.open()
+    require_run(run_store)
+    with Working() as working:
+        report = collect(run_store, grace_s=grace_hours * 3600, dry_run=dry_run, progress=working.update)
+    if as_json:
+        print_json({"run": ref.url, **gc_json(report)})
+        return
+    for line in gc_lines(report):
+        typer.echo(line)
+
+
+@checkpoints.command()
+def fetch(
+    where: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A checkpoint's URL, or a trial's or run's: its newest, of the best trial."
+        ),
+    ],
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="A directory, or another s3:// prefix.")],
+    storage: Storage = DEFAULT_STORAGE,
+    trial: Trial = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy one checkpoint, proved byte by byte; goes on where an interrupted fetch stopped."""
+    from dataclasses import asdict
+
+    from tlcore.checkpoint import CheckpointRef, fetch_checkpoint
+    from tlcore.report.checkpoints import choose_checkpoint
+    from tlcore.report.figures import count, size
+    from tlcore.report.runs import storage_of
+    from tlcore.report.working import Working
+    from tlcore.storage import ensure_embedded, open_store
+
+    ensure_embedded(storage_of(where, storage))
+    ensure_embedded(destination)
+    source, manifest = choose_checkpoint(where, storage, trial)
+    target = open_store(destination)
+    what = f"{manifest.trial} step {manifest.step}"
+    with Working(in_bytes=True) as working:
+        report = fetch_checkpoint(source, manifest, target, lambda done, total: working.update(what, done, total))
+    url = str(CheckpointRef(target.url, manifest.trial, manifest.step))
+    if as_json:
+        print_json({"source": f"{source.url}/{manifest.key}", "checkpoint": url, **asdict(report)})
+        return
+    copied = f"{size(report.bytes_copied)} copied, {size(report.bytes_total - report.bytes_copied)} there already"
+    typer.echo(f"{what} of {source.url}: {count(report.chunks, 'chunk')}, {copied}")
+    typer.echo(url)
 
 
 @store.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +11,7 @@ from memory_store import MemoryStore
 
 from tlcore.checkpoint import (
     CheckpointRef,
-    apply_retention,
+    Retention,
     delete_checkpoint,
     gc,
     list_manifests,
@@ -28,7 +28,7 @@ DAY = 24 * 3600
 
 def facts(metrics: dict[int, float | None]):
     return [
-        SimpleNamespace(step=step, metrics={} if value is None else {"eval_loss": value})
+        SimpleNamespace(step=step, attempt=1, metrics={} if value is None else {"eval_loss": value})
         for step, value in metrics.items()
     ]
 
@@ -51,20 +51,70 @@ def test_the_newest_and_the_best_stay(keep_last, keep_best, mode, kept):
     assert {1, 2, 3, 4, 5} - set(steps_to_delete(manifests, keep_last, keep_best, "eval_loss", mode)) == kept
 
 
-def test_deleting_takes_the_manifest_first_and_leaves_the_rest_whole():
-    store = MemoryStore()
-    state = State()
-    for step in (1, 2, 3):
-        saved(store, state, step=step)
-        state.change()
+def retained(store, keep_last, committed, metric=None):
+    return Retention(store, "t000", keep_last, 0, metric, "max").after_commit(committed)
+
+
+def test_deleting_keeps_a_copy_of_the_manifest_first_and_takes_it_away_then():
+    store, _ = aged((1, 2, 3))
     store.requests.clear()
-    doomed = apply_retention(store, [read_manifest(store, "t000", s) for s in (1, 2, 3)], 1, 0, None, "max")
-    deleted = [key for kind, key in store.requests if kind == "delete"]
-    assert doomed == [1, 2]
-    assert deleted[0] == "trials/t000/step-00000001/MANIFEST.json"
+    assert retained(store, 1, committed=3) == [1, 2]
+    changes = [each for each in store.requests if each[0] in ("put", "delete")]
+    assert changes[:2] == [
+        ("put", "trials/t000/step-00000001/RETIRED-0001.json"),
+        ("delete", "trials/t000/step-00000001/MANIFEST.json"),
+    ]
     assert list_manifests(store, "t000") == [3]
-    assert not store.keys("trials/t000/step-00000001/")
     assert verify(store, read_manifest(store, "t000", 3)) == []
+
+
+def test_a_writer_lists_its_trial_once():
+    store, state = aged((1, 2))
+    retention = Retention(store, "t000", 2, 0, None, "max")
+    for step in (3, 4, 5):
+        saved(store, state, step=step)
+        store.requests.clear()
+        assert retention.after_commit(step) == ([1] if step == 3 else [step - 2])
+        assert bool([each for each in store.requests if each[0] == "list"]) == (step == 3)
+    assert list_manifests(store, "t000") == [4, 5]
+
+
+def test_what_a_writer_relies_on_stays_even_if_it_is_neither_new_nor_good():
+    store, _ = aged((1, 2, 3, 4))
+    assert retained(store, 1, committed=2) == [1, 3]
+    assert list_manifests(store, "t000") == [2, 4]
+
+
+def test_a_damaged_manifest_is_left_for_verify_to_tell_of():
+    store, _ = aged((1, 2, 3))
+    store.flip("trials/t000/step-00000001/MANIFEST.json", 200)
+    assert retained(store, 1, committed=3) == [2]
+    assert list_manifests(store, "t000") == [1, 3]
+
+
+def test_deleting_what_is_not_there_and_what_cannot_be_read():
+    store, _ = aged((1,))
+    delete_checkpoint(store, "t000", 9)
+    store.flip("trials/t000/step-00000001/MANIFEST.json", 200)
+    delete_checkpoint(store, "t000", 1)
+    assert list_manifests(store, "t000") == []
+    assert gc(store, now=store.now).deleted == 0
+
+
+def test_whoever_has_read_a_manifest_can_restore_after_its_deletion_for_a_day():
+    store, state = MemoryStore(), State()
+    saved(store, state, step=1)
+    saved(store, State(seed=1), step=2)
+    store.later(DAY + 1)
+    manifest = read_manifest(store, "t000", 1)
+    delete_checkpoint(store, "t000", 1)
+    store.later(DAY - 1)
+    assert gc(store, now=store.now).deleted == 0
+    assert verify(store, manifest) == []
+    store.later(2)
+    assert gc(store, now=store.now).deleted > 0
+    assert verify(store, manifest) != []
+    assert not store.keys("trials/t000/step-00000001/")
 
 
 def aged(steps=(1, 2, 3)):
@@ -78,19 +128,19 @@ def aged(steps=(1, 2, 3)):
 def test_chunks_nobody_names_are_collected_after_the_grace_period():
     store, _ = aged()
     delete_checkpoint(store, "t000", 1)
-    young = gc(store, store.now)
+    young = gc(store, now=store.now)
     assert (young.deleted, young.kept) == (0, len(store.keys("cas/")))
     store.later(DAY + 1)
     before = store.keys("cas/")
-    dry = gc(store, store.now, dry_run=True)
+    dry = gc(store, now=store.now, dry_run=True)
     assert store.keys("cas/") == before
-    done = gc(store, store.now)
-    assert done == dry
+    done = gc(store, now=store.now)
+    assert replace(done, dry_run=True) == dry
     assert 0 < done.deleted == len(before) - len(store.keys("cas/"))
     assert done.kept == len(store.keys("cas/"))
     for step in (2, 3):
         assert verify(store, read_manifest(store, "t000", step)) == []
-    assert gc(store, store.now).deleted == 0
+    assert gc(store, now=store.now).deleted == 0
 
 
 def test_what_a_running_save_uploaded_or_names_stays():
@@ -100,7 +150,7 @@ def test_what_a_running_save_uploaded_or_names_stays():
     ranks = writers(store, 2)
     ranks[1].save(7, state.pieces(1, 2))
     ranks[1].close()
-    gc(store, store.now)
+    gc(store, now=store.now)
     ranks[0].save(7, state.pieces(0, 2), state.common())
     assert ranks[0].wait()[0].committed
     close(ranks)
@@ -115,7 +165,7 @@ def test_old_chunks_that_a_running_save_reuses_stay_while_its_manifest_is_still_
     for rank in (1, 0):
         if rank == 0:
             delete_checkpoint(store, "t000", 1)
-            gc(store, store.now)
+            gc(store, now=store.now)
         ranks[rank].save(2, state.pieces(rank, 2), state.common() if rank == 0 else None)
         if rank == 1:
             ranks[1].close()
@@ -141,8 +191,8 @@ def test_an_index_whose_save_never_committed_goes_with_its_chunks():
     close(ranks)
     assert store.keys("trials/t000/step-00000007/")
     store.later(DAY + 1)
-    report = gc(store, store.now)
-    assert report.deleted_indexes == 1
+    report = gc(store, now=store.now)
+    assert report.deleted_leftovers == 1
     assert not store.keys("cas/")
     assert not store.keys("trials/t000/step-00000007/")
 
@@ -157,7 +207,7 @@ def test_a_save_that_reuses_chunks_survives_retention_and_collection_at_any_mome
         for old in list_manifests(store, "t000")[:-1]:
             delete_checkpoint(store, "t000", old)
         store.later(DAY + 1)
-        gc(store, store.now)
+        gc(store, now=store.now)
         assert verify(store, read_manifest(store, "t000", step)) == []
     close(ranks)
 
@@ -177,7 +227,7 @@ def test_marking_begins_again_when_retention_is_at_work(read):
                 store.objects.pop(each)
 
     store.before = move_on
-    report = gc(store, store.now)
+    report = gc(store, now=store.now)
     assert report.deleted > 0
     for step in (1, 3, 4):
         assert verify(store, read_manifest(store, "t000", step)) == []
@@ -190,13 +240,13 @@ def test_what_cannot_be_read_stops_the_collection(part):
     store.flip(f"trials/t000/step-00000001/{part}", 200)
     store.later(DAY + 1)
     with pytest.raises(CheckpointCorrupt):
-        gc(store, store.now)
+        gc(store, now=store.now)
     assert store.keys("cas/") == chunks
 
 
 def test_a_grace_period_that_running_saves_would_not_survive_is_refused():
     with pytest.raises(RequestError, match="at least 7200 s"):
-        gc(MemoryStore(), datetime.now(UTC), grace_s=60)
+        gc(MemoryStore(), grace_s=60)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from tlcore.errors import ObjectMissing, RequestError
 from tlcore.recipe import recipe_from_dict
+from tlcore.report.checkpoints import find_checkpoints
 from tlcore.report.runs import (
     all_runs,
     committed_steps,
-    find_checkpoints,
     find_run,
     list_table,
     read_run,

@@ -5,15 +5,17 @@ Owns the format and everything that happens between live memory and the store. K
 neither torch nor DeepSpeed: `engine/` turns its state into `Piece`s and takes it back from them.
 """
 
-from tlcore.checkpoint.commit import next_attempt
+from tlcore.checkpoint.clone import clone_checkpoint
 from tlcore.checkpoint.exchange import Peers
-from tlcore.checkpoint.gc import GcReport, gc
+from tlcore.checkpoint.fence import Claim, claim_attempt, next_attempt
+from tlcore.checkpoint.fetch import FetchReport, fetch_checkpoint
+from tlcore.checkpoint.gc import GcReport, TrialGarbage, gc
 from tlcore.checkpoint.intervals import ITEM_BYTES, Piece, Row
 from tlcore.checkpoint.manifest import Manifest, list_manifests, newest_step, read_manifest
 from tlcore.checkpoint.plan import frozen_shares
 from tlcore.checkpoint.reader import CheckpointReader, ReadReport
 from tlcore.checkpoint.refs import CheckpointRef
-from tlcore.checkpoint.retention import apply_retention, delete_checkpoint, steps_to_delete
+from tlcore.checkpoint.retention import Retention, delete_checkpoint, steps_to_delete
 from tlcore.checkpoint.settings import SaveReport, WriterSettings
 from tlcore.checkpoint.verify import Intact, Problem, newest_intact, verify
 from tlcore.checkpoint.writer import CheckpointWriter
@@ -23,6 +25,8 @@ __all__ = [
     "CheckpointReader",
     "CheckpointRef",
     "CheckpointWriter",
+    "Claim",
+    "FetchReport",
     "GcReport",
     "Intact",
     "Manifest",
@@ -30,11 +34,15 @@ __all__ = [
     "Piece",
     "Problem",
     "ReadReport",
+    "Retention",
     "Row",
     "SaveReport",
+    "TrialGarbage",
     "WriterSettings",
-    "apply_retention",
+    "claim_attempt",
+    "clone_checkpoint",
     "delete_checkpoint",
+    "fetch_checkpoint",
     "frozen_shares",
     "gc",
     "list_manifests",

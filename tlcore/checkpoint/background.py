@@ -127,7 +127,7 @@ class SaveRunner:
 
     def _prepare(self) -> None:
         """Learn what may be reused: the parent's chunks once, and on other ranks whether rank 0 committed the
-        last save.
+        last save; nothing that a garbage collection has told of.
         """
         self._committer.fence()
         if self._parent is not None:
@@ -141,6 +141,7 @@ class SaveRunner:
         if self._unseen is not None and self._committer.was_committed(self._unseen[0]):
             self._reusable.committed(self._unseen[1])
             self._unseen = None
+        self._reusable.forget(self._committer.collected())
 
     def _publish(self, save: Save, sent: Sent) -> None:
         """Put this rank's index and, on rank 0, commit."""

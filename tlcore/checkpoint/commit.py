@@ -1,26 +1,28 @@
 """From durable parts to one visible checkpoint, or to none: everything that ranks say to each other, said through the
 store.
 
-Owns: the fence against older writers, waiting for every rank's index, the check that they cover the state, the
-manifest put last and only if absent, and the marker that says "no checkpoint at this step". Does not own: chunks
-(`upload.py`), when to save (`writer.py`). Called by `writer.py`, in its background thread; the training process group
+Owns: waiting for every rank's index, the check that they cover the state, the manifest put last and only if absent, and
+the marker that says "no checkpoint at this step". Does not own: chunks (`upload.py`), when to save (`writer.py`), who
+may commit (`fence.py`). Called by `writer.py`, in its background thread, and by `clone.py`; the training process group
 takes no part.
 
 A rank that drops or fails a save puts `<rank index key>.dropped` or `.failed`, so that nobody waits for it in vain. A
-writer of attempt n puts `trials/<trial>/writers/<n>` when it begins; before each commit rank 0 lists these and gives
-up when a newer attempt is there. A manifest of an older attempt at the same step (training went back to before it) is
-replaced; any other one means two writers.
+manifest of an older attempt at the same step (training went back to before it) is replaced; any other one means two
+writers. Between the last index and the manifest stand two looks: at the claims of newer writers, and at the notices of
+garbage collections (`gc.py` says why that is enough).
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from tlcore.checkpoint.digest import sha256_hex
+from tlcore.checkpoint.fence import new_claim, newer_claim, stale
 from tlcore.checkpoint.intervals import cover_faults
 from tlcore.checkpoint.manifest import (
     IndexRef,
@@ -31,44 +33,35 @@ from tlcore.checkpoint.manifest import (
     parse_manifest,
     parse_parameters,
 )
+from tlcore.checkpoint.notices import Noticeboard
 from tlcore.checkpoint.patience import Patience
+from tlcore.checkpoint.retention import delete_checkpoint, keep_copy
 from tlcore.errors import CheckpointCorrupt, CheckpointError, ObjectMissing, StaleWriter
 from tlcore.storage.base import ObjectStore
-from tlcore.storage.keys import checkpoint_prefix, manifest_key, rank_index_key, trial_prefix
+from tlcore.storage.keys import checkpoint_prefix, chunk_key, claim_key, manifest_key, rank_index_key
 
 GIVEN_UP = {True: ".failed", False: ".dropped"}
+COMMIT_WITHIN_S = 3600.0
+"""Most time between rank 0's index and its manifest; less than any grace period of a garbage collection."""
 
 
 class SaveDropped(CheckpointError):
     """A rank has dropped this step as its `when_late` says: there will be no checkpoint of it, and nothing is wrong."""
 
 
-def writers_prefix(trial: str) -> str:
-    """Where the attempts of a trial are claimed."""
-    return f"{trial_prefix(trial)}writers/"
-
-
-def next_attempt(store: ObjectStore, trial: str) -> int:
-    """The number for a trial's next writer: one above every claimed attempt, 1 for the first.
-
-    Asked once per (re)start, by rank 0, which tells the other ranks.
-    """
-    prefix = writers_prefix(trial)
-    claimed = (each.key.removeprefix(prefix) for each in store.list(prefix))
-    return 1 + max((int(each) for each in claimed if each.isdecimal()), default=0)
-
-
 @dataclass(frozen=True)
 class Identity:
     """Which writer this is: the same on all ranks of an attempt but for `rank`.
 
-    A restarted trial has a higher `attempt`.
+    A restarted trial has a higher `attempt`; `claim` is the text with which rank 0 has claimed it already, empty where it
+    has not.
     """
 
     trial: str
     rank: int
     world_size: int
     attempt: int
+    claim: str = ""
 
     def index_key(self, step: int, rank: int | None = None) -> str:
         """Key of this rank's index, or of another rank's."""
@@ -84,7 +77,15 @@ class Committer:
         self._patience = patience
         self._deadline_s = deadline_s
         self._fenced = False
-        self._claim = uuid.uuid4().hex.encode()
+        self._claim = (identity.claim or new_claim(identity.attempt).text).encode()
+        self._board = Noticeboard(store)
+
+    def collected(self) -> AbstractSet[str] | None:
+        """Digests that a garbage collection has told of since the last call; None: it may be any.
+
+        What they name must be sent again.
+        """
+        return self._patience.ask(self._board.fresh)
 
     def fence(self) -> None:
         """Claim this attempt, once; older ones see it and stop. Raises StaleWriter when another writer has claimed it.
@@ -93,7 +94,7 @@ class Committer:
         """
         if self._identity.rank != 0 or self._fenced:
             return
-        key = f"{writers_prefix(self._identity.trial)}{self._identity.attempt:04d}"
+        key = claim_key(self._identity.trial, self._identity.attempt)
         if not self._patience.ask(lambda: self._store.put_if_absent(key, self._claim)):
             raise StaleWriter(
                 f"{key}: attempt {self._identity.attempt} of trial {self._identity.trial} has been used by another writer",
@@ -115,6 +116,7 @@ class Committer:
         deadline, or the rows do not cover the parameters; StaleWriter when a newer attempt, or another writer
         of this one, owns the trial.
         """
+        began = time.monotonic()
         indexes = self._gather(step, own)
         manifest = self._manifest(step, common, indexes)
         faults = cover_faults((at.row for each in indexes.parsed for at in each.rows), manifest.parameters)
@@ -123,9 +125,27 @@ class Committer:
             raise CheckpointError(
                 f"step {step}: the ranks' rows are not the whole state once: {'; '.join(faults[:3])}{more}"
             )
-        self._refuse_if_stale(step)
-        self._put_manifest(manifest)
+        self.publish(manifest, indexes.keys, began)
         return indexes
+
+    def publish(self, manifest: Manifest, needed: Callable[[], AbstractSet[str]], began: float) -> None:
+        """Put a manifest whose indexes and chunks are in the store, unless somebody else's word is against it.
+
+        Args:
+            needed: keys of these indexes and chunks.
+            began: monotonic time at which a collection would have found them needed: rank 0's index was put just before.
+
+        Raises CheckpointError when that is too long ago, or a collection took a chunk; StaleWriter as `commit` does.
+        """
+        identity, what = self._identity, f"trial {manifest.trial} step {manifest.step}"
+        newer = self._patience.ask(lambda: newer_claim(self._store, identity.trial, identity.attempt))
+        if newer is not None:
+            raise self._stale(manifest.step, newer[0])
+        self._patience.ask(lambda: self._board.check(needed, self._patience.polls(self._deadline_s), what))
+        if time.monotonic() - began > COMMIT_WITHIN_S:
+            raise CheckpointError(f"{what}: not complete within {COMMIT_WITHIN_S:g} s of rank 0's part")
+        self._put_manifest(manifest)
+        self._withdraw_if_stale(manifest)
 
     def observe(self, step: int) -> None:
         """Other ranks: return once rank 0's manifest of `step` is there; raises as `commit` does."""
@@ -207,20 +227,28 @@ class Committer:
         )
 
     def _put_manifest(self, manifest: Manifest) -> None:
+        """Put it where none is, or over an older attempt's; in the latter case there is one at every moment."""
         data = manifest.to_bytes()
-        for _ in range(2):
-            if self._patience.ask(lambda: self._store.put_if_absent(manifest.key, data)):
-                return
-            attempt = self._attempt_of(manifest.step)
-            if attempt is not None and attempt >= self._identity.attempt:
-                raise self._stale(manifest.step, attempt)
-            self._patience.ask(lambda: self._store.delete([manifest.key]))
-        raise StaleWriter(f"{manifest.key}: another writer puts it back as often as it is replaced", key=manifest.key)
+        if self._patience.ask(lambda: self._store.put_if_absent(manifest.key, data)):
+            return
+        attempt = self._attempt_of(manifest.step)
+        if attempt is not None and attempt >= self._identity.attempt:
+            raise self._stale(manifest.step, attempt)
+        self._patience.ask(lambda: keep_copy(self._store, manifest.trial, manifest.step))
+        self._patience.ask(lambda: self._store.put(manifest.key, data))
 
-    def _refuse_if_stale(self, step: int) -> None:
-        newest = self._patience.ask(lambda: next_attempt(self._store, self._identity.trial)) - 1
-        if newest > self._identity.attempt:
-            raise self._stale(step, newest)
+    def _withdraw_if_stale(self, manifest: Manifest) -> None:
+        """Take the manifest back if a newer attempt was claimed before it was put: its writer must not meet it.
+
+        Raises StaleWriter then.
+        """
+        newer = self._patience.ask(lambda: newer_claim(self._store, manifest.trial, self._identity.attempt))
+        if newer is None:
+            return
+        mine = self._patience.ask(lambda: [each.modified for each in self._store.list(manifest.key)])
+        if mine and newer[1].modified < mine[0]:
+            self._patience.ask(lambda: delete_checkpoint(self._store, manifest.trial, manifest.step))
+            raise self._stale(manifest.step, newer[0])
 
     def _raise_if_given_up(self, step: int, present: set[str], ranks: Sequence[int]) -> None:
         for rank in ranks:
@@ -238,14 +266,9 @@ class Committer:
         prefix = checkpoint_prefix(self._identity.trial, step)
         return self._patience.ask(lambda: {each.key for each in self._store.list(prefix)})
 
-    def _stale(self, step: int, attempt: int) -> StaleWriter:
+    def _stale(self, step: int, newer: int) -> StaleWriter:
         identity = self._identity
-        return StaleWriter(
-            f"trial {identity.trial} step {step}: attempt {attempt} owns the trial, not attempt {identity.attempt}",
-            hint="another process trains the same trial; this one, being the older, must stop",
-            trial=identity.trial,
-            step=step,
-        )
+        return self._patience.ask(lambda: stale(self._store, identity.trial, step, identity.attempt, newer))
 
 
 @dataclass(frozen=True)
@@ -254,3 +277,8 @@ class RankIndexes:
 
     refs: tuple[IndexRef, ...]
     parsed: tuple[RankIndex, ...]
+
+    def keys(self) -> set[str]:
+        """Of the indexes and of all chunks that they name."""
+        chunks = {chunk.digest for each in self.parsed for chunk in each.chunks}
+        return {ref.key for ref in self.refs} | {chunk_key(digest) for digest in chunks}

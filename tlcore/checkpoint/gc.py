@@ -1,152 +1,230 @@
-"""Garbage collection: delete the chunks of a run that no checkpoint needs.
+"""Garbage collection: delete the chunks of a run that no checkpoint needs, and what abandoned saves left behind.
 
-Owns: marking, the grace period, the deletion. Called by `tlcore checkpoints gc`; safe beside running saves.
+Owns: the order of a collection and its report. Does not own: what a checkpoint needs (`marking.py`), what is said to
+running saves (`notices.py`). Called by `tlcore checkpoints gc`; safe beside everything else that a run does.
 
-A chunk is deleted only when nothing names it and it is older than the grace period. Named by: every manifest, and
-every rank index of a save that has no manifest yet and is itself younger than the grace period. Why no save can lose
-a chunk: what it uploads is young; what it reuses is named by the newest manifest, which retention never deletes, or
-was sent by the same process within an hour (`upload.UNCOMMITTED_REUSE_S`), which is why the grace period has a floor.
-A manifest that vanishes while it is read means that retention is at work: marking begins again, since the manifest
-that took its place may not have been listed. A manifest or index that cannot be read stops the collection: what it
-named is not known.
+    1. list the chunks; candidates are older than the grace period
+    2. mark from all manifests, and from the indexes of every checkpoint directory in which anything is young
+    3. post a notice naming the candidates that are not marked, and the leftovers under `trials/`
+    4. list manifests and indexes again, and mark from what is new
+    5. delete what neither marking needs
+    6. say in the notice that it is done, and what is gone
 
-Limits of this version: clocks are the store's (`modified`) against `now`; two collections at once are harmless but
-wasteful.
+Why no checkpoint can lose a chunk. Take a checkpoint whose manifest is put at time m, its last index at time i, and its
+look at the notices (`Noticeboard.check`, between the two) at time w: i < w < m. Let this collection post its notice at n
+and begin its second marking at s: n < s.
+
+* i < s: the second marking lists all its indexes. Its directory is young then, since rank 0 put its own index at most
+  `commit.COMMIT_WITHIN_S` before the manifest, and that is less than any grace period; or its manifest is there. Either
+  way they are marked.
+* i >= s: then n < s <= i < w, so the commit sees the notice, waits until this collection is done, and is given up if one
+  of its chunks is gone. Nothing is lost: the writer forgets what the notice names and sends it again.
+
+It does not matter how a save came by its chunks: sent just now, sent anew while the old object of the same name was
+about to be deleted, or not sent because an earlier checkpoint named them. So the cases differ only in what keeps a save
+from being given up, which is rare enough to be cheap and common enough to be thought of:
+
+* a running save: what it sends is young, what it reuses is named by the newest manifest it saw, which retention leaves
+  alone until the next commit, or was sent within `UNCOMMITTED_REUSE_S`; the least grace period is twice that;
+* a restored run's first save: reuses what the restored manifest names. Where that was deleted meanwhile (by a stale
+  writer's retention), the mark that `retention.delete_checkpoint` leaves keeps its chunks for the grace period;
+* a clone of another trial (`clone.py`): commits as every save does, so it is whole or is not committed; the donor may be
+  deleted at any moment before, between or after the two markings;
+* retention beside it: a manifest that is deleted between the markings was seen by the first or has left its mark before
+  the second; one deleted while it is being read is skipped, for the same reason;
+* a restore under way: whoever has read a manifest can read its chunks for the grace period after its deletion.
+
+A manifest or an index that counts and cannot be read stops the collection before anything is deleted: what it named is
+not known. Ages are by the store's own clock. Listings of a network file system may be a minute old on another host, so
+there the collection waits `2 * lag` between the notice and the second marking. Two collections at once are harmless. One
+that was suspended for longer than `RENEW_S` marks anew before it goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from tlcore.checkpoint.manifest import parse_index, parse_manifest, read_index
+from tlcore.checkpoint.marking import Marker, Marking
+from tlcore.checkpoint.notices import KEEP_S, RENEW_S, Posted, expired
 from tlcore.checkpoint.upload import UNCOMMITTED_REUSE_S
-from tlcore.errors import CheckpointError, ObjectMissing, RequestError
+from tlcore.errors import RequestError
 from tlcore.storage.base import ObjectInfo, ObjectStore
-from tlcore.storage.keys import (
-    CHUNKS_PREFIX,
-    TRIALS_PREFIX,
-    checkpoint_prefix,
-    parse_chunk_key,
-    parse_manifest_key,
-    parse_rank_index_key,
-)
+from tlcore.storage.clock import listing_lag_s, store_now
+from tlcore.storage.keys import CHUNKS_PREFIX, parse_chunk_key, parse_claim_key, parse_rank_index_key, parse_step_key
 
 GRACE_S = 24 * 3600.0
 LEAST_GRACE_S = 2 * UNCOMMITTED_REUSE_S
-MARK_TRIES = 5
 DELETE_AT_ONCE = 1000
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much."""
+
+
+@dataclass
+class TrialGarbage:
+    """What goes of one trial: steps that never got a manifest or have lost it, and the chunks that only they named."""
+
+    steps: set[int] = field(default_factory=set)
+    objects: int = 0
+    chunks: int = 0
+    chunk_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class GcReport:
-    """What a collection found: chunks that stay, and chunks and abandoned indexes that went (or would go, on a
-    dry run).
+    """What a collection found: chunks that stay; chunks and leftovers that went (or would go, on a dry run).
+
+    `trials` says the same by trial; chunks that no index names any more are under the empty name.
     """
 
     kept: int
     kept_bytes: int
     deleted: int
     deleted_bytes: int
-    deleted_indexes: int
-
-
-class _Moved(Exception):
-    """The set of manifests changed while it was read."""
+    deleted_leftovers: int
+    dry_run: bool = False
+    trials: Mapping[str, TrialGarbage] = field(default_factory=dict)
 
 
 def gc(
     store: ObjectStore,
-    now: datetime,
+    *,
     grace_s: float = GRACE_S,
     dry_run: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
+    now: datetime | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> GcReport:
-    """Collect one run's chunks; `store` is rooted at the run, `now` is timezone-aware, `progress` gets the number
-    of deleted chunks so far.
+    """Collect one run.
 
-    Raises RequestError for a grace period below two hours, CheckpointCorrupt when a manifest or index cannot be
-    read (nothing has been deleted then), CheckpointError when manifests change faster than they can be read.
+    Args:
+        store: rooted at the run.
+        grace_s: seconds for which everything stays, whoever needs it.
+        now: the store's time, timezone-aware; None asks it.
+        sleep, clock: for tests.
+
+    Raises RequestError for a grace period below two hours; CheckpointCorrupt or CheckpointIncompatible when a manifest or
+    index cannot be read; StorageError.
     """
     if grace_s < LEAST_GRACE_S:
         raise RequestError(
-            f"a grace period of {grace_s:g} s: at least {LEAST_GRACE_S:g} s, or running saves could lose chunks"
+            f"a grace period of {grace_s:g} s: at least {LEAST_GRACE_S:g} s, or running saves would be given up"
         )
-    before = now - timedelta(seconds=grace_s)
-    # Candidates are listed before marking: a chunk that appears later is not one.
-    chunks = list(store.list(CHUNKS_PREFIX))
-    named, abandoned = _mark(store, before)
-    doomed = [
-        each for each in chunks if each.modified < before and _digest(each) is not None and _digest(each) not in named
-    ]
-    if not dry_run:
-        for at in range(0, len(doomed), DELETE_AT_ONCE):
-            store.delete([each.key for each in doomed[at : at + DELETE_AT_ONCE]])
-            if progress is not None:
-                progress(min(len(doomed), at + DELETE_AT_ONCE))
-        store.delete([each.key for each in abandoned])
-    total = sum(each.size_bytes for each in chunks)
-    gone = sum(each.size_bytes for each in doomed)
-    return GcReport(len(chunks) - len(doomed), total - gone, len(doomed), gone, len(abandoned))
+    return _Collection(store, now or store_now(store), grace_s, progress or _silent, sleep, clock).run(dry_run)
 
 
-def _mark(store: ObjectStore, before: datetime) -> tuple[set[str], list[ObjectInfo]]:
-    """Digests that are needed, and what is left under steps that never got a manifest."""
-    for _ in range(MARK_TRIES):
-        try:
-            return _mark_once(store, before)
-        except _Moved:
-            continue
-    raise CheckpointError(
-        f"{store.url}: checkpoints changed {MARK_TRIES} times while they were read", hint="run gc again later"
-    )
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
-def _mark_once(store: ObjectStore, before: datetime) -> tuple[set[str], list[ObjectInfo]]:
-    listed = list(store.list(TRIALS_PREFIX))
-    committed: set[tuple[str, int]] = {
-        parsed for each in listed if (parsed := parse_manifest_key(each.key)) is not None
-    }
-    named: set[str] = set()
-    for trial, step in committed:
-        named |= _named_by(store, f"{checkpoint_prefix(trial, step)}MANIFEST.json")
-    loose = [each for each in listed if not _is_committed(each.key, committed)]
-    for each in loose:
-        if each.modified >= before and parse_rank_index_key(each.key) is not None:
-            named |= _named_by_index(store, each.key)
-    return named, [each for each in loose if each.modified < before]
+class _Collection:
+    def __init__(
+        self,
+        store: ObjectStore,
+        now: datetime,
+        grace_s: float,
+        progress: Progress,
+        sleep: Callable[[float], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._store, self._now, self._progress, self._sleep, self._clock = store, now, progress, sleep, clock
+        self._before = now - timedelta(seconds=grace_s)
+        self._marker = Marker(store, self._before)
+
+    def run(self, dry_run: bool) -> GcReport:
+        self._progress("listing chunks", 0, 0)
+        chunks = {each.key: each for each in self._store.list(CHUNKS_PREFIX) if parse_chunk_key(each.key) is not None}
+        self._progress("marking", 0, len(chunks))
+        marked = self._marker.mark()
+        old = {key: each for key, each in chunks.items() if each.modified < self._before}
+        doomed = self._needless(old, marked)
+        shares = self._shares(doomed, marked)
+        doomed |= {each.key: each for each in marked.leftovers}
+        if not dry_run:
+            self._delete(doomed)
+            self._store.delete(expired(self._store, self._now - timedelta(seconds=KEEP_S)))
+        gone = [chunks[key] for key in doomed if key in chunks]
+        gone_bytes = sum(each.size_bytes for each in gone)
+        kept_bytes = sum(each.size_bytes for each in chunks.values()) - gone_bytes
+        return GcReport(
+            len(chunks) - len(gone), kept_bytes, len(gone), gone_bytes, len(doomed) - len(gone), dry_run, shares
+        )
+
+    def _delete(self, doomed: dict[str, ObjectInfo]) -> None:
+        """Delete all of `doomed` but what turns out to be needed, which is taken out of it.
+
+        On an error the notice stays as it is: a request that timed out may still be carried out.
+        """
+        if not doomed:
+            return
+        posted = Posted(self._store, self._now, doomed)
+        deleted: set[str] = set()
+        waiting = self._announce(posted, doomed)
+        since = self._clock()
+        while waiting:
+            if self._clock() - since > RENEW_S:
+                waiting = self._announce(posted, waiting)
+                since = self._clock()
+            batch = sorted(waiting)[:DELETE_AT_ONCE]
+            self._store.delete(batch)
+            deleted.update(batch)
+            waiting = {key: each for key, each in waiting.items() if key not in deleted}
+            self._progress("deleting", len(deleted), len(deleted) + len(waiting))
+        posted.done(deleted)
+        for key in doomed.keys() - deleted:
+            del doomed[key]
+
+    def _announce(self, posted: Posted, doomed: Mapping[str, ObjectInfo]) -> dict[str, ObjectInfo]:
+        """Post or renew the notice, mark again, and return what is still not needed."""
+        posted.renew()
+        lag = listing_lag_s(self._store)
+        if lag:
+            self._progress("waiting for other hosts to see the notice", 0, 0)
+            self._sleep(2 * lag)
+        self._progress("marking again", 0, len(doomed))
+        return self._needless(doomed, self._marker.mark())
+
+    @staticmethod
+    def _needless(candidates: Mapping[str, ObjectInfo], marked: Marking) -> dict[str, ObjectInfo]:
+        """Chunks that a marking does not name, and other objects that it calls leftovers."""
+        leftovers = set(marked.leftovers)
+
+        def is_needless(key: str, each: ObjectInfo) -> bool:
+            digest = parse_chunk_key(key)
+            return each in leftovers if digest is None else digest not in marked.named
+
+        return {key: each for key, each in candidates.items() if is_needless(key, each)}
+
+    def _shares(self, doomed: Mapping[str, ObjectInfo], marked: Marking) -> dict[str, TrialGarbage]:
+        """By trial, before anything is deleted."""
+        found: dict[str, TrialGarbage] = {}
+        unnamed = {_digest(each): each.size_bytes for each in doomed.values()}
+        for each in marked.leftovers:
+            trial, step = _place(each)
+            share = found.setdefault(trial, TrialGarbage())
+            share.objects += 1
+            if step is not None:
+                share.steps.add(step)
+            if parse_rank_index_key(each.key) is not None:
+                mine = self._marker.digests_of(each) & unnamed.keys()
+                share.chunks += len(mine)
+                share.chunk_bytes += sum(unnamed.pop(digest) for digest in mine)
+        if unnamed:
+            found[""] = TrialGarbage(chunks=len(unnamed), chunk_bytes=sum(unnamed.values()))
+        return dict(sorted(found.items()))
 
 
-def _named_by(store: ObjectStore, key: str) -> set[str]:
-    try:
-        manifest = parse_manifest(store.get(key), key)
-    except ObjectMissing:
-        raise _Moved from None
-    try:
-        return {chunk.digest for ref in manifest.indexes for chunk in read_index(store, ref).chunks}
-    except CheckpointError:
-        if not any(each.key == key for each in store.list(key)):
-            raise _Moved from None
-        raise
+def _place(each: ObjectInfo) -> tuple[str, int | None]:
+    step, claim = parse_step_key(each.key), parse_claim_key(each.key)
+    if step is not None:
+        return step.trial, step.step
+    assert claim is not None  # a leftover is one or the other
+    return claim.trial, None
 
 
-def _named_by_index(store: ObjectStore, key: str) -> set[str]:
-    try:
-        return {chunk.digest for chunk in parse_index(store.get(key), key).chunks}
-    except ObjectMissing:
-        raise _Moved from None
-
-
-def _is_committed(key: str, committed: AbstractSet[tuple[str, int]]) -> bool:
-    """Whether `key` belongs to a committed checkpoint, or is nothing of a checkpoint's at all."""
-    trial, _, rest = key.removeprefix(TRIALS_PREFIX).partition("/")
-    step, _, name = rest.partition("/")
-    if not name.startswith("rank-") or not step.removeprefix("step-").isdecimal():
-        return True
-    return (trial, int(step.removeprefix("step-"))) in committed
-
-
-def _digest(each: ObjectInfo) -> str | None:
-    return parse_chunk_key(each.key)
+def _digest(each: ObjectInfo) -> str:
+    return each.key.rpartition("/")[2]

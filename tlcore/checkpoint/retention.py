@@ -1,30 +1,43 @@
-"""Which checkpoints of a trial to keep, and deleting the others.
+"""Which checkpoints of a trial to keep, and taking the others away.
 
-Owns: the decision (a pure function) and the order of deletion. Does not own chunks: `gc.py` collects those nobody
-names any more. Called by `train/` on rank 0 after a commit, and by `sweep/`.
+Owns the decision (a pure function) and the order of deletion. Does not own chunks: `gc.py` collects those nobody names
+any more. Called by `train/` on rank 0 after a commit, by `commit.py` and `clone.py` when they replace a checkpoint, and
+by `sweep/`.
+
+A checkpoint is retired: its manifest is put beside itself under another name, and then goes, so that it is no checkpoint
+any more. What it names stays for the grace period of the next collection: a restore, an export or a clone that has read
+the manifest goes on undisturbed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 
-from tlcore.checkpoint.manifest import Manifest
+from tlcore.checkpoint.manifest import Manifest, list_manifests, parse_manifest, read_manifest
+from tlcore.errors import CheckpointError, ObjectMissing
 from tlcore.storage.base import ObjectStore
-from tlcore.storage.keys import checkpoint_prefix, manifest_key
+from tlcore.storage.keys import manifest_key, retired_key
 
 
 def steps_to_delete(
-    manifests: Sequence[Manifest], keep_last: int, keep_best: int, metric: str | None = None, mode: str = "max"
+    manifests: Sequence[Manifest],
+    keep_last: int,
+    keep_best: int,
+    metric: str | None = None,
+    mode: str = "max",
+    protected: Collection[int] = (),
 ) -> list[int]:
-    """Steps of one trial's checkpoints to delete, ascending; the newest always stays, since writers reuse its
-    chunks.
+    """Steps of one trial's checkpoints to delete, ascending.
 
-    Keeps the `keep_last` newest and the `keep_best` best by `metric`; checkpoints without it, or with NaN, are
-    never best. Of equals the newer is better.
+    Keeps the `keep_last` newest (at least one) and the `keep_best` best by `metric`; checkpoints without it, or with NaN,
+    are never best. Of equals the newer is better. Newer is the later attempt, then the higher step: what lies ahead of a
+    training that went back belongs to a line that was given up. `protected` steps stay whatever their rank: what a running writer
+    committed last, or was restored from, since it reuses the chunks; after a fallback that need not be the newest.
     """
-    newest_first = sorted(manifests, key=lambda each: each.step, reverse=True)
-    kept = {each.step for each in newest_first[: max(1, keep_last)]}
+    newest_first = sorted(manifests, key=lambda each: (each.attempt, each.step), reverse=True)
+    kept = {each.step for each in newest_first[: max(1, keep_last)]} | set(protected)
     if metric is not None:
         sign = -1.0 if mode == "max" else 1.0
         known = [each for each in newest_first if not math.isnan(each.metrics.get(metric, math.nan))]
@@ -33,18 +46,53 @@ def steps_to_delete(
 
 
 def delete_checkpoint(store: ObjectStore, trial: str, step: int) -> None:
-    """Delete one checkpoint: manifest first, so that it never looks whole when it is not; then the rest under its
-    prefix.
+    """Take one checkpoint away, if it is there; whoever has read its manifest can go on reading it for a while.
+
+    The copy comes first: a collection that no longer finds the manifest must find the copy. Raises StorageError.
     """
-    store.delete([manifest_key(trial, step)])
-    store.delete([each.key for each in store.list(checkpoint_prefix(trial, step))])
+    if keep_copy(store, trial, step):
+        store.delete([manifest_key(trial, step)])
 
 
-def apply_retention(
-    store: ObjectStore, manifests: Sequence[Manifest], keep_last: int, keep_best: int, metric: str | None, mode: str
-) -> list[int]:
-    """Delete what `steps_to_delete` names; returns the steps deleted."""
-    doomed = steps_to_delete(manifests, keep_last, keep_best, metric, mode)
-    for step in doomed:
-        delete_checkpoint(store, manifests[0].trial, step)
-    return doomed
+def keep_copy(store: ObjectStore, trial: str, step: int) -> bool:
+    """Put a manifest that is about to be deleted or replaced beside itself; False when there is none."""
+    key = manifest_key(trial, step)
+    try:
+        data = store.get(key)
+    except ObjectMissing:
+        return False
+    try:
+        attempt = parse_manifest(data, key).attempt
+    except CheckpointError:
+        attempt = 0  # unreadable: the copy is kept as it is, and names nothing
+    store.put(retired_key(trial, step, attempt), data)
+    return True
+
+
+class Retention:
+    """What one writer keeps of its trial. Lists the trial once and then knows what it committed; not for several threads."""
+
+    def __init__(
+        self, store: ObjectStore, trial: str, keep_last: int, keep_best: int, metric: str | None, mode: str
+    ) -> None:
+        self._store, self._trial = store, trial
+        self._keep_last, self._keep_best, self._metric, self._mode = keep_last, keep_best, metric, mode
+        self._known: dict[int, Manifest] | None = None
+
+    def after_commit(self, step: int) -> list[int]:
+        """Delete what is not to be kept, now that this writer has committed `step`; returns the steps deleted.
+
+        Checkpoints whose manifest cannot be read stay: `tlcore checkpoints verify` tells of them. Raises StorageError.
+        """
+        wanted = list_manifests(self._store, self._trial) if self._known is None else [step]
+        known = self._known = self._known or {}
+        for each in wanted:
+            with suppress(CheckpointError):
+                known[each] = read_manifest(self._store, self._trial, each)
+        doomed = steps_to_delete(
+            list(known.values()), self._keep_last, self._keep_best, self._metric, self._mode, protected=[step]
+        )
+        for each in doomed:
+            delete_checkpoint(self._store, self._trial, each)
+            del known[each]
+        return doomed

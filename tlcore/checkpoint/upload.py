@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -62,6 +63,12 @@ class Reusable:
         with self._lock:
             self._sent = {each: at for each, at in self._sent.items() if now - at < UNCOMMITTED_REUSE_S}
             self._sent.update(dict.fromkeys(digests, now))
+
+    def forget(self, digests: AbstractSet[str] | None) -> None:
+        """A garbage collection may have deleted these; None: any."""
+        with self._lock:
+            self._committed = frozenset() if digests is None else self._committed - digests
+            self._sent = {each: at for each, at in self._sent.items() if digests is not None and each not in digests}
 
     def committed(self, digests: Iterable[str]) -> None:
         """The newest manifest holds these; what only an older one held is forgotten."""

@@ -1,8 +1,8 @@
-"""What `tlcore list`, `tlcore show` and `tlcore checkpoints list` print, read from object storage alone.
+"""What `tlcore list` and `tlcore show` print, read from object storage alone.
 
 Owns the reading and the words, as text and as JSON. Needs no cluster, no local file and no Ray: `run.json`, the journal
 and the manifests say everything. A run that stopped without saying so is called unfinished, with the age of its last
-entry: storage cannot tell a killed sweep from a slow one. Called by `cli.py`.
+entry: storage cannot tell a killed sweep from a slow one. Called by `cli.py` and `checkpoints.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tlcore.checkpoint import CheckpointRef, Manifest, read_manifest
 from tlcore.errors import ObjectMissing, RecipeError
 from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict
 from tlcore.report import figures
@@ -226,60 +225,3 @@ def _recipe(run: StoredRun) -> Recipe | None:
         return recipe_from_dict(run.identity.get("recipe") or {}, source=f"{run.ref.url}/run.json")
     except RecipeError:
         return None
-
-
-def find_checkpoints(where: str, storage: str) -> tuple[ObjectStore, list[Manifest]]:
-    """The committed checkpoints that a word names, by trial and step, and the store of their run.
-
-    Args:
-        where: a checkpoint's URL, a trial's (`<run>/trials/<trial>`), or whatever `find_run` takes.
-    """
-    if CheckpointRef.is_one(where):
-        store, manifest = CheckpointRef.parse(where).open()
-        return store, [manifest]
-    run, _, trial = where.partition(f"/{TRIALS_PREFIX}")
-    store = find_run(run, storage).open()
-    steps = committed_steps(store)
-    if trial and trial.strip("/") not in steps:
-        raise ObjectMissing(
-            f"no checkpoint of trial {trial!r} in {store.url}", hint=f"trials with any: {', '.join(steps)}"
-        )
-    wanted = [(name, step) for name, found in steps.items() if trial.strip("/") in ("", name) for step in found]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return store, list(pool.map(lambda at: read_manifest(store, *at), wanted))
-
-
-def manifest_json(manifest: Manifest) -> dict[str, Any]:
-    """One checkpoint as `tlcore checkpoints list --json` prints it."""
-    return {
-        "trial": manifest.trial,
-        "step": manifest.step,
-        "written": manifest.written,
-        "world_size": manifest.world_size,
-        "zero_stage": manifest.zero_stage,
-        "state_bytes": manifest.totals.state_bytes,
-        "new_bytes": manifest.totals.new_bytes,
-        "metrics": dict(manifest.metrics),
-        "parent": manifest.parent,
-        "key": manifest.key,
-    }
-
-
-def manifest_table(manifests: Iterable[Manifest]) -> RenderableType:
-    """Checkpoints for people; `uploaded` is what the save itself sent, the rest was in the store already."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("trial")
-    for heading in ("step", "ranks", "ZeRO", "state", "uploaded"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("written", no_wrap=True)
-    for each in manifests:
-        table.add_row(
-            each.trial,
-            str(each.step),
-            str(each.world_size),
-            figures.ABSENT if each.zero_stage is None else str(each.zero_stage),
-            figures.size(each.totals.state_bytes),
-            figures.size(each.totals.new_bytes),
-            each.written[:19].replace("T", " "),
-        )
-    return table

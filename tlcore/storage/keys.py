@@ -7,7 +7,10 @@ Owns the layout. Does not touch a store. Called by `runs.py` and by every room t
     trials/t000/history/00000000.json                 metrics by report
     trials/t000/step-00000200/rank-0001-0000.json     what one rank wrote, by attempt
     trials/t000/step-00000200/MANIFEST.json           the commit
+    trials/t000/step-00000200/RETIRED-0001.json       a manifest that was deleted; what it names stays for a while
+    trials/t000/writers/0001                          who claimed this attempt
     cas/ab/ab12...                                    chunks by SHA-256
+    gc/20261121T044500-ab12.json                      what a garbage collection is about to delete, or has deleted
 
 Numbers have eight digits, so that key order is number order.
 """
@@ -23,6 +26,7 @@ RUN_JSON = "run.json"
 JOURNAL_PREFIX = "journal/"
 TRIALS_PREFIX = "trials/"
 CHUNKS_PREFIX = "cas/"
+NOTICES_PREFIX = "gc/"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -34,6 +38,9 @@ _JOURNAL_KEY = re.compile(rf"journal/{_NUMBER}\.json")
 _HISTORY_KEY = re.compile(rf"trials/{_TRIAL}/history/{_NUMBER}\.json")
 _MANIFEST_KEY = re.compile(rf"trials/{_TRIAL}/step-{_NUMBER}/MANIFEST\.json")
 _RANK_KEY = re.compile(rf"trials/{_TRIAL}/step-{_NUMBER}/rank-(\d{{4}})-(\d{{4}})\.json")
+_STEP_KEY = re.compile(rf"trials/{_TRIAL}/step-{_NUMBER}/(.+)")
+_CLAIM_KEY = re.compile(rf"trials/{_TRIAL}/writers/(\d+)")
+_RETIRED_KEY = re.compile(rf"trials/{_TRIAL}/step-{_NUMBER}/RETIRED-(\d{{4}})\.json")
 _CHUNK_KEY = re.compile(r"cas/([0-9a-f]{2})/([0-9a-f]{64})")
 
 
@@ -51,6 +58,17 @@ class RankIndexKey(NamedTuple):
     trial: str
     step: int
     rank: int
+    attempt: int
+
+
+class StepKey(NamedTuple):
+    trial: str
+    step: int
+    name: str
+
+
+class ClaimKey(NamedTuple):
+    trial: str
     attempt: int
 
 
@@ -90,6 +108,20 @@ def rank_index_key(trial: str, step: int, rank: int, attempt: int) -> str:
     return f"{checkpoint_prefix(trial, step)}rank-{_number(rank, 4)}-{_number(attempt, 4)}.json"
 
 
+def retired_key(trial: str, step: int, attempt: int) -> str:
+    """Where a deleted manifest lies, of this attempt, until a garbage collection takes it."""
+    return f"{checkpoint_prefix(trial, step)}RETIRED-{_number(attempt, 4)}.json"
+
+
+def writers_prefix(trial: str) -> str:
+    """Where the attempts of a trial are claimed."""
+    return f"{trial_prefix(trial)}writers/"
+
+
+def claim_key(trial: str, attempt: int) -> str:
+    return f"{writers_prefix(trial)}{_number(attempt, 4)}"
+
+
 def chunk_key(digest: str) -> str:
     """Key of the chunk with this SHA-256 (64 hex digits)."""
     if not _DIGEST.fullmatch(digest):
@@ -115,6 +147,23 @@ def parse_manifest_key(key: str) -> ManifestKey | None:
 def parse_rank_index_key(key: str) -> RankIndexKey | None:
     match = _RANK_KEY.fullmatch(key)
     return RankIndexKey(match[1], int(match[2]), int(match[3]), int(match[4])) if match else None
+
+
+def parse_step_key(key: str) -> StepKey | None:
+    """Any object of one checkpoint, committed or not."""
+    match = _STEP_KEY.fullmatch(key)
+    return StepKey(match[1], int(match[2]), match[3]) if match else None
+
+
+def parse_retired_key(key: str) -> ManifestKey | None:
+    """Trial and step of a manifest that was deleted."""
+    match = _RETIRED_KEY.fullmatch(key)
+    return ManifestKey(match[1], int(match[2])) if match else None
+
+
+def parse_claim_key(key: str) -> ClaimKey | None:
+    match = _CLAIM_KEY.fullmatch(key)
+    return ClaimKey(match[1], int(match[2])) if match else None
 
 
 def parse_chunk_key(key: str) -> str | None:

@@ -88,7 +88,10 @@ class _Run:
                 continue
             report = session.advance(fraction)
             metrics = report.metrics
-            self._tell("result", TRIAL, **report.to_dict())
+            facts = report.to_dict()
+            for passed_over in facts.pop("fell_back"):
+                self._tell("fell_back", TRIAL, **passed_over)
+            self._tell("result", TRIAL, **facts)
         checkpoint = session.save(wait=True)
         self._tell("completed", TRIAL)
         if self.recipe.data.test is not None:

@@ -33,7 +33,8 @@ class Progress:
 @dataclass(frozen=True)
 class Report:
     """A trial at one of its report fractions, evaluated on the validation examples. `loss` is None where it is not known: the
-    trial was restored at this very step, from a checkpoint that does not say."""
+    trial was restored at this very step, from a checkpoint that does not say. `fell_back`, in the first report after a restore:
+    the damaged checkpoints that were passed over, each with `instead` (its step), `step` (the one restored) and `reason`."""
 
     step: int
     total_steps: int
@@ -42,6 +43,7 @@ class Report:
     samples_per_s: float
     checkpoint_step: int | None
     metrics: dict[str, float] = field(default_factory=dict)
+    fell_back: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -3,8 +3,8 @@
 Owns the writer of this session and the trial's history objects. Does not own when to save (`cadence.py`, `session.py`) nor the
 format (`checkpoint/`). Called by `session.py`.
 
-A restart of a trial takes a number of its own from the store (`attempt`): its rank indexes then never meet those of a killed
-predecessor at the same step.
+A restart of a trial claims a number of its own in the store (`attempt`), before it looks for a checkpoint: its rank indexes then
+never meet those of a killed predecessor at the same step, and a predecessor that is not dead after all commits nothing more.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tlcore.checkpoint import (
     Retention,
     SaveReport,
     WriterSettings,
+    claim_attempt,
 )
 from tlcore.checkpoint.device import Device
 from tlcore.engine.sharded import ShardedModel
@@ -89,6 +90,7 @@ class Saver:
         facts: what belongs in every manifest of the trial besides the state: the recipe and the label names.
         parent: the manifest this session was restored from.
         device: where the state lies that is not in host memory.
+        claim: the attempt that rank 0 has claimed, known to every rank; None claims one now.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Saver:
         world_size: int,
         parent: Manifest | None,
         device: Device | None = None,
+        claim: Claim | None = None,
     ) -> None:
         self._store, self._trial, self._recipe, self._facts = store, trial, recipe, dict(facts)
         self._rank = rank
@@ -108,13 +111,18 @@ class Saver:
         self._history_n = 0
         if rank == 0:
             self.tell({"kind": "started", "world_size": world_size, "from_step": parent.step if parent else 0})
-        attempt = agree(next_attempt(store, trial) if rank == 0 else 0)
+        if claim is None:
+            claim = agree(claim_attempt(store, trial) if rank == 0 else Claim(0, ""))
         settings = writer_settings(recipe, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        self._writer = CheckpointWriter(store, trial, rank, world_size, attempt, settings, parent, device)
+        self._writer = CheckpointWriter(
+            store, trial, rank, world_size, claim.attempt, settings, parent, device, claim.text
+        )
         self.committed_step = parent.step if parent else None
         self.totals = SaveTotals()
         self._saved_step = self.committed_step
         self._failures = 0
+        keep, search = recipe.checkpoint, recipe.search
+        self._retention = Retention(store, trial, keep.keep_last, keep.keep_best, search.metric, search.mode)
 
     def prepare(self, model: ShardedModel) -> None:
         """Make the memory of snapshots ready behind the next steps; to be called once the optimizer has its state."""

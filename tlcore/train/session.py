@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, newest_intact
+from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, claim_attempt, newest_intact
 from tlcore.data import Order
 from tlcore.engine.optimizer import learning_rate
 from tlcore.engine.process import give_memory_back
@@ -63,6 +63,7 @@ class TrialSession:
     Raises:
         RecipeError, DataError, ModelError: what the recipe names cannot be used on this many ranks.
         CheckpointIncompatible: the checkpoint is of another model, data or order.
+        CheckpointCorrupt: there are checkpoints, and none of them is intact.
     """
 
     def __init__(
@@ -91,14 +92,16 @@ class TrialSession:
         self._cadence = Cadence.of(recipe)
         self.step = 0
         self._loss = math.nan
+        self._fell_back: list[dict[str, Any]] = []
+        claim = agree(claim_attempt(self._store, trial) if self.rank == 0 else None)
         parent = self._restore(resume_step)
         facts = {"recipe": recipe.to_dict(), "task": self.task.facts()}
         self._saver = Saver(
-            self._store, trial, recipe, facts, self.rank, self.world_size, parent, self.model.memory
+            self._store, trial, recipe, facts, self.rank, self.world_size, parent, self.model.memory, claim
         )
-        self._stepper = Stepper(
-            self.task, self.model, self.order, batch, self.total_steps, self._saver.before_update
-        )
+        if self._fell_back and self.rank == 0:
+            self._saver.tell({"kind": "fell_back", "step": self.step, "passed_over": self._fell_back})
+        self._stepper = Stepper(self.task, self.model, self.order, batch, self.total_steps, self._saver.before_update)
         self._prepared = False
         self._losses: list[torch.Tensor] = []
         self._samples, self._since = 0, time.monotonic()
@@ -129,7 +132,9 @@ class TrialSession:
             self._samples_per_s,
             self._saver.committed_step,
             metrics,
+            self._fell_back,
         )
+        self._fell_back = []
         if self.rank == 0:
             self._saver.tell({"kind": "report", **report.to_dict()})
         self._samples, self._since = 0, time.monotonic()
@@ -231,26 +236,60 @@ class TrialSession:
         return position(self.recipe, self.order)
 
     def _restore(self, resume_step: int | None) -> Manifest | None:
-        """Take the state from a checkpoint; falls back to the one before when stored bytes turn out damaged."""
+        """Take the state from the newest checkpoint that is intact, at `resume_step` at most; `_fell_back` says what is damaged.
+
+        None when there is none to restore. Raises CheckpointCorrupt when there are some and none is intact: to begin anew is
+        not for this method to decide, and half of a damaged state may stand in the model by then.
+        """
         if resume_step == 0:
             return None
-        before: int | None = None if resume_step is None else resume_step + 1
+        damaged: dict[int, str] = {}
         while True:
-            manifest = agree(newest_intact(self._store, self.trial, before).manifest if self.rank == 0 else None)
+            manifest, reasons = agree(self._newest(resume_step, damaged) if self.rank == 0 else (None, []))
             if manifest is None:
+                if reasons:
+                    raise self._nothing_intact(reasons)
                 return None
             self._check_position(manifest)
             try:
                 self.model.restore(CheckpointReader(self._store, manifest))
-            except CheckpointCorrupt:
+            except CheckpointCorrupt as error:
                 # On all ranks, whichever read the damaged bytes.
-                before = manifest.step
+                damaged[manifest.step] = error.message
                 continue
             self.step = manifest.step
+            self._note_fallback(reasons)
             # A trial killed between its last save and the report of it has no step left to get a loss from.
             loss = manifest.scalars.get("loss")
             self._loss = math.nan if loss is None else float(loss)
             return manifest
+
+    def _newest(
+        self, resume_step: int | None, damaged: dict[int, str]
+    ) -> tuple[Manifest | None, list[tuple[int, str]]]:
+        """What to restore, and why not something newer. Chunks show their damage when they are read."""
+        before = None if resume_step is None else resume_step + 1
+        found = newest_intact(self._store, self.trial, before, chunks=False, excluding=damaged)
+        return found.manifest, [*damaged.items(), *((each.step, each.text) for each in found.problems)]
+
+    def _note_fallback(self, reasons: list[tuple[int, str]]) -> None:
+        self._fell_back = [{"instead": step, "step": self.step, "reason": text} for step, text in reasons]
+        for step, text in reasons if self.rank == 0 else ():
+            logging.getLogger(__name__).warning(
+                "trial %s restored at step %s: the checkpoint of step %s is damaged: %s",
+                self.trial,
+                self.step,
+                step,
+                text,
+            )
+
+    def _nothing_intact(self, reasons: list[tuple[int, str]]) -> CheckpointCorrupt:
+        told = "; ".join(f"step {step}: {text}" for step, text in reasons)
+        return CheckpointCorrupt(
+            f"trial {self.trial}: none of its checkpoints is intact: {told}",
+            hint=f"`tlcore checkpoints verify {self.run_url}` says more; a new run begins from the recipe's model",
+            trial=self.trial,
+        )
 
     def _check_position(self, manifest: Manifest) -> None:
         for key, here in self._position().items():

@@ -1,0 +1,235 @@
+"""Which checkpoints a word on the command line names, and what `tlcore checkpoints` prints about them.
+
+Owns the finding and the words, as text and as JSON; reads object storage alone. Called by `cli_storage.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from tlcore.checkpoint import CheckpointRef, GcReport, Manifest, Problem, read_manifest
+from tlcore.errors import CheckpointError, ObjectMissing, RequestError
+from tlcore.report import figures
+from tlcore.report.runs import committed_steps, find_run, read_run
+from tlcore.storage import ObjectStore, open_store
+from tlcore.storage.keys import RUN_JSON, TRIALS_PREFIX
+
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A checkpoint whose manifest cannot be read, and why."""
+
+    trial: str
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class FoundCheckpoints:
+    """What a word names: the store of the run, its committed checkpoints by trial and step, and the unreadable ones."""
+
+    store: ObjectStore
+    manifests: Sequence[Manifest]
+    damaged: Sequence[Damaged]
+
+
+def find_checkpoints(where: str, storage: str, trial: str | None = None) -> FoundCheckpoints:
+    """The committed checkpoints that a word names.
+
+    Args:
+        where: a checkpoint's URL, a trial's (`<run>/trials/<trial>`), or whatever `find_run` takes.
+        trial: only those of this trial.
+
+    Raises ObjectMissing for a run, trial or checkpoint that is not there, naming those that are.
+    """
+    if CheckpointRef.is_one(where):
+        ref = CheckpointRef.parse(where)
+        store = open_store(ref.run_url)
+        if ref.step not in committed_steps(store).get(ref.trial, ()):
+            raise _no_checkpoint(store, ref.trial, ref.step)
+        return _read_manifests(store, [(ref.trial, ref.step)])
+    store, trial = _split(where, storage, trial)
+    steps = committed_steps(store)
+    if not steps:
+        require_run(store)
+    if trial is not None and trial not in steps:
+        raise _no_checkpoint(store, trial)
+    return _read_manifests(store, [(name, step) for name in steps if trial in (None, name) for step in steps[name]])
+
+
+def require_run(store: ObjectStore) -> None:
+    """Raise ObjectMissing where nothing says that a run is at the root of `store`: a mistyped URL finds nothing, too."""
+    try:
+        store.get(RUN_JSON)
+    except ObjectMissing as error:
+        if not committed_steps(store):
+            raise ObjectMissing(f"no run at {store.url}", hint="`tlcore list` shows what there is") from error
+
+
+def choose_checkpoint(where: str, storage: str, trial: str | None = None) -> tuple[ObjectStore, Manifest]:
+    """The one checkpoint that a word means: the one it names, or the newest of the trial it names, or of the run's best
+    trial.
+
+    Raises ObjectMissing as `find_checkpoints`, RequestError where a run of several trials has no best one yet;
+    CheckpointCorrupt where its manifest cannot be read.
+    """
+    if CheckpointRef.is_one(where):
+        return CheckpointRef.parse(where).open()
+    store, trial = _split(where, storage, trial)
+    steps = committed_steps(store)
+    if trial is None:
+        trial = _best_trial(where, storage, steps)
+    if trial not in steps:
+        raise _no_checkpoint(store, trial)
+    return store, read_manifest(store, trial, steps[trial][-1])
+
+
+def _best_trial(where: str, storage: str, steps: Mapping[str, Sequence[int]]) -> str:
+    if len(steps) == 1:
+        return next(iter(steps))
+    best = read_run(find_run(where, storage), checkpoints=False).best
+    if best is None:
+        raise RequestError(
+            f"{where}: no trial has reported yet, so none is the best",
+            hint=f"choose one with --trial; with checkpoints: {', '.join(steps) or 'none'}",
+        )
+    return best.trial
+
+
+def _split(where: str, storage: str, trial: str | None) -> tuple[ObjectStore, str | None]:
+    """The run's store, and the trial that the URL or the option names."""
+    run, _, named = where.partition(f"/{TRIALS_PREFIX}")
+    return find_run(run, storage).open(), trial or named.strip("/") or None
+
+
+def _no_checkpoint(store: ObjectStore, trial: str, step: int | None = None) -> ObjectMissing:
+    steps = committed_steps(store)
+    if trial in steps and step is not None:
+        there = ", ".join(map(str, steps[trial]))
+        return ObjectMissing(f"no checkpoint of step {step} of trial {trial!r} in {store.url}", hint=f"steps: {there}")
+    hint = f"trials with any: {', '.join(steps)}" if steps else "the run has no checkpoint at all"
+    return ObjectMissing(f"no checkpoint of trial {trial!r} in {store.url}", hint=hint)
+
+
+def _read_manifests(store: ObjectStore, wanted: Sequence[tuple[str, int]]) -> FoundCheckpoints:
+    def read(at: tuple[str, int]) -> Manifest | Damaged:
+        try:
+            return read_manifest(store, *at)
+        except CheckpointError as error:
+            return Damaged(*at, error.message)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(read, wanted))
+    manifests = [each for each in found if isinstance(each, Manifest)]
+    return FoundCheckpoints(store, manifests, [each for each in found if isinstance(each, Damaged)])
+
+
+def manifest_json(manifest: Manifest) -> dict[str, Any]:
+    """One checkpoint as `tlcore checkpoints list --json` prints it."""
+    return {
+        "trial": manifest.trial,
+        "step": manifest.step,
+        "written": manifest.written,
+        "world_size": manifest.world_size,
+        "zero_stage": manifest.zero_stage,
+        "state_bytes": manifest.totals.state_bytes,
+        "new_bytes": manifest.totals.new_bytes,
+        "metrics": dict(manifest.metrics),
+        "parent": manifest.parent,
+        "key": manifest.key,
+        "damaged": None,
+    }
+
+
+def damaged_json(each: Damaged) -> dict[str, Any]:
+    """A checkpoint whose manifest cannot be read, in the same list."""
+    return {"trial": each.trial, "step": each.step, "damaged": each.text}
+
+
+def manifest_table(manifests: Iterable[Manifest]) -> RenderableType:
+    """Checkpoints for people; `uploaded` is what the save itself sent, the rest was in the store already."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("trial")
+    for heading in ("step", "ranks", "ZeRO", "state", "uploaded"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("written", no_wrap=True)
+    for each in manifests:
+        table.add_row(
+            each.trial,
+            str(each.step),
+            str(each.world_size),
+            figures.ABSENT if each.zero_stage is None else str(each.zero_stage),
+            figures.size(each.totals.state_bytes),
+            figures.size(each.totals.new_bytes),
+            each.written[:19].replace("T", " "),
+        )
+    return table
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One checkpoint after every byte of it was looked at; without problems it restores."""
+
+    trial: str
+    step: int
+    size_bytes: int
+    problems: Sequence[Problem]
+
+
+def verdict_line(verdict: Verdict, verdicts: Sequence[Verdict]) -> str:
+    """One checkpoint for people: whole, or everything wrong with it and which older one of its trial is whole."""
+    name = f"{verdict.trial} step {verdict.step}"
+    if not verdict.problems:
+        return f"{name}: whole, {figures.size(verdict.size_bytes)}"
+    older = [
+        each.step for each in verdicts if each.trial == verdict.trial and each.step < verdict.step and not each.problems
+    ]
+    instead = f"step {max(older)} is whole" if older else "no older one that was looked at is whole"
+    return f"{name}: DAMAGED, {instead}\n" + "\n".join(f"  {problem}" for problem in verdict.problems)
+
+
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "trial": verdict.trial,
+        "step": verdict.step,
+        "whole": not verdict.problems,
+        "state_bytes": verdict.size_bytes,
+        "problems": [{"key": each.key, "text": each.text} for each in verdict.problems],
+    }
+
+
+def gc_lines(report: GcReport) -> list[str]:
+    """What a collection did, or would do, by trial."""
+    went = "would go" if report.dry_run else "deleted"
+    lines = []
+    for trial, share in report.trials.items():
+        chunks = f"{figures.count(share.chunks, 'chunk')}, {figures.size(share.chunk_bytes)}"
+        if not trial:
+            lines.append(f"  of no trial any more: {chunks}")
+            continue
+        steps = f"; steps {', '.join(map(str, sorted(share.steps)))}" if share.steps else ""
+        lines.append(f"  {trial}: {chunks}, {figures.count(share.objects, 'leftover')}{steps}")
+    total = (
+        f"{went}: {figures.count(report.deleted, 'chunk')}, {figures.size(report.deleted_bytes)}"
+        f" and {figures.count(report.deleted_leftovers, 'leftover')} of abandoned or deleted checkpoints"
+    )
+    return [total, *lines, f"kept: {figures.count(report.kept, 'chunk')}, {figures.size(report.kept_bytes)}"]
+
+
+def gc_json(report: GcReport) -> dict[str, Any]:
+    """The same for programs."""
+    facts = asdict(report)
+    facts["trials"] = [
+        {"trial": trial or None, **asdict(share), "steps": sorted(share.steps)}
+        for trial, share in report.trials.items()
+    ]
+    return facts
