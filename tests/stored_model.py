@@ -16,7 +16,7 @@ def store_model(
     """Commit the model's weights (no moments) as `step` of trial t000, and return the checkpoint's URL."""
     import torch
 
-    from tlcore.checkpoint import CheckpointRef, CheckpointWriter, Piece, Row, next_attempt
+    from tlcore.checkpoint import CheckpointRef, CheckpointWriter, Piece, Row, WriterSettings, next_attempt
     from tlcore.engine.state import parameter_table
 
     table = parameter_table(model)
@@ -37,7 +37,8 @@ def store_model(
         "recipe": recipe.to_dict(),
         "task": {"labels": list(labels)},
     }
-    with CheckpointWriter(store, "t000", 0, 1, next_attempt(store, "t000")) as writer:
+    settings = WriterSettings(memory_bytes=128 << 20)
+    with CheckpointWriter(store, "t000", 0, 1, next_attempt(store, "t000"), settings) as writer:
         writer.save(step, pieces, common)
         writer.wait()
     return str(CheckpointRef(store.url, "t000", step))

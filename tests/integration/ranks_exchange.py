@@ -184,6 +184,9 @@ def to_deepspeed(home: Home, changes: dict[str, Any]) -> dict[str, Any]:
         staged = home.recipe("universal", {"deepspeed": {"zero_stage": stage}, **changes})
         plain = Plain(staged, checkpoint={"load_universal": True}, scheduler=scheduler)
         plain.engine.load_checkpoint(str(folder))
+        # DeepSpeed 0.19's stage 3 loader gives every group the same step tensor, which each group then counts up.
+        for state in plain.engine.optimizer.optimizer.state.values():
+            state["step"] = state["step"].clone()
         found[f"stage{stage}"] = plain.losses(STEPS, MORE)
         found[f"scheduler{stage}"] = plain.engine.lr_scheduler.last_batch_iteration
         plain.close()

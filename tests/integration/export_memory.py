@@ -1,0 +1,40 @@
+"""Run by test_train_export_store.py in a process of its own: export a checkpoint and print what it took of memory, as JSON.
+
+Arguments: the checkpoint's URL, the destination, bytes per shard, the format.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+
+from tlcore.engine.process import prepare_process
+
+prepare_process()
+
+import peft  # noqa: E402, F401 (what the export may load belongs to the baseline)
+from transformers import AutoTokenizer, BertForSequenceClassification  # noqa: E402, F401
+
+from tlcore.checkpoint import CheckpointRef  # noqa: E402
+from tlcore.models.stored import StoredWeights  # noqa: E402
+from tlcore.tasks import build_task  # noqa: E402
+from tlcore.train.export import export_checkpoint, skeleton  # noqa: E402
+
+
+def peak_bytes() -> int:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    url, destination, shard_bytes, dtype = sys.argv[1:]
+    store, manifest = CheckpointRef.parse(url).open()
+    skeleton(build_task(StoredWeights(store, manifest).recipe, facts=manifest.common["task"]))
+    baseline = peak_bytes()
+    export_checkpoint(url, destination, dtype=dtype, max_shard_bytes=int(shard_bytes))  # type: ignore[arg-type]
+    sys.stdout.write(json.dumps({"baseline": baseline, "peak": peak_bytes()}))
+
+
+if __name__ == "__main__":
+    main()
