@@ -67,11 +67,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--stores", type=int, help="of these, kills of the store (default 2 %%)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, help="one JSON line per kill; makes the run resumable")
+    parser.add_argument("--local", action="store_true", help="save to a directory (file://) instead of SeaweedFS")
     parser.add_argument("--scratch", help="where the store lives while this runs (default: the temporary directory)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args(arguments)
     options.groups = round(GROUPS_SHARE * options.kills) if options.groups is None else options.groups
-    options.stores = round(STORES_SHARE * options.kills) if options.stores is None else options.stores
+    if options.stores is None:
+        options.stores = 0 if options.local else round(STORES_SHARE * options.kills)
+    if options.local and options.stores:
+        parser.error(f"--stores {options.stores}: with --local there is no server to kill")
     if min(options.groups, options.stores) < 0 or options.groups + options.stores > options.kills:
         parser.error(f"--kills {options.kills} are fewer than --groups {options.groups} and --stores {options.stores}")
     return options
@@ -99,7 +103,7 @@ def plan(wanted: dict[str, int], log: Log) -> Iterator[tuple[str, int]]:
 def run(todo: Sequence[tuple[str, int]], log: Log, options: argparse.Namespace, directory: Path) -> None:
     """Do these kills, writing each down."""
     stop = StopAfterThis()
-    with Shop(directory) as shop, LogFile(options.log) as file, progress_line() as line:
+    with Shop(directory, options.local) as shop, LogFile(options.log) as file, progress_line() as line:
         lanes = make_lanes(shop, options.seed, directory, any(lane == "groups" for lane, _ in todo))
         bar = line.add_task("kills", total=len(log) + len(todo), completed=len(log), found="")
         for lane, index in todo:

@@ -11,7 +11,7 @@ committed, and the best. The rule is worked out here again, from the records alo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,36 +80,41 @@ class Ledger:
             return self._committed.keys() - self._reported
         # What is torn or lost has been told, and counts among the newest all the same.
         known = self._committed.keys() | self._reported
-        must = set(sorted(known)[-self._keep_last :])
+        must = set(self._in_order(known)[-self._keep_last :])
         if self._scores and known:
             must.add(max(known, key=self._scores))
         return must - self._reported
 
     def visible(self) -> list[int]:
-        """Steps whose manifest object is there, ascending; asked of the store, not of the code under test."""
+        """Steps whose manifest object is there, the newest last; asked of the store, not of the code under test."""
         found = (_MANIFEST.search(each.key) for each in self.store.list(f"trials/{self.trial}/step-"))
-        return sorted(int(match[1]) for match in found if match)
+        return self._in_order(int(match[1]) for match in found if match)
+
+    def _in_order(self, steps: Iterable[int]) -> list[int]:
+        """The newest last: the later attempt, then the higher step, since a training that went back gives up what was ahead."""
+        return sorted(steps, key=lambda step: (self._committed.get(step, 0), step))
 
     def check(self, settled: bool = True, anew: bool = False) -> Verdict:
         """Prove every visible checkpoint that was not proved before, and the `PROVED_ANEW` newest again; miss none.
 
         Args:
-            settled: no process of the trial runs any more. Otherwise what vanishes while it is read may be retention's doing.
+            settled: no process of the trial runs any more. Otherwise what vanishes while it is read may be retention's doing, and
+                what is seen is not put down: a stale writer may yet take its manifest back.
             anew: prove all of them again.
         """
         verdict = Verdict()
         visible = self.visible()
-        verdict.newest = max(visible, default=0)
         for step in visible:
             if step in self._proved and step not in visible[-PROVED_ANEW:] and not anew:
                 continue
-            faults = self._faults(step)
+            faults = self._faults(step, settled)
             if faults and not settled and step not in self.visible():
                 continue
             if faults:
                 self._condemn(step, faults, verdict)
                 continue
             verdict.proved += 1
+        verdict.newest = (self.visible() or [0])[-1]
         if settled:
             # Only now, when the records hold what has just been seen: retention reckons with commits that nobody was told of.
             gone = sorted(self.required() - set(self.visible()))
@@ -128,7 +133,7 @@ class Ledger:
             verdict.lost.append(f"{self.trial} step {step} was committed and does not restore")
         self._reported.add(step)
 
-    def _faults(self, step: int) -> list[str]:
+    def _faults(self, step: int, note: bool) -> list[str]:
         try:
             manifest = read_manifest(self.store, self.trial, step)
             faults = [problem.text for problem in verify(self.store, manifest, every_byte=True)]
@@ -137,7 +142,7 @@ class Ledger:
             return [error.message]
         if not faults and manifest.attempt < self._committed.get(step, 0):
             return [f"attempt {manifest.attempt} stands where attempt {self._committed[step]} had committed"]
-        if not faults:
+        if not faults and note:
             self.committed(step, manifest.attempt)
             self._proved.add(step)
         return faults

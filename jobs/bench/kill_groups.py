@@ -58,7 +58,7 @@ class GroupKills:
         began = time.monotonic()
         draw = random.Random(f"{self._seed}/groups/{index}")
         ledger = self._trial()
-        newest = max(ledger.visible(), default=0)
+        newest = (ledger.visible() or [0])[-1]
         record = Record("groups", index, draw.choice(["rank", "rank0", "rank0", "all"]), trial=ledger.trial)
         life = GroupLife(self._recipe(), self._run_url, ledger.trial, RANKS, _free_port())
         ranks = [start(f"{_RANKS_MODULE}:run_group_rank", life, rank) for rank in range(RANKS)]
@@ -85,7 +85,7 @@ class GroupKills:
             each.gone()
         record.stages = ["group training" if told_of(doomed[0], "started") else "group start"]
         listen(ranks, draw.choice([0.0, draw.uniform(0.0, 1.0)]))
-        bury(ranks)
+        bury(record, ranks)
 
     def _judge(self, record: Record, ledger: Ledger, ranks: Sequence[Victim], newest: int) -> None:
         """Where the group began, what its losses were, and what it was told was committed."""

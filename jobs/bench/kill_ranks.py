@@ -35,12 +35,16 @@ from jobs.bench import kill_state  # noqa: E402
 from tlcore.checkpoint import (  # noqa: E402
     CheckpointReader,
     CheckpointWriter,
+    Claim,
     Manifest,
     Piece,
+    Retention,
     SaveReport,
     WriterSettings,
-    apply_retention,
+    claim_attempt,
+    clone_checkpoint,
     gc,
+    newest_intact,
     read_manifest,
 )
 from tlcore.checkpoint.settings import SnapshotKind, WhenLate  # noqa: E402
@@ -72,7 +76,7 @@ class Doom:
 
 @dataclass(frozen=True)
 class Life:
-    """One start of a trial's ranks. `parent_step`: the checkpoint they continue from. `keep_last` 0: no retention.
+    """One start of a trial's ranks. `goes_back`: continue from the checkpoint before the newest. `keep_last` 0: no retention.
 
     `rendezvous` is a file of gloo's, fresh in each life. `bears_failures`: failed saves are told and survived (store kills).
     """
@@ -81,19 +85,13 @@ class Life:
     trial: str
     number: int
     world_size: int
-    attempt: int
-    parent_step: int | None
     when_late: WhenLate
     snapshot: SnapshotKind
     keep_last: int
     rendezvous: str
+    goes_back: bool = False
     bears_failures: bool = False
     doom: Doom | None = None
-
-    @property
-    def first_step(self) -> int:
-        """The step after the parent's."""
-        return (self.parent_step or 0) + 1
 
 
 class WatchedStore:
@@ -167,25 +165,45 @@ def doomed(tell: Tell, doom: Doom) -> Tell:
 
 def _save_for_ever(life: Life, rank: int, tell: Tell) -> None:
     store: Any = WatchedStore(open_store(life.url), tell)
-    parent = None if life.parent_step is None else read_manifest(store, life.trial, life.parent_step)
     if life.world_size > 1:
         rendezvous = f"file://{life.rendezvous}"
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=life.world_size)
+    claim, parent = _take_up(life, rank, store, tell)
     state = LiveState(life, rank)
     if parent is not None:
         tell("restored", parent.step, state.restore_fault(store, parent))
     settings = WriterSettings(
         when_late=life.when_late, snapshot=life.snapshot, chunk_bytes=kill_state.CHUNK_BYTES, connections=4
     )
-    with CheckpointWriter(store, life.trial, rank, life.world_size, life.attempt, settings, parent) as writer:
-        for step in range(life.first_step, life.first_step + _MOST_STEPS):
+    keep = Retention(store, life.trial, life.keep_last, 1, "score", "max") if rank == 0 and life.keep_last else None
+    first = 1 + (parent.step if parent else 0)
+    with CheckpointWriter(
+        store, life.trial, rank, life.world_size, claim.attempt, settings, parent, claim=claim.text
+    ) as writer:
+        for step in range(first, first + _MOST_STEPS):
             time.sleep(STEP_S)
             writer.before_update()
             state.update(step)
             tell("save", step)
             writer.save(step, state.pieces, kill_state.common(life.trial, life.number, step) if rank == 0 else None)
             tell("saved", step)
-            _note(life, rank, store, _ended(writer, life, step), tell)
+            _note(life, keep, _ended(writer, life, step), claim.attempt, tell)
+
+
+def _take_up(life: Life, rank: int, store: ObjectStore, tell: Tell) -> tuple[Claim, Manifest | None]:
+    """Claim the trial and find the checkpoint to continue from, as rank 0 of a session does; the others are told."""
+    claim, found = Claim(0, ""), None
+    if rank == 0:
+        claim = claim_attempt(store, life.trial)
+        found = newest_intact(store, life.trial, chunks=False).manifest
+        if found is not None and life.goes_back:
+            found = newest_intact(store, life.trial, chunks=False, excluding=[found.step]).manifest or found
+    agreed = torch.tensor([claim.attempt, found.step if found else 0])
+    if life.world_size > 1:
+        dist.broadcast(agreed, 0)
+    attempt, step = agreed.tolist()
+    tell("attempt", attempt)
+    return Claim(attempt, claim.text), read_manifest(store, life.trial, step) if step else None
 
 
 def _ended(writer: CheckpointWriter, life: Life, step: int) -> list[SaveReport]:
@@ -195,14 +213,14 @@ def _ended(writer: CheckpointWriter, life: Life, step: int) -> list[SaveReport]:
     return writer.poll()
 
 
-def _note(life: Life, rank: int, store: ObjectStore, reports: list[SaveReport], tell: Tell) -> None:
+def _note(life: Life, keep: Retention | None, reports: list[SaveReport], attempt: int, tell: Tell) -> None:
     """Acknowledge what was committed, and on rank 0 let retention follow, as training does."""
     for report in reports:
         if report.outcome == "failed" and not life.bears_failures:
             raise CheckpointError(report.error)
-        tell(report.outcome, report.step, report.error.replace("\n", " "))
-    if rank == 0 and life.keep_last and any(report.committed for report in reports):
-        apply_retention(store, life.trial, life.keep_last, 1, "score", "max")
+        tell(report.outcome, report.step, str(attempt) if report.committed else report.error.replace("\n", " "))
+        if keep is not None and report.committed:
+            keep.after_commit(report.step)
 
 
 class LiveState:
@@ -244,8 +262,6 @@ def run_gc(url: str, wire: Connection) -> None:
 
 def run_clones(url: str, donor: str, step: int, prefix: str, wire: Connection) -> None:
     """Clone one checkpoint into trial after trial, `<prefix>0`, `<prefix>1`, ..."""
-    from tlcore.checkpoint.clone import clone_checkpoint
-
     tell = begin(wire)
     store: Any = WatchedStore(open_store(url), tell)
     source = read_manifest(store, donor, step)

@@ -10,6 +10,7 @@ season share a run, so that their chunks are shared too, and are looked after un
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,12 +21,11 @@ from jobs.bench.kill_checks import Ledger, Verdict, prove_content
 from jobs.bench.kill_ranks import Doom, Life, run_clones, run_gc, run_rank
 from jobs.bench.kill_server import Victim, hear_until, listen, start
 from jobs.bench.kill_shop import Shop
-from tlcore.checkpoint import next_attempt
 from tlcore.storage import open_store
 
 KILLS_PER_TRIAL = 12
 KILLS_PER_SEASON = 96
-KINDS = {"rank": 30, "rank0": 38, "all": 14, "stale": 8, "gc": 10}
+KINDS = {"rank": 28, "rank0": 38, "all": 12, "stale": 8, "gc": 8, "clone": 6}
 """What is killed, and how often of a hundred."""
 WINDOW_S = {
     "claim": 0.01,
@@ -127,9 +127,7 @@ class SaveKills:
             self._trials.clear()
         if not self._trials or self._trials[-1].kills >= KILLS_PER_TRIAL:
             name = f"t{index:04d}"
-            # A trial that goes back keeps everything: retention goes by steps and would take the repeated ones.
-            back = draw.random() < 0.3
-            keep = 0 if back else draw.choice([1, 2, 3])
+            keep = draw.choice([0, 1, 2, 3])
             ledger = Ledger(
                 open_store(self._shop.run_url),
                 name,
@@ -137,14 +135,12 @@ class SaveKills:
                 lambda step: kill_state.score(name, step),
                 prove_content,
             )
-            self._trials.append(_Trial(name, ledger, keep, back))
+            self._trials.append(_Trial(name, ledger, keep, draw.random() < 0.4))
         return self._trials[-1]
 
     def _life(self, trial: _Trial, draw: random.Random, least_world: int, kind: str = "") -> Life:
         """A start of the trial's ranks as a restart makes it: from the newest checkpoint, with the next attempt number."""
         self._lives += 1
-        steps = trial.ledger.visible()
-        back = 2 if trial.goes_back and draw.random() < 0.4 else 1
         world_size = max(least_world, draw.choice([1, 2, 2, 2, 3]))
         doom = (
             make_doom(kind, world_size, aims(kind, trial.keep_last), draw) if kind and draw.random() < DOOMED else None
@@ -154,16 +150,16 @@ class SaveKills:
             trial=trial.name,
             number=self._lives,
             world_size=world_size,
-            attempt=next_attempt(trial.ledger.store, trial.name),
-            parent_step=steps[-min(back, len(steps))] if steps else None,
             when_late=draw.choice(["wait", "wait", "newest", "skip"]),
             snapshot=draw.choice(["eager", "lazy"]),
             keep_last=trial.keep_last,
             rendezvous=str(self._shop.scratch / f"gloo-{self._lives}"),
+            goes_back=trial.goes_back and draw.random() < 0.4,
             doom=doom,
         )
 
     def _kill_ranks(self, record: Record, trial: _Trial, draw: random.Random) -> None:
+        before = trial.ledger.visible()
         life = self._life(trial, draw, 2 if record.kind == "rank" else 1, record.kind)
         ranks = [start(run_rank, life, rank) for rank in range(life.world_size)]
         doomed = {"rank": [draw.choice(ranks[1:] or ranks)], "rank0": ranks[:1], "all": ranks}[record.kind]
@@ -173,7 +169,10 @@ class SaveKills:
             strike(record, ranks, doomed, aims(record.kind, trial.keep_last), draw)
         if draw.random() < 0.5:  # survivors notice by themselves, as a training does; or their node goes too
             hear_until(ranks, lambda: all(each.deaf for each in ranks), draw.uniform(0.0, 1.0))
-        bury(ranks)
+        bury(record, ranks)
+        wanted = before[-min(1 + life.goes_back, len(before))] if before else 0
+        for told in (told for each in ranks for told in each.told if told.word == "restored" and told.step != wanted):
+            record.lost.append(f"{trial.name}: the ranks continued from step {told.step}, and step {wanted} was there")
         self._take_notes(record, trial, life, ranks)
         record.take(trial.ledger.check())
 
@@ -186,13 +185,13 @@ class SaveKills:
         new = [start(run_rank, new_life, rank) for rank in range(new_life.world_size)]
         doomed = draw.choice([old, new])
         strike(record, [*old, *new], doomed, aims(record.kind, trial.keep_last), draw)
-        bury(doomed)
+        bury(record, doomed)
         rest = new if doomed is old else old
         for each, life in ((old, old_life), (new, new_life)):
             self._take_notes(record, trial, life, each if each is doomed else [])
         record.take(trial.ledger.check(settled=False))
         listen(rest, draw.uniform(0.0, 0.2))
-        bury(rest)
+        bury(record, rest)
         self._take_notes(record, trial, new_life if rest is new else old_life, rest)
         record.take(trial.ledger.check())
 
@@ -202,7 +201,7 @@ class SaveKills:
         record.aimed = draw.choice(["look", "delete", "delete"])
         hear_until([victim], lambda: begun(victim, record.aimed) >= 1, _STAGE_TIMEOUT_S)
         listen([victim], draw.uniform(0.0, 0.05))
-        bury([victim])
+        bury(record, [victim])
         record.stages = [f"gc {stage}" for stage in victim.stages]
         self._check_all(record)
         whole = start(run_gc, self._shop.run_url)
@@ -219,7 +218,7 @@ class SaveKills:
         nth = draw.randint(1, 6)
         hear_until([victim], lambda: begun(victim, record.aimed) >= nth, _STAGE_TIMEOUT_S)
         listen([victim], draw.uniform(0.0, WINDOW_S["commit"]))
-        bury([victim])
+        bury(record, [victim])
         record.stages = [f"clone {stage}" for stage in victim.stages]
         whole = Verdict()
         for number in range(told_of(victim, "committed") + 1):
@@ -243,7 +242,6 @@ class SaveKills:
 
     def _take_notes(self, record: Record, trial: _Trial, life: Life, ranks: Sequence[Victim]) -> None:
         """Put down what the ranks were told before they died."""
-        record.attempt = max(record.attempt, life.attempt)
         take_notes(record, trial.ledger, life, ranks)
         for each in ranks:
             for told in each.told:
@@ -256,8 +254,10 @@ def take_notes(record: Record, ledger: Ledger, life: Life, ranks: Sequence[Victi
     """Acknowledged commits go into the ledger; a rank that restored wrong bytes has restored a torn checkpoint."""
     for each in ranks:
         for told in each.told:
+            if told.word == "attempt":
+                record.attempt = max(record.attempt, told.step)
             if told.word == "committed":
-                ledger.committed(told.step, life.attempt)
+                ledger.committed(told.step, int(told.text))
                 record.acknowledged += 1
             if told.word == "restored" and told.text:
                 record.torn.append(f"restored from {told.subject} at world size {life.world_size}: {told.text}")
@@ -321,9 +321,12 @@ def await_doom(record: Record, everyone: Sequence[Victim], doom: Doom, doomed: S
     record.stages = watched.stages
 
 
-def bury(victims: Sequence[Victim]) -> None:
-    """Kill what still runs and hear the last of all."""
+def bury(record: Record, victims: Sequence[Victim]) -> None:
+    """Kill what still runs and hear the last of all; one that broke down by itself is an error of the bench's or the product's."""
     for each in victims:
         each.kill()
     for each in victims:
-        each.gone()
+        status = each.gone()
+        if status not in (0, -signal.SIGKILL):
+            last = each.told[-1] if each.told else None
+            record.errors.append(f"a process ended with status {status}; its last words: {last}")

@@ -25,9 +25,11 @@ class Shop:
 
     Args:
         directory: empty; sets TLCORE_STORE_DIR and takes AWS settings out of the environment, since they would name another store.
+        local: runs go to a directory (`file://`), and no server is started.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, local: bool = False) -> None:
+        self._local = local
         self.scratch = directory / "scratch"
         self.scratch.mkdir()
         self._place = directory / "store"
@@ -50,8 +52,10 @@ class Shop:
         shutil.rmtree(self._place, ignore_errors=True)
         shutil.rmtree(self.scratch)
         self.scratch.mkdir()
-        self._store.up()
-        self.run_url = create_run("s3://tlcore", "kill", {"kind": "bench"}, datetime.now(UTC), secrets.token_hex(8)).url
+        if not self._local:
+            self._store.up()
+        storage = f"file://{self.scratch}/runs" if self._local else "s3://tlcore"
+        self.run_url = create_run(storage, "kill", {"kind": "bench"}, datetime.now(UTC), secrets.token_hex(8)).url
 
     def _end(self) -> None:
         """What it holds is thrown away, so it need not flush."""

@@ -16,7 +16,6 @@ from jobs.bench.kill_ranks import Life, run_rank
 from jobs.bench.kill_saves import Record, begun, bury, take_notes, told_of
 from jobs.bench.kill_server import Victim, hear_until, listen, start
 from jobs.bench.kill_shop import Shop
-from tlcore.checkpoint import next_attempt
 from tlcore.storage import open_store
 
 KEEP_LAST = 3
@@ -47,14 +46,13 @@ class StoreKills:
         hear_until(ranks, lambda: told_of(ranks[0], "committed") >= 2, _START_S)
         self._strike(record, ranks, draw)
         if record.kind == "with ranks":
-            bury(ranks)
+            bury(record, ranks)
         listen(ranks, draw.uniform(0.0, 2.0))
         self._shop.start()
         if record.kind == "alone":
             self._await_commits(record, ranks)
-            bury(ranks)
+            bury(record, ranks)
         take_notes(record, ledger, life, ranks)
-        record.attempt = life.attempt
         record.take(ledger.check())
         record.seconds = time.monotonic() - began
         return record
@@ -65,8 +63,6 @@ class StoreKills:
             trial=ledger.trial,
             number=_LIFE_NUMBERS + index,
             world_size=2,
-            attempt=next_attempt(ledger.store, ledger.trial),
-            parent_step=None,
             when_late="newest",
             snapshot="eager",
             keep_last=KEEP_LAST,
