@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.small_model import make_small_bert
+from tlcore.train.deepspeed_files import DeepSpeedCheckpoint, read_directory
 
 pytestmark = pytest.mark.integration
 
@@ -100,6 +101,34 @@ def test_a_universal_checkpoint_comes_back_whole(results: dict[str, Any]) -> Non
         there, here = whole_state(result["url"], states), whole_state(result["back_url"], states)
         assert set(there) == set(here)
         assert all(np.array_equal(values, here[name]) for name, values in there.items())
+
+
+@pytest.mark.parametrize("name", ["stage1_last_n", "stage3_last_n"])
+def test_what_deepspeeds_own_converter_makes_is_read_alike(results: dict[str, Any], name: str, tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    folder = Path(results[name]["folder"])
+    words = {"input_folder": str(folder / f"global_step{STEPS}"), "output_folder": str(tmp_path / "universal")}
+    flags = {"keep_temp_folder": False, "strict": True, "inject_missing_state": True}
+    main(Namespace(num_extract_workers=1, num_merge_workers=1, **words, **flags))
+    before, after = (pieced_together(read_directory(place)) for place in (folder, tmp_path / "universal"))
+    assert set(before) == set(after)
+    for key, values in before.items():
+        np.testing.assert_array_equal(values, after[key])
+
+
+def pieced_together(found: DeepSpeedCheckpoint) -> dict[tuple[str, str], Any]:
+    """Every state of every parameter, and what was kept, whole."""
+    whole: dict[tuple[str, str], Any] = {
+        (name, "kept"): np.concatenate([part.reshape(-1).numpy() for part in parts])
+        for name, parts in found.kept.items()
+    }
+    for each in sorted(found.fragments, key=lambda fragment: fragment.start):
+        key = (each.parameter, each.state)
+        whole[key] = np.concatenate([whole.get(key, np.empty(0, np.float32)), each.values.numpy()])
+    return whole | {("", "step"): np.array([found.optimizer_steps, found.global_steps])}
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -8,7 +8,7 @@ Called by `deepspeed_import.py`.
 Stages 1 and 2: `mp_rank_00_model_states.pt` holds the 16-bit or fp32 module, `*zero_pp_rank_<r>_mp_rank_00_optim_states.pt` rank
 r's partition of each flat group, and `param_slice_mappings` says which elements of it are which parameter's; a parameter's
 fragments follow each other in rank order. Stage 3: rank r's flat groups hold, parameter after parameter, elements [r*s, (r+1)*s)
-of each, padded to s. Universal: `zero/<parameter>/<state>.pt`, whole.
+of each, padded to s. Universal: `zero/<parameter>/<state>.pt`, whole, and the model files as they were.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MASTER: Final = "fp32"
 _OPTIM_FILE: Final = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_00_?optim_states\.pt")
 _MODEL_FILE: Final = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_00_model_states\.pt")
 _UNPICKLING_ERROR: Final[type[Exception]] = vars(torch._weights_only_unpickler)["UnpicklingError"]
-"""What torch raises for what it will not load; its own module of that name is not imported anywhere in this code."""
+"""What torch raises for a file that it will not unpickle, reached without importing an unpickler, which no room may."""
 _FOREIGN: Final = re.compile(r".*mp_rank_(?!00)\d\d.*|layer_\d+.*|expp_rank_.*|offloaded_tensors")
 
 
@@ -152,6 +152,14 @@ def _numbered(folder: Path, form: re.Pattern[str]) -> list[Path]:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """One file that holds a dictionary. Raises CheckpointError."""
+    loaded = _load_any(path)
+    if not isinstance(loaded, dict):
+        raise _damaged(path, f"holds {type(loaded).__name__}, not a dictionary")
+    return loaded
+
+
+def _load_any(path: Path) -> Any:
     """One file, without running what it may hold. Raises CheckpointError."""
     try:
         with torch.serialization.safe_globals(_STANDING_FOR):
@@ -161,13 +169,10 @@ def _load(path: Path) -> dict[str, Any]:
                     f"{path} holds {', '.join(sorted(unknown)[:3])}, which reading would run",
                     hint="only tensors and plain data are read; save it again without them (client_state, a scheduler's functions)",
                 )
-            loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (_UNPICKLING_ERROR, RuntimeError, ValueError, OSError, EOFError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(f"{path}: cannot be read: {reason[:200]}", hint="it is damaged or not whole") from error
-    if not isinstance(loaded, dict):
-        raise _damaged(path, f"holds {type(loaded).__name__}, not a dictionary")
-    return loaded
 
 
 def _damaged(path: Path, text: str) -> CheckpointError:
@@ -260,14 +265,14 @@ def _read_universal(folder: Path, models: list[dict[str, Any]]) -> DeepSpeedChec
         shapes = _shapes(models[0]["param_shapes"])
         fragments: list[Fragment] = []
         steps: int | None = None
-        for name, shape in shapes.items():
+        for name in shapes:
             for path in sorted((folder / "zero" / name).glob("*.pt")):
                 if path.stem == "step":
                     steps = int(_load_any(path))
                     continue
-                values = _load(path)["param"]
-                if tuple(values.shape) != shape:
-                    raise _damaged(path, f"shape {list(values.shape)}, where {name} has {list(shape)}")
+                # DeepSpeed's converter writes a dictionary for stages 1 and 2, and for stage 3 the bare, flat tensor.
+                held = _load_any(path)
+                values = held["param"] if isinstance(held, dict) else held
                 fragments.append(Fragment(name, path.stem, 0, values.reshape(-1)))
         if steps is None and isinstance(inner := top.get("optimizer_state_dict"), dict):
             steps = _steps(inner)
@@ -275,11 +280,6 @@ def _read_universal(folder: Path, models: list[dict[str, Any]]) -> DeepSpeedChec
         return _assemble(folder, "universal", models, top, shapes, fragments, steps)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(folder, f"not laid out as expected: {type(error).__name__}: {error}") from error
-
-
-def _load_any(path: Path) -> Any:
-    with torch.serialization.safe_globals(_STANDING_FOR):
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _assemble(

@@ -28,10 +28,10 @@ from tlcore.storage import create_run
 from tlcore.storage.journal import Journal
 from tlcore.tasks import Task, build_task
 from tlcore.train.deepspeed_files import DeepSpeedCheckpoint, read_directory
+from tlcore.train.local import TRIAL
 from tlcore.train.session import position
 from tlcore.transfer import apply_strategy
 
-TRIAL: Final = "t000"
 _MEMORY_BYTES: Final = 512 << 20
 _SCALER_FIELDS: Final = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 

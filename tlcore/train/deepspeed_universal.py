@@ -61,13 +61,20 @@ def export_universal(ref: str, destination: Path) -> Path:
         model_file = folder / "mp_rank_00_model_states.pt"
         torch.save(_model_state(reader), model_file)
         # Stages 1 and 2 look for one name, stage 3 for the other; a second name of one file costs nothing.
-        (folder / "zero_pp_rank_0_mp_rank_00_model_states.pt").hardlink_to(model_file)
+        _name_again(model_file, folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")
         (partial / "latest_universal").write_text(tag)
         partial.rename(destination)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return destination
+
+
+def _name_again(path: Path, name: Path) -> None:
+    try:
+        name.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, name)
 
 
 def _write_states(folder: Path, reader: CheckpointReader) -> None:

@@ -97,7 +97,8 @@ class StorePrefix:
         self._written.add(name)
 
     def commit(self) -> None:
-        self._store.delete(sorted(self._before - self._written))
+        stale = {key for key in self._before - self._written if "/" not in key and ".safetensors" in key}
+        self._store.delete(sorted(stale))
         for name, data in self._last.items():
             self._store.put(name, data)
 

@@ -133,6 +133,7 @@ class TrialSession:
             self._saver.committed_step,
             metrics,
             self._fell_back,
+            self._saver.totals.to_dict(),
         )
         self._fell_back = []
         if self.rank == 0:
