@@ -27,7 +27,7 @@ STEPS_PER_EPOCH = 20
 class StandInSession:
     """One trial on one rank."""
 
-    def __init__(self, recipe, run_url, trial, on_progress=None, resume_step=None):
+    def __init__(self, recipe, run_url, trial, on_progress=None, resume_step=None, inherits=False):
         self.recipe, self.trial, self.on_progress = recipe, trial, on_progress
         self.store = open_store(run_url)
         self.directory = Path(recipe.data.train).parents[1]
@@ -36,7 +36,7 @@ class StandInSession:
         self.step = resume_step or 0
         self.trace("start", resume_step=resume_step, threads=os.environ.get("OMP_NUM_THREADS"))
 
-    def advance(self, fraction):
+    def advance(self, fraction, commit=False):
         while self.step < round(fraction * self.total):
             self._fault()
             total = torch.ones(1)

@@ -1,145 +1,143 @@
-"""Rungs that are fractions, and their state rebuilt from the journal."""
+"""Rungs that are fractions, and every scheduler's state rebuilt from the journal: Tune's own classes, stub results, no Ray."""
 
 from __future__ import annotations
 
-import random
-from types import SimpleNamespace
+import math
+from functools import cache
 
 import pytest
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from scheduler_bench import Live, play, recipe, state_of, stream
 
-from tlcore.recipe import recipe_from_dict, report_fractions
-from tlcore.sweep.schedulers import make_scheduler, replay
+from tlcore.recipe import report_fractions
 
 pytestmark = pytest.mark.unit
 
+ALL = {
+    "none": "none",
+    "asha": {"asha": {"grace": 0.125, "reduction": 2}},
+    "median": {"median": {"grace": 0.25, "interval": 0.125, "min_trials": 2}},
+    "hyperband": {"hyperband": {"brackets": 3, "reduction": 2}},
+    "bohb": {"bohb": {"brackets": 3, "reduction": 2}},
+    "pbt": {"pbt": {"interval": 0.125, "quantile": 0.34}},
+    "pbt in step": {"pbt": {"interval": 0.125, "quantile": 0.34, "synchronous": True}},
+    "pb2": {"pb2": {"interval": 0.34, "quantile": 0.34}},
+}
+TRIALS = 9
 
-def recipe(scheduler, epochs=1, mode="max", metric="eval_accuracy"):
-    return recipe_from_dict(
-        {
-            "name": "n",
-            "task": "text-classification",
-            "model": {"source": "package:x/y"},
-            "data": {"train": "train.csv"},
-            "storage": "/tmp/store",
-            "train": {"epochs": epochs},
-            "search": {
-                "space": {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}},
-                "trials": 4,
-                "scheduler": scheduler,
-                "mode": mode,
-                "metric": metric,
-            },
-        }
-    )
+
+@cache
+def sweep(name):
+    algorithm = "bohb" if name == "bohb" else "random"
+    trials = 4 if name == "pb2" else TRIALS  # its model takes a second a takeover
+    return recipe(ALL[name], trials=trials, algorithm=algorithm, epochs=2)
 
 
 def rungs(scheduler):
     return {milestone: dict(recorded) for bracket in scheduler._brackets for milestone, recorded in bracket._rungs}
 
 
-class Live:
-    """A scheduler driven as Tune drives it, with the journal that would be written."""
-
-    def __init__(self, recipe):
-        self.scheduler, self.journal = make_scheduler(recipe), []
-
-    def add(self, name):
-        self.journal.append({"kind": "suggested", "trial": name, "point": {}})
-        self.scheduler.on_trial_add(None, SimpleNamespace(trial_id=name))
-
-    def report(self, name, fraction, value):
-        """One result; the trial's stop is journalled too. Returns the decision."""
-        trial = SimpleNamespace(trial_id=name)
-        facts = {"progress": fraction, "eval_accuracy": value, "eval_loss": value}
-        entry = {"eval_accuracy": value, "eval_loss": value}
-        self.journal.append({"kind": "result", "trial": name, "fraction": fraction, "step": 1, "metrics": entry})
-        done = fraction >= 1.0
-        decision = TrialScheduler.STOP if done else self.scheduler.on_trial_result(None, trial, facts)
-        if decision == TrialScheduler.STOP:
-            self.scheduler.on_trial_complete(None, trial, facts)
-            self.journal.append({"kind": "completed" if done else "stopped", "trial": name})
-        return decision
-
-
 @pytest.mark.parametrize("grace", [0.1, 0.2, 0.25, 0.3, 0.05, 1 / 3, 1 / 7, 0.01])
 @pytest.mark.parametrize("reduction", [2, 3, 4, 2.5])
 @pytest.mark.parametrize("epochs", [1, 3, 7])
-def test_every_rung_is_met_by_the_report_fraction_that_is_it(grace, reduction, epochs):
+def test_every_rung_of_asha_is_met_by_the_report_fraction_that_is_it(grace, reduction, epochs):
     chosen = recipe({"asha": {"grace": grace, "reduction": reduction}}, epochs)
     live = Live(chosen)
     live.add("t000")
+    live.start("t000")
     for fraction in report_fractions(chosen):
         live.report("t000", fraction, 0.5)
         passed = {milestone: "t000" in recorded for milestone, recorded in rungs(live.scheduler).items()}
         assert passed == {milestone: milestone < fraction + 1e-6 for milestone in passed}
 
 
-def test_the_worse_half_stops_at_its_rung():
-    live = Live(recipe({"asha": {"grace": 0.25, "reduction": 2}}))
-    for name in ("t000", "t001", "t002"):
+@pytest.mark.parametrize(
+    ("metric", "mode", "values"), [("eval_accuracy", "max", (0.8, 0.5, 0.9)), ("eval_loss", "min", (0.5, 0.8, 0.4))]
+)
+def test_the_worse_half_stops_at_its_rung(metric, mode, values):
+    live = Live(recipe({"asha": {"grace": 0.25, "reduction": 2}}, mode=mode, metric=metric))
+    decisions = []
+    for name, value in zip(("t000", "t001", "t002"), values, strict=True):
         live.add(name)
-    assert live.report("t000", 0.25, 0.8) == TrialScheduler.CONTINUE
-    assert live.report("t001", 0.25, 0.5) == TrialScheduler.STOP
-    assert live.report("t002", 0.25, 0.9) == TrialScheduler.CONTINUE
+        live.start(name)
+        decisions.append(live.report(name, 0.25, value))
+    assert decisions == [TrialScheduler.CONTINUE, TrialScheduler.STOP, TrialScheduler.CONTINUE]
 
 
-def test_with_mode_min_the_larger_value_stops():
-    live = Live(recipe({"asha": {"grace": 0.25, "reduction": 2}}, mode="min", metric="eval_loss"))
-    live.add("t000")
-    live.add("t001")
-    live.report("t000", 0.25, 0.2)
-    assert live.report("t001", 0.25, 0.9) == TrialScheduler.STOP
+def test_a_trial_below_the_median_of_the_others_stops():
+    live = Live(recipe({"median": {"grace": 0.25, "interval": 0.25, "min_trials": 3}}))
+    for name, value in (("t000", 0.8), ("t001", 0.7), ("t002", 0.9)):
+        live.add(name)
+        live.start(name)
+        assert live.report(name, 0.25, value) == TrialScheduler.CONTINUE
+    live.add("t003")
+    live.start("t003")
+    assert live.report("t003", 0.25, 0.75) == TrialScheduler.STOP
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_replay_gives_the_rungs_and_the_next_decisions_of_the_scheduler_that_died(seed):
+@pytest.mark.parametrize("fail", [0.0, 0.05], ids=["sound", "failing"])
+@pytest.mark.parametrize("slots", [1, 2, 20])
+@pytest.mark.parametrize("name", ALL)
+def test_every_sweep_comes_to_its_end_with_any_number_of_slots(name, slots, fail):
+    """No trial is left waiting for ever."""
+    live = Live(sweep(name))
+    play(live, stream(slots), slots, fail=fail)
+    assert len(live.seats.seats) == live.recipe.search.trials
+    assert {seat.trial_id for seat in live.seats.get_live_trials()} == set()
+    assert any(entry["kind"] == "completed" for entry in live.journal)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", ALL)
+def test_replay_gives_the_state_and_the_next_decisions_of_the_scheduler_that_died(name, seed):
     """At any moment of a sweep: kill it, replay its journal, and go on; nothing differs from going on without the kill."""
-    chosen = recipe({"asha": {"grace": 0.125, "reduction": 2}}, epochs=2)
-    fractions, draw = report_fractions(chosen), random.Random(seed)
-    live, reached, resumed = Live(chosen), {}, None
-    for event in range(120):
-        if event == 10 + 10 * seed:
-            resumed = Live(chosen)
-            assert replay(resumed.scheduler, live.journal) == set()
-            assert rungs(resumed.scheduler) == rungs(live.scheduler)
-            for name in reached:  # Tune is told of the unfinished trials again
-                resumed.scheduler.on_trial_add(None, SimpleNamespace(trial_id=name))
-        if not reached or (len(reached) < 5 and draw.random() < 0.3):
-            name = f"t{event:03d}"
-            reached[name] = 0
-            for one in (live, resumed) if resumed else (live,):
-                one.add(name)
-        name, value = draw.choice(sorted(reached)), draw.random()
-        fraction = fractions[reached[name]]
-        decision = live.report(name, fraction, value)
-        if resumed:
-            assert resumed.report(name, fraction, value) == decision
-        reached[name] += 1
-        if decision == TrialScheduler.STOP:
-            del reached[name]
-    assert rungs(resumed.scheduler) == rungs(live.scheduler)
+    live = Live(sweep(name))
+    play(live, stream(seed), stop_after=8 + 9 * seed, fail=0.02)
+    resumed = live.resumed()
+    assert state_of(resumed.seats) == state_of(live.seats)
+    assert (resumed.replayed.stopped, resumed.replayed.pending) == (set(), [])
+    for one in (live, resumed):
+        one.note_resume()
+        play(one, stream(100 + seed), fail=0.02)
+    assert resumed.journal == live.journal
+    assert state_of(resumed.seats) == state_of(live.seats)
 
 
-def test_a_stop_that_was_decided_and_not_written_is_found_by_replay():
-    live = Live(recipe({"asha": {"grace": 0.25, "reduction": 2}}))
-    for name, value in (("t000", 0.8), ("t001", 0.1)):
-        live.add(name)
-        live.report(name, 0.25, value)
-    assert live.journal[-1]["kind"] == "stopped"
-    fresh = make_scheduler(recipe({"asha": {"grace": 0.25, "reduction": 2}}))
-    assert replay(fresh, live.journal[:-1]) == {"t001"}
+@pytest.mark.parametrize("name", [name for name in ALL if name != "none"])
+def test_a_kill_after_any_entry_loses_no_decision(name):
+    """The journal cut anywhere: replay finds what was decided and not written, and what is written then is what was."""
+    live = Live(sweep(name))
+    play(live, stream(3))
+    kinds = set()
+    for cut in range(1, len(live.journal)):
+        missing = live.journal[cut]
+        if live.journal[cut - 1]["kind"] != "result" or live.journal[cut - 1]["fraction"] == 1.0:
+            continue
+        resumed = Live(live.recipe, live.journal[:cut])
+        if missing["kind"] == "stopped":
+            assert missing["trial"] in resumed.replayed.stopped
+        elif missing["kind"] == "took_over":
+            decided = resumed.replayed.pending[0]
+            assert (decided.trial, decided.parent, decided.step) == (
+                missing["trial"],
+                missing["parent"],
+                missing["step"],
+            )
+            assert decided.point == missing["point"]
+        elif missing["kind"] == "paused":
+            assert resumed.status(missing["trial"]) == Trial.PAUSED
+        kinds.add(missing["kind"])
+    assert kinds & {"stopped", "took_over", "paused"}
 
 
 def test_a_metric_that_was_not_finite_does_not_stop_the_replay():
-    fresh = make_scheduler(recipe({"asha": {"grace": 0.25, "reduction": 2}}))
-    journal = [
-        {"kind": "suggested", "trial": "t000", "point": {}},
-        {"kind": "result", "trial": "t000", "fraction": 0.25, "step": 1, "metrics": {"eval_accuracy": None}},
-        {"kind": "lost", "trial": "t000"},
-        {"kind": "resumed", "trial": None},
-    ]
-    assert replay(fresh, journal) == set()
+    live = Live(recipe({"asha": {"grace": 0.25, "reduction": 2}}))
+    live.add("t000")
+    live.start("t000")
+    live.report("t000", 0.25, None)
+    assert math.isnan(live.seats.seats["t000"].result["eval_accuracy"])
+    assert live.resumed().replayed.stopped == set()
 
 
 def test_without_a_scheduler_nothing_stops():
@@ -147,3 +145,15 @@ def test_without_a_scheduler_nothing_stops():
     assert type(live.scheduler) is FIFOScheduler
     live.add("t000")
     assert live.report("t000", 0.5, 0.0) == TrialScheduler.CONTINUE
+
+
+def test_a_slot_that_dies_costs_a_trial_neither_its_bracket_nor_its_place_in_the_population():
+    """Tune tells a scheduler that such a trial failed and adds it anew."""
+    for name in ("hyperband", "pbt"):
+        live = Live(sweep(name))
+        play(live, stream(1), stop_after=14)
+        running = next(seat.trial_id for seat in live.seats.seats.values() if seat.status == Trial.RUNNING)
+        before = state_of(live.seats)
+        live.seats.requeue(running)
+        live.seats.start(running)
+        assert state_of(live.seats) == before

@@ -11,9 +11,10 @@ from ray.tune.experiment import Trial
 from ray.tune.registry import register_trainable
 
 from tlcore.recipe import recipe_from_dict, trial_point
-from tlcore.storage.journal import TrialResult, TrialState
+from tlcore.storage.journal import SweepState
 from tlcore.sweep.resources import Shape
-from tlcore.sweep.search import SlotTrial, TrialSource, trials_wanted
+from tlcore.sweep.search import SlotTrial, TrialSource, Waiting, trials_wanted
+from tlcore.sweep.searchers import make_searcher
 from tlcore.sweep.slot import Slot
 
 pytestmark = pytest.mark.unit
@@ -33,23 +34,42 @@ def recipe(**search):
     )
 
 
+def suggested(trial, rate=1e-4):
+    return {"kind": "suggested", "trial": trial, "point": {"train.learning_rate": rate}}
+
+
+def result(trial, fraction):
+    return {"kind": "result", "trial": trial, "step": 9, "fraction": fraction, "metrics": {}, "checkpoint_step": 9}
+
+
 class Harness:
     def __init__(
-        self, recipe, unfinished=(), known=0, room=lambda shape, live: True, shape_of=lambda recipe: ANY_SHAPE
+        self,
+        recipe,
+        entries=(),
+        room=lambda shape, live: True,
+        shape_of=lambda recipe: ANY_SHAPE,
+        waiting=None,
     ):
         self.written = []
+        self.state = SweepState.from_entries(entries)
         self.source = TrialSource(
             recipe,
             {"url": "file:///run"},
-            unfinished,
-            known,
+            self.state,
+            make_searcher(recipe),
+            waiting or Waiting(),
             shape_of=shape_of,
             room=room,
-            record=lambda kind, trial, **facts: self.written.append((kind, trial, facts)),
+            record=self.record,
         )
         register_trainable("slot-under-test", Slot)
         spec = {"run": "slot-under-test", "storage": None, "checkpoint_config": CheckpointConfig()}
         self.source.add_configurations([SimpleNamespace(spec=spec)])
+
+    def record(self, kind, trial, **facts):
+        self.written.append((kind, trial, facts))
+        self.state.apply({"kind": kind, "trial": trial, **facts})
 
     def take(self, most=20):
         taken = []
@@ -69,7 +89,7 @@ def test_trials_bear_our_names_and_the_points_of_the_recipe():
 def test_each_suggestion_is_written_before_it_is_handed_out():
     harness = Harness(recipe())
     first = harness.source.next_trial()
-    assert harness.written == [("suggested", "t000", {"point": first.config["point"]})]
+    assert harness.written == [("suggested", "t000", {"point": first.config["point"], "of": 4})]
 
 
 def test_a_suggestion_that_cannot_be_written_is_not_handed_out():
@@ -81,17 +101,15 @@ def test_a_suggestion_that_cannot_be_written_is_not_handed_out():
     harness.source._record = refuse
     with pytest.raises(OSError, match="store down"):
         harness.source.next_trial()
-    harness.source._record = lambda kind, trial, **facts: harness.written.append((kind, trial, facts))
+    harness.source._record = harness.record
     assert harness.source.next_trial().trial_id == "t000"
     assert len(harness.written) == 1
 
 
 def test_after_a_resume_unfinished_trials_come_first_with_what_they_reached_and_ended_ones_never():
-    unfinished = [
-        TrialState("t001", {"train.learning_rate": 5e-4}, "waiting", [TrialResult(9, 0.5, {}, 9)]),
-        TrialState("t003", {"train.learning_rate": 6e-4}),
-    ]
-    harness = Harness(recipe(trials=6), unfinished, known=4)
+    entries = [suggested(f"t00{n}") for n in range(4)]
+    entries += [result("t001", 0.5), {"kind": "completed", "trial": "t000"}, {"kind": "stopped", "trial": "t002"}]
+    harness = Harness(recipe(trials=6), entries)
     trials = harness.take()
     assert [trial.trial_id for trial in trials] == ["t001", "t003", "t004", "t005"]
     assert [trial.config["reached"] for trial in trials] == [0.5, 0.0, 0.0, 0.0]
@@ -100,7 +118,8 @@ def test_after_a_resume_unfinished_trials_come_first_with_what_they_reached_and_
 
 def test_points_after_a_resume_are_those_of_the_uninterrupted_sweep():
     whole = Harness(recipe()).take()
-    rest = Harness(recipe(), known=2).take()
+    rest = Harness(recipe(), [suggested(f"t00{n}") | {"point": whole[n].config["point"]} for n in range(2)]).take()
+    rest = [trial for trial in rest if trial.trial_id > "t001"]
     assert [trial.config["point"] for trial in rest] == [trial.config["point"] for trial in whole[2:]]
 
 
@@ -135,6 +154,49 @@ def test_slots_of_equal_shape_ask_for_the_same_and_of_others_for_something_else(
     assert one.placement_group_factory != two.placement_group_factory
     assert same.placement_group_factory == again.placement_group_factory
     assert "CPU" not in one.placement_group_factory.required_resources
+
+
+def test_a_trial_that_waits_is_handed_over_as_a_paused_one_and_takes_no_place():
+    paused = Waiting(is_paused=lambda trial: trial == "t000", pauses=True)
+    harness = Harness(
+        recipe(trials=3), [suggested("t000"), suggested("t001")], room=lambda shape, live: len(live) < 1, waiting=paused
+    )
+    assert [(trial.trial_id, trial.status) for trial in harness.take()] == [("t000", "PAUSED"), ("t001", "PENDING")]
+    waits = harness.source.trial("t000")
+    assert not harness.source.start(waits)
+    harness.source.on_trial_complete("t001")
+    assert harness.source.start(waits)
+    waits.set_status("RUNNING")
+    assert harness.take() == []
+
+
+def test_what_the_scheduler_has_ready_comes_before_new_trials():
+    ready = [True]
+    harness = Harness(recipe(), waiting=Waiting(has_ready=lambda: ready[0], pauses=True))
+    assert harness.take() == []
+    ready[0] = False
+    assert len(harness.take()) == 4
+
+
+def test_a_population_is_handed_over_whole_and_the_search_is_over_when_its_last_trial_is():
+    harness = Harness(recipe(), room=lambda shape, live: False, waiting=Waiting(population=True, pauses=True))
+    assert [trial.status for trial in harness.take()] == ["PAUSED"] * 4
+    for name in ("t000", "t001", "t002", "t003"):
+        assert not harness.source.is_finished()
+        harness.source.on_trial_complete(name)
+    assert harness.source.is_finished()
+
+
+def test_a_trial_that_paused_gave_its_place_back_and_one_that_moved_has_its_new_life():
+    harness = Harness(recipe(), room=lambda shape, live: len(live) < 1, waiting=Waiting(pauses=True))
+    (first,) = harness.take()
+    first.set_status("PAUSED")
+    (second,) = harness.take()
+    facts = {"parent": second.trial_id, "step": 7, "fraction": 0.25, "changed": {}, "metrics": {}}
+    harness.record("took_over", first.trial_id, point={"train.learning_rate": 3e-4}, **facts)
+    harness.source.move(first, first.trial_id)
+    assert first.config["point"] == {"train.learning_rate": 3e-4}
+    assert (first.config["reached"], first.config["life"]) == (0.25, 1)
 
 
 def test_a_sweep_that_stops_hands_out_nothing_more():

@@ -35,12 +35,13 @@ class Report:
 class FakeSession:
     made: list = []  # noqa: RUF012 (one list for all, on purpose)
 
-    def __init__(self, recipe, run_url, trial, on_progress, resume_step):
+    def __init__(self, recipe, run_url, trial, on_progress, resume_step, inherits):
         self.recipe, self.trial, self.resume_step, self.calls = recipe, trial, resume_step, []
+        self.inherits = inherits
         FakeSession.made.append(self)
 
-    def advance(self, fraction):
-        self.calls.append(("advance", fraction))
+    def advance(self, fraction, commit):
+        self.calls.append(("advance", fraction, commit))
         if fraction > 1:
             raise ZeroDivisionError("too far")
         return Report()
@@ -78,7 +79,12 @@ def start(trial, learning_rate=1e-4, resume_step=None):
         "trial": trial,
         "run_url": "file:///run",
         "resume_step": resume_step,
+        "inherits": resume_step is not None,
     }
+
+
+def advance(fraction):
+    return {"op": "advance", "fraction": fraction, "commit": fraction == 0.5}
 
 
 def run(rank, *commands):
@@ -90,13 +96,14 @@ def run(rank, *commands):
 def test_a_trial_gets_the_recipe_with_its_point_and_its_step(sessions):
     run(0, start("t004", 3e-4, resume_step=12))
     assert sessions[0].recipe.train.learning_rate == 3e-4
-    assert (sessions[0].trial, sessions[0].resume_step) == ("t004", 12)
+    assert (sessions[0].trial, sessions[0].resume_step, sessions[0].inherits) == ("t004", 12, True)
 
 
 def test_rank_0_answers_with_the_report_and_the_others_with_nothing(sessions):
-    commands = (start("t000"), {"op": "advance", "fraction": 0.5})
+    commands = (start("t000"), advance(0.5))
     assert run(0, *commands).answers == {0: None, 1: {"step": 7}}
     assert run(1, *commands).answers == {0: None, 1: None}
+    assert sessions[0].calls[0] == ("advance", 0.5, True)
 
 
 def test_a_session_is_closed_before_the_next_one_starts_and_when_the_rank_leaves(sessions):
@@ -105,7 +112,7 @@ def test_a_session_is_closed_before_the_next_one_starts_and_when_the_rank_leaves
 
 
 def test_an_error_is_answered_and_the_rank_goes_on_without_the_broken_session(sessions):
-    link = run(1, start("t000"), {"op": "advance", "fraction": 2.0}, {"op": "advance", "fraction": 0.5}, start("t001"))
+    link = run(1, start("t000"), advance(2.0), advance(0.5), start("t001"))
     assert (link.failures[1].rank, link.failures[1].kind) == (1, "ZeroDivisionError")
     assert "too far" in link.failures[1].traceback
     assert "without a started trial" in link.failures[2].message

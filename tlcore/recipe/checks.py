@@ -7,7 +7,7 @@ faults; none stops the others. Called by `build.py` on every recipe, so also on 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from tlcore.errors import Fault, RecipeError
@@ -139,22 +139,32 @@ def _deepspeed(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _metric(recipe: Recipe) -> Iterator[Fault]:
-    metric, known = recipe.search.metric, METRICS.get(recipe.task, {})
+    search, known = recipe.search, METRICS.get(recipe.task, {})
+    if not search.metrics or len(search.metrics) != len(search.modes):
+        text = f"got {len(search.modes)} for {len(search.metrics)} metrics; give a list with one of max, min for each"
+        yield Fault("search.mode", text if search.metrics else "got no metric; give at least one search.metric")
+        return
+    for metric, mode in zip(search.metrics, search.modes, strict=True):
+        yield from _one_metric(recipe.task, known, metric, mode)
+    for metric in sorted({metric for metric in search.metrics if search.metrics.count(metric) > 1}):
+        yield Fault("search.metric", f"got {metric} twice; give each metric once")
+
+
+def _one_metric(task: str, known: Mapping[str, str], metric: str, mode: str) -> Iterator[Fault]:
     if known and metric not in known:
         meant = close_to(metric, tuple(known))
         hint = f"; did you mean '{meant}'?" if meant else ""
-        yield Fault("search.metric", f"got {shown(metric)}; {recipe.task} reports {', '.join(known)}{hint}")
-    elif known and recipe.search.mode != known[metric]:
+        yield Fault("search.metric", f"got {shown(metric)}; {task} reports {', '.join(known)}{hint}")
+    elif known and mode != known[metric]:
         better = "more" if known[metric] == "max" else "less"
-        text = f"got {recipe.search.mode} with metric {metric}, of which {better} is better"
+        text = f"got {mode} with metric {metric}, of which {better} is better"
         yield Fault("search.mode", f"{text}; give {known[metric]}")
 
 
-def _scheduler(recipe: Recipe) -> Iterator[Fault]:
-    scheduler = recipe.search.scheduler
-    given = [key for key in type(scheduler).model_fields if getattr(scheduler, key) is not None]
-    if len(given) > 1:
-        yield Fault("search.scheduler", f"got {' and '.join(given)}; give one")
+def _one_of(recipe: Recipe) -> Iterator[Fault]:
+    for key, section in (("algorithm", recipe.search.algorithm), ("scheduler", recipe.search.scheduler)):
+        if len(section.given) > 1:
+            yield Fault(f"search.{key}", f"got {' and '.join(section.given)}; give one")
 
 
 _RULES: Final[tuple[Callable[[Recipe], Iterator[Fault]], ...]] = (
@@ -167,5 +177,5 @@ _RULES: Final[tuple[Callable[[Recipe], Iterator[Fault]], ...]] = (
     _batch,
     _deepspeed,
     _metric,
-    _scheduler,
+    _one_of,
 )

@@ -150,6 +150,47 @@ def _inside(bounds: tuple[Number, Number], value: float) -> float:
     return float(min(max(value, bounds[0]), bounds[1]))
 
 
+def nearest(domain: Domain, value: float) -> Number:
+    """The number of a range that lies nearest to `value`."""
+    if domain.quniform is not None:
+        first, last = _step_numbers(domain.quniform)
+        return _multiple(domain.quniform, min(max(round(value / domain.quniform[2]), first), last))
+    if domain.randint is not None:
+        return min(max(round(value), domain.randint[0]), domain.randint[1])
+    return _inside(domain.uniform or domain.loguniform or (value, value), value)
+
+
+def unit_of(domain: Domain, value: Number) -> float:
+    """Where a number lies in its range, from 0 to 1; on a logarithmic scale for loguniform."""
+    low, high = scale_ends(domain)
+    place = math.log(value) if domain.loguniform is not None else value
+    return min(1.0, max(0.0, (place - low) / (high - low)))
+
+
+def from_unit(domain: Domain, place: float) -> Number:
+    """The number of a range at a place from 0 to 1: the inverse of `unit_of`."""
+    low, high = scale_ends(domain)
+    value = low + min(1.0, max(0.0, place)) * (high - low)
+    return nearest(domain, math.exp(value) if domain.loguniform is not None else value)
+
+
+def scale_ends(domain: Domain) -> tuple[float, float]:
+    """Both ends of a range, their logarithms for loguniform."""
+    low, high = domain.uniform or domain.loguniform or domain.randint or (domain.quniform or (0, 1))[:2]
+    return (math.log(low), math.log(high)) if domain.loguniform is not None else (float(low), float(high))
+
+
+def steps_of(domain: Domain) -> tuple[int, int] | None:
+    """First and last multiple of a quniform's step, None for other kinds."""
+    return _step_numbers(domain.quniform) if domain.quniform is not None else None
+
+
+def multiple_of(domain: Domain, number: int) -> Number:
+    """Multiple `number` of a quniform's step."""
+    assert domain.quniform is not None
+    return _multiple(domain.quniform, number)
+
+
 def trial_values(domain: Domain) -> tuple[Scalar, ...]:
     """Values that show whether a setting can take this domain: all of a short list; else both ends and some between.
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from tlcore.errors import Fault
 from tlcore.recipe.credentials import shown
 from tlcore.recipe.fields import accepted, bare, close_to, keys_of, owner_of, sections, suggestion
+from tlcore.recipe.section import OneOf
 from tlcore.recipe.unbuilt import built_words, unbuilt_words
 
 
@@ -53,10 +54,9 @@ def wrong_value(path: str, value: Any, annotation: Any) -> str:
 def _unknown(path: str, value: Any, section: type[BaseModel]) -> str:
     where = path.rpartition(".")[0]
     meant = suggestion(path) if where in sections() else close_to(path.rpartition(".")[2], keys_of(section))
-    if path.startswith("search.scheduler.") and path.count(".") == 2:
-        return f"unknown scheduler; give one of {', '.join(('none', *_built_keys(where, section)))}" + _did_you_mean(
-            meant
-        )
+    if issubclass(section, OneOf):
+        words = dict.fromkeys((section.nothing(), *_built_keys(where, section)))
+        return f"unknown {where.rpartition('.')[2]}; give one of {', '.join(words)}{_did_you_mean(meant)}"
     known = f"; {where or 'a recipe'} has {', '.join(keys_of(section))}"
     return f"unknown key (got {shown(value)}){_did_you_mean(meant) or known}"
 

@@ -95,9 +95,9 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def literal_values(path: str) -> tuple[str, ...]:
-    """The words that the setting accepts, in the schema's order; empty when it takes more than words."""
-    annotation = settings().get(path)
-    return get_args(bare(annotation)) if get_origin(bare(annotation)) is Literal else ()
+    """The words that the setting accepts, in the schema's order; empty when it takes none."""
+    members = [bare(member) for member in _members(settings().get(path))]
+    return tuple(word for member in members if get_origin(member) is Literal for word in get_args(member))
 
 
 def accepts(path: str, value: Any) -> bool:

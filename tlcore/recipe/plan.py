@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from tlcore.recipe.batch import BatchPlan, plan_batch
 from tlcore.recipe.domains import Number, in_words
+from tlcore.recipe.pairs import mutated_keys
 from tlcore.recipe.rungs import report_fractions
 from tlcore.recipe.schema import Recipe
+from tlcore.recipe.search_schema import Algorithm
 from tlcore.recipe.space import in_one_line, in_order
 
 
@@ -124,14 +126,23 @@ def _checkpoints(recipe: Recipe) -> str:
 
 def _search(recipe: Recipe) -> Iterator[PlanRow]:
     search = recipe.search
+    judged = ", ".join(f"{mode} of {metric}" for metric, mode in zip(search.metrics, search.modes, strict=True))
     yield PlanRow(
         "trials",
-        f"{search.trials} by {search.algorithm}, scheduler {search.scheduler.name}, {search.mode} of {search.metric}",
+        f"{search.trials} by {_chosen(search.algorithm)}, scheduler {search.scheduler.name}, {judged}",
     )
+    if mutated := mutated_keys(recipe):
+        yield PlanRow("  changed in mid-trial", ", ".join(mutated))
+    if search.from_ is not None:
+        yield PlanRow("  warmed by", search.from_)
     for key in in_order(search.space):
         yield PlanRow(f"  {key}", in_words(search.space[key]))
     for place, point in enumerate(search.first, start=1):
         yield PlanRow(f"  first {place}", in_one_line(point))
+
+
+def _chosen(algorithm: Algorithm) -> str:
+    return f"optuna {algorithm.sampler}" if algorithm.optuna is not None else algorithm.name
 
 
 def _listed(fractions: tuple[float, ...]) -> str:

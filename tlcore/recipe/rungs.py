@@ -14,13 +14,31 @@ _DIGITS = 12
 
 def scheduler_fractions(recipe: Recipe) -> tuple[float, ...]:
     """Rungs of the scheduler below the end: ascending fractions of the trial's own `train.epochs`; may be none."""
-    asha = recipe.search.scheduler.asha
+    scheduler = recipe.search.scheduler
+    if scheduler.asha is not None:
+        return _growing(scheduler.asha.grace, scheduler.asha.reduction)
+    if (brackets := scheduler.brackets) is not None:
+        return _growing(brackets.reduction ** -(brackets.brackets - 1), brackets.reduction)
+    if scheduler.median is not None:
+        return _regular(scheduler.median.interval)
+    if (population := scheduler.population) is not None:
+        return _regular(population.interval)
+    return ()
+
+
+def _growing(first: float, factor: float) -> tuple[float, ...]:
     rungs: list[float] = []
-    if asha is not None:
-        rung = asha.grace
-        while round(rung, _DIGITS) < 1:
-            rungs.append(round(rung, _DIGITS))
-            rung *= asha.reduction
+    rung = first
+    while round(rung, _DIGITS) < 1:
+        rungs.append(round(rung, _DIGITS))
+        rung *= factor
+    return tuple(rungs)
+
+
+def _regular(interval: float) -> tuple[float, ...]:
+    rungs: list[float] = []
+    while round(rung := (len(rungs) + 1) * interval, _DIGITS) < 1:
+        rungs.append(round(rung, _DIGITS))
     return tuple(rungs)
 
 

@@ -1,9 +1,9 @@
 """What a recipe holds: one frozen model per section, one docstring per setting, with its unit.
 
-Owns names, types, ranges and defaults. Settings that the design names but this version does not build stand here
-too, and are refused by the table in `unbuilt.py`. Rules between settings are in `checks.py`, of the search in
-`space_checks.py`; so build a recipe by `load_recipe` or `recipe_from_dict`, never by calling a model. Loads without
-torch, ray, deepspeed and transformers. Called by: every room that reads a recipe.
+Owns names, types, ranges and defaults; those of `search` are in `search_schema.py`. Settings that the design names but
+this version does not build stand here too, and are refused by the table in `unbuilt.py`. Rules between settings are in
+`checks.py`, of the search in `space_checks.py` and `pairs.py`; so build a recipe by `load_recipe` or `recipe_from_dict`,
+never by calling a model. Loads without torch, ray, deepspeed and transformers. Called by: every room that reads a recipe.
 """
 
 from __future__ import annotations
@@ -12,15 +12,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from tlcore.recipe.domains import Domain, Scalar
-
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Texts = Annotated[tuple[str, ...], Field(strict=False)]
+from tlcore.recipe.search_schema import SearchSection
+from tlcore.recipe.section import AboveZero, Fraction, NotNegative, Positive, Section, Texts
 
 Optimizer = Literal["adamw", "adam", "sgd", "lion", "adagrad", "muon"]
 LrSchedule = Literal["linear", "cosine", "constant"]
@@ -49,19 +44,6 @@ METRICS: Final[dict[str, dict[str, Literal["max", "min"]]]] = {
     "text-classification": {"eval_accuracy": "max", "eval_f1": "max", "eval_loss": "min"},
 }
 """Task -> metric that a trial reports -> which way is better."""
-
-
-class Section(BaseModel):
-    """What all sections share: unknown keys refused, no type guessed, nothing changed after reading."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
 
 
 class ModelSection(Section):
@@ -215,73 +197,8 @@ class CheckpointSection(Section):
     """Two saves still under way at a third: wait for one, skip the third, or drop the waiting one for it."""
     memory_bytes: Literal["auto"] | Positive = "auto"
     """Bound on memory for snapshots per worker, bytes; auto fits two saves."""
-
-
-class Asha(Section):
-    """Asynchronous successive halving: at each rung only the best go on."""
-
-    grace: Fraction = 0.25
-    """First rung, as a fraction of the trial's own epochs."""
-    reduction: Annotated[float, Field(ge=2)] = 2
-    """Each rung lies this factor after the one before, and one in this many passes it."""
-    workers: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
-    """Workers at each rung; null keeps `resources.workers`."""
-
-
-class Scheduler(Section):
-    """Which trials stop early: none, or exactly one of these."""
-
-    asha: Asha | None = None
-    """Asynchronous successive halving (Li et al. 2020)."""
-    hyperband: dict[str, Any] | None = None
-    """HyperBand."""
-    bohb: dict[str, Any] | None = None
-    """BOHB's HyperBand."""
-    median: dict[str, Any] | None = None
-    """Median stopping."""
-    pbt: dict[str, Any] | None = None
-    """Population-based training."""
-    pb2: dict[str, Any] | None = None
-    """Population-based bandits."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, data: Any) -> Any:
-        if data is None or data == "none":
-            return {}
-        if isinstance(data, str):
-            return {data: {}}
-        return {key: {} if value is None else value for key, value in data.items()} if isinstance(data, dict) else data
-
-    @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
-        return {key: value for key, value in handler(self).items() if value is not None} or "none"
-
-    @property
-    def name(self) -> str:
-        """`none`, or the scheduler given."""
-        return next((key for key in type(self).model_fields if getattr(self, key) is not None), "none")
-
-
-class SearchSection(Section):
-    """What a sweep varies, how, and by what it judges."""
-
-    space: dict[str, Domain] = Field(default_factory=dict)
-    """Dotted setting -> domain. A trial is one point of it, applied to this recipe."""
-    algorithm: Literal["random", "grid", "optuna", "bohb"] = "random"
-    """How points are chosen."""
-    scheduler: Scheduler = Scheduler()
-    """Which trials stop early."""
-    trials: Positive = 8
-    """Trials to run. Not given: 8, every point of a grid, or 1 without a space."""
-    metric: str = "eval_accuracy"
-    """What is compared, on the validation examples."""
-    mode: Literal["max", "min"] = "max"
-    """Whether more of the metric is better."""
-    first: Annotated[tuple[dict[str, Scalar], ...], Field(strict=False)] = ()
-    """Points to try first, in order; settings that a point leaves out are drawn."""
-    from_: str | None = Field(default=None, alias="from")
-    """Earlier sweep whose results warm the searcher."""
+    connections: Literal["auto"] | Positive = "auto"
+    """PUTs in flight from each worker; auto: 32 from each machine, shared by its workers."""
 
 
 class BudgetSection(Section):

@@ -76,7 +76,7 @@ def sample_point(recipe: Recipe, seed: int, index: int) -> Point:
 
     With `algorithm: grid` it is the grid's point of that number; its domains that are no grids are drawn.
     """
-    if recipe.search.algorithm == "grid":
+    if recipe.search.algorithm.grid is not None:
         return _grid(recipe, seed)[index]
     return complete(recipe, {}, _drawing(seed, index))
 

@@ -17,6 +17,7 @@ from tlcore.recipe.credentials import shown
 from tlcore.recipe.domains import Scalar, contains, in_words, range_faults, trial_values
 from tlcore.recipe.faults import wrong_value
 from tlcore.recipe.fields import accepts, sections, settings, suggestion
+from tlcore.recipe.pairs import pair_faults
 from tlcore.recipe.schema import Recipe
 from tlcore.recipe.space import Point, complete, fits, grid_points, in_one_line, in_order
 
@@ -52,13 +53,13 @@ def faults_in_search(recipe: Recipe, trials_given: bool) -> list[Fault]:
         trials_given: whether the recipe's author chose `search.trials`.
     """
     faults = [*_keys(recipe), *_domains(recipe), *_conditions(recipe), *_algorithm(recipe)]
-    faults = faults or [*_values(recipe)] or [*_combinations(recipe)]
+    faults = faults or [*pair_faults(recipe)] or [*_values(recipe)] or [*_combinations(recipe)]
     return faults or [*_first(recipe), *_trials(recipe, trials_given)]
 
 
 def planned_trials(recipe: Recipe) -> int:
     """Trials of a recipe that does not say how many: every point of a grid, 1 without a space, else the default."""
-    if recipe.search.algorithm == "grid":
+    if recipe.search.algorithm.grid is not None:
         return len(grid_points(recipe))
     return recipe.search.trials if recipe.search.space else 1
 
@@ -123,17 +124,17 @@ def _condition(recipe: Recipe, key: str, other: str) -> str | None:
 def _algorithm(recipe: Recipe) -> Iterator[Fault]:
     search = recipe.search
     grids = [key for key, domain in search.space.items() if domain.grid is not None]
-    if search.algorithm == "grid" and not grids:
+    if search.algorithm.grid is not None and not grids:
         yield Fault(
             "search.algorithm",
             "got grid, but no domain of search.space is a grid; write one as {grid: [...]}, or use random",
         )
-    if search.algorithm != "grid" and grids:
+    if search.algorithm.grid is None and grids:
         yield Fault(
             f"search.space.{grids[0]}",
-            f"grid needs search.algorithm: grid, which is {search.algorithm}; use choice, or change it",
+            f"grid needs search.algorithm: grid, which is {search.algorithm.name}; use choice, or change it",
         )
-    if search.algorithm == "grid" and search.first:
+    if search.algorithm.grid is not None and search.first:
         yield Fault("search.first", "a grid runs all its points in order; take search.first out, or use random")
     size = math.prod(len(search.space[key].grid or ()) for key in grids)
     if size > MOST_GRID_POINTS:
@@ -225,7 +226,7 @@ def _trials(recipe: Recipe, given: bool) -> Iterator[Fault]:
     search = recipe.search
     if not given:
         return
-    if search.algorithm == "grid" and search.trials != (points := len(grid_points(recipe))):
+    if search.algorithm.grid is not None and search.trials != (points := len(grid_points(recipe))):
         yield Fault(
             "search.trials",
             f"got {search.trials}, but the grid has {points} points; take search.trials out, or give {points}",

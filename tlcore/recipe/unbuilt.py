@@ -42,10 +42,6 @@ def _is_map(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
 def _is_torchvision(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("torchvision:")
 
@@ -83,18 +79,7 @@ UNBUILT: Final = (
     Unbuilt("deepspeed.offload_optimizer", _is_nvme, "cpu, none"),
     Unbuilt("deepspeed.offload_param", _is_nvme, "cpu, none"),
     Unbuilt("resources.workers", _is_map, "a fixed number of workers"),
-    Unbuilt("checkpoint.snapshot", "lazy"),
-    Unbuilt("search.algorithm", "optuna"),
-    Unbuilt("search.algorithm", "bohb"),
-    Unbuilt("search.scheduler", "hyperband", "none, asha"),
-    Unbuilt("search.scheduler", "bohb", "none, asha"),
-    Unbuilt("search.scheduler", "median", "none, asha"),
-    Unbuilt("search.scheduler", "pbt", "none, asha"),
-    Unbuilt("search.scheduler", "pb2", "none, asha"),
     Unbuilt("search.scheduler.asha.workers", _given, "null, the same workers at every rung"),
-    Unbuilt("search.metric", _is_list, "one metric"),
-    Unbuilt("search.mode", _is_list, "one mode"),
-    Unbuilt("search.from", _given, "null"),
     Unbuilt("budget.hours", _given, "null, with search.trials as the limit"),
     Unbuilt("budget.worker_hours", _given, "null, with search.trials as the limit"),
     Unbuilt("budget.bytes", _given, "null, with checkpoint.keep_last and checkpoint.keep_best as the limit"),

@@ -3,14 +3,23 @@
 Owns the entries' form, the single-writer rule and the pure fold of entries into `SweepState`. An entry has `n`, `time`
 (UTC, ISO), `kind`, `trial` (or null) and the kind's own facts:
 
-    suggested  point                                   a trial's place in the search space
+    warmed     source, used, unused                    results of an earlier sweep that the searcher starts from: the fitting
+                                                       ones (point, fraction, metrics each) and how many did not fit
+    suggested  point, of                               a trial's place in the search space; how many trials are wanted in all
     started    slot                                    the trial runs (again) in this slot
     result     step, total_steps, fraction, metrics, checkpoint_step, loss, samples_per_s
-    lost       rank, cause, step                       a worker died; the trial went on from its checkpoint at `step`
+    paused     -                                       the scheduler has it wait at its last report
+    took_over  parent, step, fraction, point, changed, metrics
+                                                       it goes on from another trial's checkpoint at `step`, with a new point
+                                                       (`changed`: setting -> [the parent's value, its own]); `metrics` are the
+                                                       parent's there
+    lost       rank, cause, step, slot                 a worker died; the trial went on from its checkpoint at `step`; `slot`
+                                                       only where the slot itself died
+    fell_back  step, instead, reason                   it was restored at `step`; the checkpoint at `instead` is damaged
     stopped    reason                                  ended early on purpose ("scheduler")
     completed  -                                       ran to the end of its own epochs
     failed     error, message, hint, rank              ended by an error
-    resumed    -                                       a new driver took the sweep over
+    resumed    of                                      a new driver took the sweep over
     finished   best                                    nothing is left to run
     final      metrics                                 test figures of the best trial
 
@@ -36,7 +45,22 @@ Entry = dict[str, Any]
 TrialStatus = Literal["waiting", "running", "completed", "stopped", "failed"]
 
 KINDS: Final = frozenset(
-    {"suggested", "started", "result", "lost", "stopped", "completed", "failed", "resumed", "finished", "final"}
+    {
+        "warmed",
+        "suggested",
+        "started",
+        "result",
+        "paused",
+        "took_over",
+        "lost",
+        "fell_back",
+        "stopped",
+        "completed",
+        "failed",
+        "resumed",
+        "finished",
+        "final",
+    }
 )
 _READERS = 16
 
@@ -106,14 +130,27 @@ class TrialResult:
     checkpoint_step: int | None
 
 
+@dataclass(frozen=True)
+class Takeover:
+    """A trial went on from the checkpoint of `parent` at `step`; `changed` is setting -> [the parent's value, its own]."""
+
+    parent: str
+    step: int
+    fraction: float
+    changed: Mapping[str, Any]
+
+
 @dataclass
 class TrialState:
-    """One trial as the journal tells it. `results` is in order of arrival; a resumed trial may repeat a fraction."""
+    """One trial as the journal tells it. `results` is in order of arrival; a resumed trial may repeat a fraction, and what it
+    took over from another trial stands among them as the parent reported it. `lineage` is in order, mostly empty."""
 
     trial: str
     point: dict[str, Any]
     status: TrialStatus = "waiting"
     results: list[TrialResult] = field(default_factory=list)
+    lineage: list[Takeover] = field(default_factory=list)
+    life_began: int = 0
     reason: str = ""
     lost_workers: int = 0
     failure: Entry | None = None
@@ -125,13 +162,19 @@ class TrialState:
 
     @property
     def fraction(self) -> float:
-        """Deepest fraction of its own epochs at which it reported."""
-        return max((result.fraction for result in self.results), default=0.0)
+        """Deepest fraction of its own epochs at which it, or the trial that it took over from, reported."""
+        return max((result.fraction for result in self.results[self.life_began :]), default=0.0)
 
     @property
     def checkpoint_step(self) -> int | None:
         """Step of the newest committed checkpoint that a result named."""
-        return max((step for result in self.results if (step := result.checkpoint_step) is not None), default=None)
+        steps = (result.checkpoint_step for result in self.results[self.life_began :])
+        return max((step for step in steps if step is not None), default=None)
+
+    @property
+    def just_took_over(self) -> Takeover | None:
+        """The takeover after which nothing was reported yet."""
+        return self.lineage[-1] if self.lineage and len(self.results) == self.life_began + 1 else None
 
     def final(self, metric: str) -> float | None:
         """The metric at the last report; None before the first, and where it was not finite."""
@@ -193,6 +236,10 @@ def _apply_to_trial(trial: TrialState, entry: Entry) -> None:
         trial.results.append(
             TrialResult(entry["step"], entry["fraction"], entry["metrics"], entry.get("checkpoint_step"))
         )
+    elif kind == "paused":
+        trial.status = "waiting"
+    elif kind == "took_over":
+        _take_over(trial, entry)
     elif kind == "lost":
         trial.lost_workers += 1
     elif kind == "completed":
@@ -201,6 +248,13 @@ def _apply_to_trial(trial: TrialState, entry: Entry) -> None:
         trial.status, trial.reason = "stopped", str(entry.get("reason", ""))
     elif kind == "failed":
         trial.status, trial.reason, trial.failure = "failed", str(entry.get("message", "")), entry
+
+
+def _take_over(trial: TrialState, entry: Entry) -> None:
+    trial.status, trial.point = "waiting", dict(entry["point"])
+    trial.lineage.append(Takeover(entry["parent"], entry["step"], entry["fraction"], dict(entry["changed"])))
+    trial.life_began = len(trial.results)
+    trial.results.append(TrialResult(entry["step"], entry["fraction"], entry["metrics"], entry["step"]))
 
 
 def _finite(value: Any) -> Any:

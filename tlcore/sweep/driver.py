@@ -20,20 +20,25 @@ import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.error import TuneError
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.experiment import Trial
 from ray.util import remove_placement_group
 
 from tlcore.errors import SweepError, TlcoreError
 from tlcore.recipe import Recipe
 from tlcore.storage import RunRef
-from tlcore.storage.journal import Journal, SweepState, read_journal
+from tlcore.storage.journal import Entry, Journal, SweepState, Takeover, TrialState, read_journal
 from tlcore.sweep.board import open_board
+from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
 from tlcore.sweep.recorder import Halt, JournalCallback, Recorder
 from tlcore.sweep.resources import Cluster, Shape, has_room, shape_of
-from tlcore.sweep.schedulers import make_scheduler, replay
-from tlcore.sweep.search import TrialSource, trials_wanted
+from tlcore.sweep.schedulers import make_seats
+from tlcore.sweep.search import TrialSource, Waiting, trials_wanted
+from tlcore.sweep.searchers import make_searcher
+from tlcore.sweep.seats import Replay, TakeOver
 from tlcore.sweep.slot import Slot
+from tlcore.sweep.takeover import can_clone, make_own
+from tlcore.sweep.warm import earlier_results
 
 DISPLAY_EVERY_S: Final = 0.5
 
@@ -43,19 +48,32 @@ class Driver:
 
     Args:
         session: import path of the session class that the ranks drive.
-        metric: what every report must have; None asks for nothing.
+        metrics: what every report must have.
         halt: asked when the sweep must stop before its end.
+        earlier: run whose results warm the searcher of a new sweep.
     """
 
     def __init__(
-        self, recipe: Recipe, run: RunRef, session: str, metric: str | None, display: Display | None, halt: Halt
+        self,
+        recipe: Recipe,
+        run: RunRef,
+        session: str,
+        metrics: Sequence[str],
+        display: Display | None,
+        halt: Halt,
+        earlier: RunRef | None = None,
     ) -> None:
-        self._recipe, self._run, self._session, self._metric, self._halt = recipe, run, session, metric, halt
-        store = run.open()
-        self._entries = read_journal(store)
-        journal = Journal(store, lambda: datetime.now(UTC), start=len(self._entries))
+        self._recipe, self._run, self._session, self._metrics, self._halt = recipe, run, session, list(metrics), halt
+        self._earlier = earlier
+        self._store = run.open()
+        self._entries = read_journal(self._store)
+        journal = Journal(self._store, lambda: datetime.now(UTC), start=len(self._entries))
         self._recorder = Recorder(journal, SweepState.from_entries(self._entries), display)
         self._cluster = Cluster()
+        self._conductor = Conductor(self._recorder, self._clone)
+        self._seats = make_seats(recipe, self._conductor)
+        self._conductor.seats = self._seats
+        self._searcher = make_searcher(recipe)
 
     @property
     def state(self) -> SweepState:
@@ -64,19 +82,44 @@ class Driver:
 
     def drive(self) -> bool:
         """Run what is left. True when it was interrupted."""
-        scheduler = make_scheduler(self._recipe)
-        decided = replay(scheduler, self._entries)
-        if self._entries:
-            self._recorder.record("resumed")
-        self._settle(decided)
-        known = len(self.state.trials)
-        if self.state.unfinished() or known < trials_wanted(self._recipe):
+        wanted = trials_wanted(self._recipe)
+        self._take_up(wanted)
+        if self.state.unfinished() or len(self.state.trials) < wanted:
             with _scratch() as scratch, self._board() as board, self._watching(board):
-                self._fit(self._source(scratch, board), scheduler, scratch)
+                self._fit(self._source(scratch, board), scratch)
         if not self._halt.asked:
             best = self.state.best(self._recipe.search.metric, self._recipe.search.mode)
             self._recorder.record("finished", best=best.trial if best else None)
         return self._halt.interrupted
+
+    def _take_up(self, wanted: int) -> None:
+        """Bring scheduler and searcher to where the journal ends, and do what the last driver decided and did not live to do."""
+        for entry in self._entries:
+            self._searcher.observe(entry)
+        replayed = Replay(self._seats, self._entries)
+        self._recorder.listeners += [self._searcher.observe, self._seat]
+        if not self._entries:
+            if self._earlier is not None:
+                self._recorder.record("warmed", **earlier_results(self._recipe, self._earlier))
+            return
+        self._recorder.record("resumed", of=wanted)
+        self._seats.resume(wanted)
+        self._settle(replayed.stopped)
+        for decided in replayed.pending:
+            self._conductor.carry_out(decided)
+        for trial in self.state.unfinished():
+            if (last := trial.just_took_over) is not None:
+                make_own(self._store, _again(trial, last))
+
+    def _seat(self, entry: Entry) -> None:
+        if entry["kind"] == "suggested":
+            self._seats.add(entry["trial"], entry["point"], entry["of"])
+
+    def _clone(self, decided: TakeOver, check: bool) -> bool:
+        if check:
+            return can_clone(self._store, decided)
+        make_own(self._store, decided)
+        return True
 
     def _settle(self, decided: set[str]) -> None:
         """Write what the last driver had seen and did not live to write."""
@@ -85,6 +128,9 @@ class Driver:
                 self._recorder.record("completed", trial.trial)
             elif trial.trial in decided:
                 self._recorder.record("stopped", trial.trial, reason="scheduler")
+            else:
+                continue
+            self._seats.end(trial.trial)
 
     def _source(self, scratch: Path, board: str) -> TrialSource:
         gpus = self._cluster.has_gpus()
@@ -94,34 +140,44 @@ class Driver:
             "board": board,
             "scratch": str(scratch),
             "session": self._session,
-            "metric": self._metric,
+            "metrics": self._metrics,
             "cluster_has_gpus": gpus,
         }
-        return TrialSource(
+        scheduler = self._recipe.search.scheduler
+        waiting = Waiting(
+            is_paused=lambda trial: self._seats.seats[trial].status == Trial.PAUSED,
+            has_ready=self._conductor.has_ready,
+            population=scheduler.population is not None,
+            pauses=scheduler.pauses,
+        )
+        source = TrialSource(
             self._recipe,
             facts,
-            self.state.unfinished(),
-            len(self.state.trials),
+            self.state,
+            self._searcher,
+            waiting,
             shape_of=lambda recipe: shape_of(recipe, gpus),
             room=self._room,
             record=self._recorder.record,
         )
+        self._conductor.hands = source
+        return source
 
     def _room(self, shape: Shape, live: Sequence[Shape]) -> bool:
         return has_room(shape, live, self._cluster.nodes(), self._cluster.available())
 
-    def _fit(self, source: TrialSource, scheduler: TrialScheduler, scratch: Path) -> None:
+    def _fit(self, source: TrialSource, scratch: Path) -> None:
         try:
             # not `Tuner`: it pickles itself with all its callbacks into a state file, which nobody here would read
             tune.run(
                 Slot,
                 name="tune",
                 search_alg=source,
-                scheduler=scheduler,
+                scheduler=self._conductor,
                 reuse_actors=True,
                 storage_path=str(scratch),
                 stop=self._halt,
-                callbacks=[JournalCallback(self._recorder, self._halt, self._free)],
+                callbacks=[JournalCallback(self._recorder, self._halt, self._seats, self._free)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
                 raise_on_failed_trial=False,
                 verbose=0,
@@ -171,6 +227,10 @@ class Driver:
                 snapshot = ray.get(self._board_actor.snapshot.remote(), timeout=5.0)
                 running = {trial.trial for trial in self.state.trials.values() if trial.status == "running"}
                 self._recorder.progress({name: facts for name, facts in snapshot.items() if name in running})
+
+
+def _again(trial: TrialState, last: Takeover) -> TakeOver:
+    return TakeOver(trial.trial, last.parent, last.step, last.fraction, trial.point, last.changed, {})
 
 
 @contextmanager

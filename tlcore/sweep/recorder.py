@@ -1,14 +1,15 @@
 """From what Tune tells to the journal and the display: the only place where a sweep's history is written.
 
-Owns the order: an entry is durable before Tune acts on what it says, since Tune calls back after a decision is taken and before it
-is carried out. Owns also the decision to stop the whole sweep when the very first thing that happens is an error in the request
+Owns the form of the entries, and that each is durable when it is told to anybody; the order of a report and its decisions is the
+conductor's. Owns also the decision to stop the whole sweep when the very first thing that happens is an error in the request
 (a missing column is missing in every trial). Called by Tune's controller, in the driver's thread, and by `runner.py`.
 """
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -19,9 +20,20 @@ from tlcore.errors import TlcoreError, WorkerLost
 from tlcore.storage.journal import Entry, Journal, SweepState
 from tlcore.sweep.display import Display
 from tlcore.sweep.search import SlotTrial
+from tlcore.sweep.seats import Seats
 from tlcore.sweep.slot import REPORT, slot_name
 
-_RESULT_KEYS = ("step", "total_steps", "fraction", "metrics", "checkpoint_step", "loss", "samples_per_s", "group")
+_RESULT_KEYS = (
+    "step",
+    "total_steps",
+    "fraction",
+    "metrics",
+    "checkpoint_step",
+    "loss",
+    "samples_per_s",
+    "group",
+    "saves",
+)
 
 
 class Recorder:
@@ -30,7 +42,9 @@ class Recorder:
     def __init__(self, journal: Journal, state: SweepState, display: Display | None) -> None:
         self.journal, self.state, self.display = journal, state, display
         self.error: TlcoreError | None = None
+        self.listeners: list[Callable[[Entry], None]] = []
         self._lock = threading.Lock()
+        self._reported: str | None = None
 
     def record(self, kind: str, trial: str | None = None, **facts: Any) -> Entry:
         """Write one entry, fold it, show it."""
@@ -43,7 +57,23 @@ class Recorder:
             self.state.apply(entry)
             if self.display is not None:
                 self.display.on_event(entry)
+        for listener in self.listeners:
+            listener(entry)
         return entry
+
+    def result(self, trial: str, report: Mapping[str, Any]) -> None:
+        """Write a trial's report, and what it lost since the one before. Called before anything is decided about it."""
+        for lost in report["lost"]:
+            self.record("lost", trial, **lost)
+        for passed_over in report.get("fell_back", ()):
+            self.record("fell_back", trial, **passed_over)
+        self.record("result", trial, **{key: report[key] for key in _RESULT_KEYS if key in report})
+        self._reported = trial
+
+    def was_written(self, trial: str) -> bool:
+        """Whether the report that Tune tells of now was written; asked once for each."""
+        written, self._reported = self._reported == trial, None
+        return written
 
     def progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Show the newest progress."""
@@ -84,8 +114,8 @@ class Halt(Stopper):
 class JournalCallback(Callback):
     """Tune's events as journal entries. `free` takes the name of a slot that died and frees what its workers held."""
 
-    def __init__(self, recorder: Recorder, halt: Halt, free: Callable[[str], None]) -> None:
-        self._recorder, self._halt, self._free = recorder, halt, free
+    def __init__(self, recorder: Recorder, halt: Halt, seats: Seats, free: Callable[[str], None]) -> None:
+        self._recorder, self._halt, self._seats, self._free = recorder, halt, seats, free
         self._slots: dict[str, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -93,16 +123,17 @@ class JournalCallback(Callback):
         slot = slot_name(trial.temporary_state.ray_actor._actor_id.hex())
         self._slots[trial.trial_id] = slot
         self._recorder.record("started", trial.trial_id, slot=slot)
+        self._seats.start(trial.trial_id)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """The trial reported; the scheduler has decided, and nothing is done about it yet."""
-        report = result[REPORT]
-        for lost in report["lost"]:
-            self._recorder.record("lost", trial.trial_id, **lost)
-        facts = {key: report[key] for key in _RESULT_KEYS if key in report}
-        self._recorder.record("result", trial.trial_id, **facts)
+        """The trial reported: at its end, or the conductor has written it."""
+        if not self._recorder.was_written(trial.trial_id):
+            report = json.loads(result[REPORT])
+            self._recorder.result(trial.trial_id, report)
+            self._recorder.was_written(trial.trial_id)
+            self._seats.last_report(trial.trial_id, report)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial ended on purpose: at its own end, or by the scheduler's word."""
@@ -114,7 +145,8 @@ class JournalCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial's slot died and another one will take it up."""
         self._free(self._slots[trial.trial_id])
-        self._recorder.record("lost", trial.trial_id, rank=None, cause="the slot's process died", step=None)
+        slot = self._slots[trial.trial_id]
+        self._recorder.record("lost", trial.trial_id, rank=None, cause="the slot's process died", step=None, slot=slot)
         trial.set_config({**trial.config, "reached": self._recorder.state.trials[trial.trial_id].fraction})
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

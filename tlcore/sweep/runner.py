@@ -12,7 +12,7 @@ import platform
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +32,7 @@ from tlcore.sweep.quiet import quiet_ray
 from tlcore.sweep.recorder import Halt
 from tlcore.sweep.resources import Cluster, Shape, check_placeable, shape_of
 from tlcore.sweep.search import trials_wanted
+from tlcore.sweep.warm import find_earlier
 from tlcore.tasks import build_task
 
 SESSION: Final = "tlcore.train.session:TrialSession"
@@ -69,7 +70,7 @@ def run_sweep(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
         SweepError: no trial took a step.
         RequestError, StorageError: the run cannot be resumed, or the storage not used.
     """
-    return _run(recipe, options, metric=recipe.search.metric)
+    return _run(recipe, options, metrics=recipe.search.metrics)
 
 
 def run_train(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
@@ -79,14 +80,15 @@ def run_train(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
             "space": {},
             "trials": 1,
             "first": (),
-            "algorithm": "random",
+            "algorithm": type(recipe.search.algorithm)(),
             "scheduler": type(recipe.search.scheduler)(),
+            "from_": None,
         }
     )
-    return _run(recipe.model_copy(update={"search": search}), options, metric=None)
+    return _run(recipe.model_copy(update={"search": search}), options, metrics=())
 
 
-def _run(recipe: Recipe, options: SweepOptions, metric: str | None) -> SweepOutcome:
+def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> SweepOutcome:
     now = datetime.now(UTC)
     logs = options.logs or log_directory(recipe.name, now)
     ensure_embedded(recipe.storage)
@@ -95,11 +97,13 @@ def _run(recipe: Recipe, options: SweepOptions, metric: str | None) -> SweepOutc
     run = _find_run(recipe) if options.resume else None
     with quiet_ray(logs), _interrupts() as halt:
         _check_fits(recipe, Cluster())
+        earlier = None
         if run is None:
+            earlier = find_earlier(recipe)
             run = create_run(recipe.storage, recipe.name, identity(recipe), now, secrets.token_hex(8))
         if halt.asked:
             raise KeyboardInterrupt
-        driver = Driver(recipe, run, options.session, metric, options.display, halt)
+        driver = Driver(recipe, run, options.session, metrics, options.display, halt, earlier)
         interrupted = driver.drive()
     state = driver.state
     _check_progress(state, halt, interrupted, logs)
@@ -143,6 +147,7 @@ def _check_fits(recipe: Recipe, cluster: Cluster) -> None:
     nodes, gpus = cluster.nodes(), cluster.has_gpus()
     seen: set[Shape] = set()
     for index in range(trials_wanted(recipe)):
+        # whatever the searcher, its points come from the same domains
         shape = shape_of(apply_point(recipe, trial_point(recipe, recipe.train.seed, index)), gpus)
         if shape not in seen:
             seen.add(shape)

@@ -1,24 +1,29 @@
 """Which trial is next: our own `SearchAlgorithm`, so that trials bear our names and a resume needs nothing of Tune's.
 
-Owns the order (after a resume the unfinished trials first, then new ones up to `search.trials`; ended ones never again), the
-number of trials at a time, and the journal entry of each suggestion, written before Tune hears of it. A point is a pure
-function of recipe, seed and index (`recipe/`), so there is no state to restore but the count. Called by Tune's controller,
-from the driver's thread.
+Owns the order (after a resume the unfinished trials first, then those that the scheduler has ready, then new ones up to
+`search.trials`; ended ones never again), the number of trials at a time, and the journal entry of each suggestion, written
+before Tune hears of it. Which point is next is a searcher's business (`searchers.py`). Called by Tune's controller and by the
+conductor, both in the driver's thread.
+
+A trial that is to wait is handed to Tune as a paused one, so that Tune leaves it alone until the scheduler chooses it: what
+waited when a sweep died, and every member of a population, since a population scheduler must know all its members.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
-from tlcore.recipe import Recipe, apply_point, grid_points, trial_point
-from tlcore.storage.journal import TrialState
+from tlcore.recipe import Recipe, apply_point, grid_points
+from tlcore.storage.journal import SweepState, TrialState
 from tlcore.sweep.resources import Shape, Slivers
+from tlcore.sweep.searchers import Searcher
 
 Room = Callable[[Shape, Sequence[Shape]], bool]
 Record = Callable[..., Any]
@@ -31,7 +36,7 @@ def trial_name(index: int) -> str:
 
 def trials_wanted(recipe: Recipe) -> int:
     """How many trials the sweep has in all; a grid has as many points as it has."""
-    if recipe.search.algorithm == "grid":
+    if recipe.search.algorithm.grid is not None:
         return min(recipe.search.trials, len(grid_points(recipe)))
     return recipe.search.trials
 
@@ -51,14 +56,52 @@ class SlotTrial(Trial):
         return isinstance(self.failure, RayActorError) and bool(super().should_recover())
 
 
+class Places:
+    """The trials that hold a place in the cluster, by Tune's own word on which of them wait."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._held: dict[str, tuple[Trial, Shape]] = {}
+
+    def has_room(self, shape: Shape) -> bool:
+        """Whether one more trial of a shape fits; the only one always does."""
+        # Tune pauses a trial when its slot can serve another one, no sooner: then its place is free
+        self._held = {name: held for name, held in self._held.items() if held[0].status != Trial.PAUSED}
+        shapes = [shape for _, shape in self._held.values()]
+        return not shapes or self._room(shape, shapes)
+
+    def take(self, trial: Trial, shape: Shape) -> None:
+        """Note a trial that starts."""
+        self._held[trial.trial_id] = (trial, shape)
+
+    def free(self, trial: str) -> None:
+        """Note a trial that ended."""
+        self._held.pop(trial, None)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What the scheduler has to say about waiting trials.
+
+    `is_paused` by trial name, for a trial that is about to be handed to Tune; `has_ready`: whether one waits only for room;
+    `population`: every trial waits for the scheduler's choice, also at its beginning; `pauses`: whether any trial ever waits.
+    """
+
+    is_paused: Callable[[str], bool] = lambda trial: False
+    has_ready: Callable[[], bool] = lambda: False
+    population: bool = False
+    pauses: bool = False
+
+
 class TrialSource(SearchAlgorithm):
     """Hands Tune one trial after another.
 
     Args:
         recipe: the whole sweep's.
         run: what every slot must know of the run, plain JSON; goes into each trial's config.
-        unfinished: trials of an interrupted driver, in order; they start first.
-        known: how many trials were suggested before.
+        state: the sweep so far; kept up to date by whoever records.
+        searcher: gives the points.
+        waiting: what the scheduler has to say.
         shape_of: the shape of a trial's recipe.
         room: whether one more trial of a shape fits beside the live ones.
         record: writes a journal entry: (kind, trial, **facts).
@@ -68,27 +111,32 @@ class TrialSource(SearchAlgorithm):
         self,
         recipe: Recipe,
         run: dict[str, Any],
-        unfinished: Sequence[TrialState],
-        known: int,
+        state: SweepState,
+        searcher: Searcher,
+        waiting: Waiting,
         *,
         shape_of: Callable[[Recipe], Shape],
         room: Room,
         record: Record,
     ) -> None:
-        self._recipe, self._run = recipe, run
-        self._waiting = deque(unfinished)
-        self._index = known
+        self._recipe, self._run, self._state = recipe, run, state
+        self._searcher, self._waiting = searcher, waiting
+        self._unfinished = deque(state.unfinished())
+        self._index = len(state.trials)
         self._wanted = trials_wanted(recipe)
-        self._shape_of, self._room, self._record = shape_of, room, record
+        self._shape_of, self._record = shape_of, record
+        self._places = Places(room)
         self._slivers = Slivers()
-        self._live: dict[str, Shape] = {}
         self._spec: dict[str, Any] = {}
         self._staged: TrialState | None = None
+        self._staged_at = 0
+        self._trials: dict[str, Trial] = {}
+        self._open: set[str] = set()
 
     @property
     def total_samples(self) -> int:
         """How many trials this driver will start."""
-        return len(self._waiting) + max(0, self._wanted - self._index)
+        return len(self._unfinished) + max(0, self._wanted - self._index)
 
     def add_configurations(self, experiments: Any) -> None:
         """Take Tune's description of the experiment: where its scratch files go, and what to run."""
@@ -100,30 +148,42 @@ class TrialSource(SearchAlgorithm):
         staged = self._next_state()
         if staged is None:
             return None
+        is_new = staged.trial == trial_name(self._index)
+        waits = self._waiting.population or (not is_new and self._waiting.is_paused(staged.trial))
         shape = self._shape_of(apply_point(self._recipe, staged.point))
-        if self._live and not self._room(shape, list(self._live.values())):
+        if not waits and ((is_new and self._waiting.has_ready()) or not self._places.has_room(shape)):
             return None
         self._staged = None
-        if staged.trial == trial_name(self._index):
-            self._record("suggested", staged.trial, point=staged.point)
+        if is_new:
+            self._record("suggested", staged.trial, point=staged.point, of=self._wanted)
             self._index += 1
-        self._live[staged.trial] = shape
-        return self._trial(staged, shape)
+        trial = self._trial(staged, shape)
+        if waits:
+            trial.set_status(Trial.PAUSED)
+        else:
+            self._places.take(trial, shape)
+        return trial
 
     def _next_state(self) -> TrialState | None:
-        if self._staged is not None or self._finished:
-            return self._staged
-        if self._waiting:
-            self._staged = self._waiting.popleft()
-        elif self._index < self._wanted:
-            point = trial_point(self._recipe, self._recipe.train.seed, self._index)
-            self._staged = TrialState(trial_name(self._index), point)
+        if self._finished:
+            return None
+        while self._staged is None and self._unfinished:
+            state = self._unfinished.popleft()
+            self._staged = None if state.ended else state  # stopped by a decision on another one since
+        if self._unstarted() and (self._staged is None or self._staged_at != self._state.entries):
+            # what waited for room is suggested again with what was reported since
+            self._staged = TrialState(trial_name(self._index), self._searcher.suggest(self._index))
+            self._staged_at = self._state.entries
         return self._staged
 
+    def _unstarted(self) -> bool:
+        """Whether a new trial is the next."""
+        return self._index < self._wanted and (self._staged is None or self._staged.trial == trial_name(self._index))
+
     def _trial(self, state: TrialState, shape: Shape) -> Trial:
-        return SlotTrial(
+        trial = SlotTrial(
             self._spec["run"],
-            config={"trial": state.trial, "point": state.point, "reached": state.fraction, "run": self._run},
+            config=self._config(state),
             trial_id=state.trial,
             storage=self._spec["storage"],
             evaluated_params=state.point,
@@ -134,14 +194,56 @@ class TrialSource(SearchAlgorithm):
             trial_dirname_creator=lambda trial: trial.trial_id,
             max_failures=self._recipe.failures.max_lost_workers,
         )
+        self._trials[state.trial] = trial
+        self._open.add(state.trial)
+        return trial
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def _config(self, state: TrialState) -> dict[str, Any]:
+        """What the slot must know; all of it from the journal."""
+        return {
+            "trial": state.trial,
+            "point": dict(state.point),
+            "reached": state.fraction,
+            "life": len(state.lineage),
+            "run": self._run,
+        }
+
+    # What the conductor asks.
+
+    def trial(self, name: str) -> Trial | None:
+        """Tune's trial of that name, once it was handed to Tune."""
+        return self._trials.get(name)
+
+    def start(self, trial: Trial) -> bool:
+        """Take a place for a waiting trial. False: there is none."""
+        shape = self._shape_of(apply_point(self._recipe, trial.config["point"]))
+        if not self._places.has_room(shape):
+            return False
+        self._places.take(trial, shape)
+        return True
+
+    def move(self, trial: Trial | None, name: str) -> None:
+        """Give a trial the config, and the shape, of what the journal now says of it."""
+        if trial is not None:
+            state = self._state.trials[name]
+            trial.set_config(self._config(state))
+            trial.placement_group_factory = self._slivers.request(
+                self._shape_of(apply_point(self._recipe, state.point))
+            )
+
+    # What Tune tells.
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Its place is free again."""
-        self._live.pop(trial_id, None)
+        self._places.free(trial_id)
+        self._open.discard(trial_id)
 
     def is_finished(self) -> bool:
-        """Whether every trial has been handed out."""
-        return bool(self._finished) or (self._staged is None and not self._waiting and self._index >= self._wanted)
+        """Whether every trial has been handed out; where trials wait, also ended, since Tune throws slots away from then on."""
+        if self._finished:
+            return True
+        handed_out = self._staged is None and not self._unfinished and self._index >= self._wanted
+        return handed_out and not (self._waiting.pauses and self._open)
 
     def set_finished(self) -> None:
         """Hand out no more: the sweep is stopping."""

@@ -4,7 +4,10 @@ Owns what a trial is to Tune: a step is the way to the next report fraction, a c
 manifest, a reset is the next trial in the same processes. Owns also what happens when ranks die: the trial is started again in
 the restarted group from its newest manifest and the interrupted command is repeated, as often as the recipe allows.
 Does not own the ranks (`group.py`), the training (`train/`) or any decision of the search. Made by Tune; its `config` is what
-`search.py` put in: {"trial", "point", "reached", "run": {...}}, all plain JSON values.
+`search.py` put in: {"trial", "point", "reached", "life", "run": {...}}, all plain JSON values. A life begins when the trial takes
+over another one's state; its checkpoint is then in the store as the trial's own, and pointers of an earlier life say nothing.
+
+Where the scheduler may have a trial wait or take it as a donor, the report waits for the checkpoint to be committed.
 
 The worker group is replaced before the next trial when the trial failed, and always with `resources.isolation: process`.
 """
@@ -21,7 +24,7 @@ from ray import tune
 
 from tlcore.checkpoint import newest_step
 from tlcore.errors import CheckpointIncompatible, SweepError, WorkerLost
-from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions
+from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions, scheduler_fractions
 from tlcore.storage import open_store
 from tlcore.sweep.board import find_board
 from tlcore.sweep.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
@@ -67,7 +70,9 @@ class Slot(tune.Trainable):
         self._point: dict[str, Any] = config["point"]
         self._recipe: Recipe = apply_point(recipe_from_dict(self._run["recipe"]), self._point)
         self._fractions = report_fractions(self._recipe)
+        self._commits = scheduler_fractions(self._recipe) if self._recipe.search.scheduler.pauses else ()
         self._reached: float = config["reached"]
+        self._life: int = config["life"]
         self._checkpoint_step: int | None = None
         self._started = False
         self._losses: list[dict[str, Any]] = []
@@ -76,26 +81,35 @@ class Slot(tune.Trainable):
         """Train to the next report fraction and say how it stands there.
 
         Returns:
-            The metrics, flat; `progress` (fraction of the trial's own epochs), `step`, `done`; and `report`, all of it.
+            The metrics, flat; `progress` (fraction of the trial's own epochs), `step`, `done`; and `report`, all of it as JSON
+            text, which Tune does not take apart.
         """
         fraction = next_fraction(self._fractions, self._reached)
         done = fraction >= self._fractions[-1] - _EPSILON
         losses = len(self._losses)
         self._healthy = False
-        report: dict[str, Any] = self._command({"op": "advance", "fraction": fraction})
+        command = {"op": "advance", "fraction": fraction, "commit": fraction in self._commits}
+        report: dict[str, Any] = self._command(command)
         self._check_metric(report["metrics"])
         if done:
             self._end_session()
         self._healthy = True
         self._reached, self._checkpoint_step = fraction, report["checkpoint_step"]
         facts = {**report, "fraction": fraction, "lost": self._losses[losses:], "group": self._group_name()}
-        return {**report["metrics"], TIME_ATTR: fraction, "step": report["step"], "done": done, REPORT: facts}
+        return {
+            **report["metrics"],
+            TIME_ATTR: fraction,
+            "step": report["step"],
+            "done": done,
+            REPORT: json.dumps(facts),
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the pointer to the newest committed manifest; the bytes are in the store already."""
         pointer = {
             "run": self._run["url"],
             "trial": self._trial,
+            "life": self._life,
             "step": self._checkpoint_step,
             "fraction": self._reached,
         }
@@ -108,6 +122,8 @@ class Slot(tune.Trainable):
             raise CheckpointIncompatible(
                 f"trial {self._trial} was given the checkpoint of trial {pointer['trial']} of {pointer['run']}"
             )
+        if pointer["life"] != self._life:
+            return  # the state was taken over from another trial since
         # a slot killed between a report and its pointer: the journal, and so the config, knows better than the pointer
         self._reached = max(self._reached, pointer["fraction"])
         self._checkpoint_step = pointer["step"]
@@ -142,6 +158,7 @@ class Slot(tune.Trainable):
                     "trial": self._trial,
                     "run_url": self._run["url"],
                     "resume_step": self._newest_step(),
+                    "inherits": self._life > 0,
                 }
             )
             self._started = True
@@ -183,12 +200,12 @@ class Slot(tune.Trainable):
         return newest_step(open_store(self._run["url"]), self._trial)
 
     def _check_metric(self, metrics: dict[str, float]) -> None:
-        wanted = self._run["metric"]
-        if wanted is not None and wanted not in metrics:
-            raise SweepError(
-                f"search.metric {wanted!r} is not among what trial {self._trial} measured: {', '.join(sorted(metrics))}",
-                hint="set search.metric to one of these",
-            )
+        for wanted in self._run["metrics"]:
+            if wanted not in metrics:
+                raise SweepError(
+                    f"search.metric {wanted!r} is not among what trial {self._trial} measured: {', '.join(sorted(metrics))}",
+                    hint="set search.metric to one of these",
+                )
 
     def _finish_trial(self) -> None:
         if not self._healthy or self._recipe.resources.isolation == "process":

@@ -32,8 +32,9 @@ POLL_S = 20.0
 class Session(Protocol):
     """One trial on one rank; every call is made on all ranks."""
 
-    def advance(self, fraction: float) -> Any:
-        """Train to a fraction of the trial's own epochs, evaluate, commit a checkpoint; a report with `to_dict()`."""
+    def advance(self, fraction: float, commit: bool = False) -> Any:
+        """Train to a fraction of the trial's own epochs, evaluate, begin to save, and with `commit` wait until that is
+        committed or has failed; a report with `to_dict()`."""
 
     def close(self) -> None:
         """Give everything back."""
@@ -53,8 +54,8 @@ class SessionHost:
     """Performs commands on one rank. Holds at most one session.
 
     Args:
-        session: import path of what makes a session from (recipe, run_url, trial, on_progress, resume_step). Imported with the
-            first trial, so that a failing import is an error of that command, with its rank and traceback.
+        session: import path of what makes a session from (recipe, run_url, trial, on_progress, resume_step, inherits).
+            Imported with the first trial, so that a failing import is an error of that command, with its rank and traceback.
         feed: takes the rank's progress on its way to the board; None on ranks that do not report.
     """
 
@@ -73,7 +74,7 @@ class SessionHost:
         if self._session is None:
             raise RuntimeError(f"command {op!r} without a started trial")
         if op == "advance":
-            return self._session.advance(command["fraction"]).to_dict()
+            return self._session.advance(command["fraction"], command["commit"]).to_dict()
         raise ValueError(f"unknown command {op!r}")
 
     def _start(self, command: dict[str, Any]) -> None:
@@ -82,7 +83,7 @@ class SessionHost:
         trial = command["trial"]
         on_progress = self._feed(trial) if self._feed is not None else None
         self._session = import_factory(self._path)(
-            recipe, command["run_url"], trial, on_progress, command["resume_step"]
+            recipe, command["run_url"], trial, on_progress, command["resume_step"], command["inherits"]
         )
 
     def close(self) -> None:
