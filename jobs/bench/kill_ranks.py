@@ -65,13 +65,15 @@ Tell = Callable[..., None]
 @dataclass(frozen=True)
 class Doom:
     """A rank's own death: `delay_s` after it has come to `stage` for the `nth` time. A killer that hears of a stage through a pipe
-    is too late for those that last a millisecond. With `lag_s` that request first waits so long, as one that has to be repeated."""
+    is too late for those that last a millisecond. With `lag_s` that request first waits so long, as one that has to be repeated.
+    With SIGSTOP it is cut off instead, until its killer lets it go on."""
 
     rank: int
     stage: str
     nth: int
     delay_s: float
     lag_s: float = 0.0
+    signal: int = signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def doomed(tell: Tell, doom: Doom) -> Tell:
 
     def die() -> None:
         time.sleep(doom.lag_s + doom.delay_s)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), doom.signal)
 
     def tell_and_die(word: str, subject: str | int = 0, text: str = "") -> None:
         tell(word, subject, text)

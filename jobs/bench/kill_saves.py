@@ -13,19 +13,21 @@ import random
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import psutil
 
 from jobs.bench import kill_state
 from jobs.bench.kill_checks import Ledger, Verdict, prove_content
 from jobs.bench.kill_ranks import Doom, Life, run_clones, run_gc, run_rank
-from jobs.bench.kill_server import Victim, hear_until, listen, start
+from jobs.bench.kill_server import Victim, hear, hear_until, listen, start
 from jobs.bench.kill_shop import Shop
 from tlcore.storage import open_store
 
 KILLS_PER_TRIAL = 12
 KILLS_PER_SEASON = 96
-KINDS = {"rank": 28, "rank0": 38, "all": 12, "stale": 8, "gc": 8, "clone": 6}
+KINDS = {"rank": 28, "rank0": 38, "all": 12, "stale": 6, "frozen": 6, "gc": 6, "clone": 4}
 """What is killed, and how often of a hundred."""
 WINDOW_S = {
     "claim": 0.01,
@@ -114,6 +116,8 @@ class SaveKills:
             self._kill_clones(record, trial, draw)
         elif kind == "stale":
             self._kill_stale(record, trial, draw)
+        elif kind == "frozen":
+            self._kill_frozen(record, trial, draw)
         else:
             self._kill_ranks(record, trial, draw)
         trial.kills += 1
@@ -195,6 +199,30 @@ class SaveKills:
         self._take_notes(record, trial, new_life if rest is new else old_life, rest)
         record.take(trial.ledger.check())
 
+    def _kill_frozen(self, record: Record, trial: _Trial, draw: random.Random) -> None:
+        """A writer is cut off in the middle of a commit, its successor commits, the writer goes on as if nothing had been; then
+        both are killed."""
+        stage = draw.choice(["look", "index", "commit", "commit", "delete"])
+        nth = draw.randint(1, 4) * (5 if stage == "look" else 1)
+        doom = Doom(0, stage, nth, draw.uniform(0.0, 0.003), signal=signal.SIGSTOP)
+        old_life = replace(self._life(trial, draw, 1), doom=doom)
+        old = [start(run_rank, old_life, rank) for rank in range(old_life.world_size)]
+        frozen = psutil.Process(old[0].process.pid)
+        deadline = time.monotonic() + _STAGE_TIMEOUT_S
+        while frozen.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+            hear(old, 0.01)
+        record.aimed, record.stages = stage, [f"frozen {each}" for each in old[0].stages]
+        new_life = self._life(trial, draw, 1)
+        new = [start(run_rank, new_life, rank) for rank in range(new_life.world_size)]
+        enough = draw.randint(1, 3)
+        hear_until(new, lambda: told_of(new[0], "committed") >= enough, _START_S)
+        frozen.resume()
+        listen([*old, *new], draw.uniform(0.05, 0.5))
+        bury(record, [*old, *new])
+        self._take_notes(record, trial, old_life, old)
+        self._take_notes(record, trial, new_life, new)
+        record.take(trial.ledger.check())
+
     def _kill_collection(self, record: Record, draw: random.Random) -> None:
         """Kill a collection of the whole run at a random request, check every trial, collect again to the end, check again."""
         victim = start(run_gc, self._shop.run_url)
@@ -246,7 +274,7 @@ class SaveKills:
         for each in ranks:
             for told in each.told:
                 # A stale writer's ranks fail as they should, and may find their parent taken by the other's retention.
-                if told.word in ("failed", "stale") and record.kind != "stale":
+                if told.word in ("failed", "stale") and record.kind not in ("stale", "frozen"):
                     record.errors.append(f"{told.word} {told.subject}: {told.text}")
 
 
