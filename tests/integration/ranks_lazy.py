@@ -23,7 +23,7 @@ from ranks_restore import recipe_for  # noqa: E402
 from tlcore.checkpoint import list_manifests, read_manifest  # noqa: E402
 from tlcore.checkpoint.manifest import read_index  # noqa: E402
 from tlcore.storage import create_run, open_store  # noqa: E402
-from tlcore.train.group import agree, process_group, sum_over_ranks  # noqa: E402
+from tlcore.train.group import agree, process_group  # noqa: E402
 from tlcore.train.session import TrialSession  # noqa: E402
 
 STAGES = (0, 1, 2, 3)

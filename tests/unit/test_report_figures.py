@@ -71,3 +71,16 @@ def test_duration(seconds, text):
 def test_short_names_keep_whole_paths_where_leaves_collide():
     names = figures.short_names(["train.learning_rate", "transfer.n", "search.n"])
     assert names == {"train.learning_rate": "lr", "transfer.n": "transfer.n", "search.n": "search.n"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0002, "0.2 ms"), (0.0081, "8 ms"), (0.9994, "999 ms"), (0.99951, "1.0 s"), (12.34, "12.3 s")],
+)
+def test_brief(seconds, text):
+    assert figures.brief(seconds) == text
+
+
+@pytest.mark.parametrize(("bytes_per_s", "text"), [(45.4e6, "45.4 MB/s"), (999.4e6, "999 MB/s"), (1.24e9, "1.2 GB/s")])
+def test_speed(bytes_per_s, text):
+    assert figures.speed(bytes_per_s) == text

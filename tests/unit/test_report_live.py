@@ -92,15 +92,22 @@ def test_wide_table():
     assert drawn(sweep(), 110) == [
         "reviews/20261121-044500-ab12  2 of 4 trials ended: 1 running, 1 stopped, 1 failed",
         "",
-        "trial  state    rung   step    loss  accuracy  samples/s  saved  lr      strategy",
-        "t000*  running   25%  24/63  0.6012    0.7125       41.2     16  3.1e-4  full",
-        "t001   stopped   25%     16       -    0.5000          -      -  2e-5    scratch",
-        "t002   failed      -      -       -         -          -      -  9e-4    head",
+        "trial  state    rung   step    loss  accuracy  samples/s       saved  lr      strategy",
+        "t000*  running   25%  24/63  0.6012    0.7125       41.2  16 · 10 ms  3.1e-4  full",
+        "t001   stopped   25%     16       -    0.5000          -           -  2e-5    scratch",
+        "t002   failed      -      -       -         -          -           -  9e-4    head",
         "t002 failed: OutOfMemory: rank 1 at step 3",
         "",
         f"{'━' * 25}{' ' * 25} 50% 1 min 02 s so far, about 3 min 05 s left",
         "estimate: pace so far; open trials end where the ended ones did on average",
     ]
+
+
+def test_a_save_tells_what_it_took_where_there_is_room():
+    view = sweep()
+    view.progress({"t000": {"stall_s": 0.0081, "save_bytes_per_s": 45.4e6}})
+    assert "16 · 8 ms · 45.4 MB/s" in drawn(view, 110)[3]
+    assert drawn(view, 72) == drawn(sweep(), 72)
 
 
 def test_narrow_table_merges_the_sampled_values_and_still_fits():
@@ -201,8 +208,8 @@ def test_a_checkpoint_is_told_once_and_silence_is_broken_once_a_minute():
         ],
     )
     assert text.splitlines()[1:] == [
-        "04:45:01 t000 checkpoint committed step=16",
-        "04:45:03 t000 checkpoint committed step=20",
+        "04:45:01 t000 checkpoint committed step=16 stall=10ms",
+        "04:45:03 t000 checkpoint committed step=20 stall=10ms",
         "04:45:04 sweep 18% (1 running, 2 waiting) left~9 min 57 s",
     ]
 

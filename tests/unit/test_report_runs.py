@@ -115,6 +115,24 @@ def test_show_tells_the_whole_run(storage):
     ]
 
 
+def test_show_says_what_the_saves_took(storage):
+    ref = write_run(storage)
+    took = {
+        "saves": 12, "failed": 1, "dropped": 0, "stall_s": 0.08, "bytes_new": 3 << 30, "bytes_reused": 1 << 20,
+        "upload_s": 10.0, "retries": 0,
+    }  # fmt: skip
+    journal = Journal(ref.open(), Ticking(), start=len(read_run(ref).entries))
+    for trial in ("t000", "t001"):
+        journal.append("result", trial, step=63, fraction=1.0, metrics={"eval_accuracy": 0.5}, saves=took)
+    run = read_run(ref)
+    console = Console(file=io.StringIO(), width=200)
+    assert (
+        "checkpoints: 24 saves from rank 0, 6 GiB sent, 2 MiB there already, training kept 160 ms, 322 MB/s, 2 failed"
+        in text_of(show_parts(run, console))
+    )
+    assert [trial["saves"] for trial in show_json(run)["trials"]] == [took, took]
+
+
 def test_show_json_is_json_and_names_every_checkpoint(storage):
     found = json.loads(json.dumps(show_json(read_run(write_run(storage)))))
     assert found["state"] == "finished"

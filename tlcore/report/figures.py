@@ -103,6 +103,23 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def brief(seconds: float) -> str:
+    """A short time: `0.2 ms`, `8 ms`, `1.3 s`."""
+    if seconds >= 0.9995:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.00095 else f"{seconds * 1000:.1f} ms"
+
+
+def speed(bytes_per_s: float) -> str:
+    """Bytes per second in the units of networks, powers of ten: `45 MB/s`, `1.2 GB/s`."""
+    return f"{bytes_per_s / 1e9:.2g} GB/s" if bytes_per_s >= 0.9995e9 else f"{bytes_per_s / 1e6:.3g} MB/s"
+
+
+def whole(number: int | None) -> str:
+    """A step, or that there is none."""
+    return ABSENT if number is None else str(number)
+
+
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """`1 trial`, `8 trials`."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"

@@ -241,7 +241,7 @@ class LineDisplay(Display):
         for row in self.view.rows():
             if row.checkpoint_step is not None and row.checkpoint_step > self._saved.get(row.trial, 0):
                 self._saved[row.trial] = row.checkpoint_step
-                self._say(f"{row.trial} checkpoint committed step={row.checkpoint_step}")
+                self._say(" ".join([f"{row.trial} checkpoint committed step={row.checkpoint_step}", *_cost(row)]))
 
     def _line_of(self, event: Entry) -> str:
         kind, row = event["kind"], self.view.row(event.get("trial"))
@@ -257,6 +257,9 @@ class LineDisplay(Display):
             return " ".join([row.trial, measured, *_training(row)])
         if kind == "lost":
             return f"{row.trial} lost rank={event.get('rank')} step={event.get('step')} cause: {event.get('cause')}"
+        if kind == "fell_back":
+            passed_over = f"the checkpoint of step {event.get('instead')} is damaged: {event.get('reason')}"
+            return f"{row.trial} restored at step={event.get('step')}: {passed_over}"
         if kind == "stopped":
             return f"{row.trial} stopped by={row.reason or 'request'} {measured}"
         if kind == "completed":
@@ -271,6 +274,15 @@ def _training(row: TrialRow) -> list[str]:
         "samples/s": None if row.samples_per_s is None else figures.rate(row.samples_per_s),
     }
     return [f"{name}={text}" for name, text in facts.items() if text is not None]
+
+
+def _cost(row: TrialRow) -> list[str]:
+    """What the last save took: how long it kept training, how fast its new bytes went."""
+    facts = {
+        "stall": None if row.stall_s is None else figures.brief(row.stall_s),
+        "speed": None if row.save_bytes_per_s is None else figures.speed(row.save_bytes_per_s),
+    }
+    return [f"{name}={text.replace(' ', '')}" for name, text in facts.items() if text is not None]
 
 
 def live_view(recipe: Recipe, resume: bool = False, trials: int | None = None) -> SweepView:

@@ -23,7 +23,8 @@ class TrialRow:
 
     `rung` is the deepest fraction of the trial's own epochs at which it was evaluated, `fraction` where it is now;
     `metric` is the searched metric at the last report, `by_rung` the same at every fraction reported. `reason` says why
-    it stopped or failed.
+    it stopped or failed. `stall_s` is how long the last save kept training, `save_bytes_per_s` how fast its new bytes
+    went, `saves` what all saves took by the last report (`SaveTotals` of `train/`), each on rank 0.
     """
 
     trial: str
@@ -37,6 +38,9 @@ class TrialRow:
     metric: float | None = None
     samples_per_s: float | None = None
     checkpoint_step: int | None = None
+    stall_s: float | None = None
+    save_bytes_per_s: float | None = None
+    saves: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     by_rung: Mapping[float, float] = field(default_factory=dict)
 

@@ -213,10 +213,30 @@ def _findings(run: StoredRun) -> list[str]:
     if run.final:
         said = ", ".join(f"{name} {figures.metric(value)}" for name, value in run.final.items())
         lines.append(f"on the test data: {said}")
+    if said := _saves(view.rows()):
+        lines.append(said)
     steps = run.checkpoints.get(best.trial)
     if steps:
         lines.append(f"its newest checkpoint: {run.ref.url}/trials/{best.trial}/step-{steps[-1]:08d}")
     return lines
+
+
+def _saves(rows: Sequence[TrialRow]) -> str:
+    """What writing checkpoints took on each trial's rank 0, all trials together; empty where none has told."""
+    told = [row.saves for row in rows if row.saves]
+    total = {name: sum(each.get(name, 0) for each in told) for name in told[0]} if told else {}
+    if not total.get("saves"):
+        return ""
+    parts = [
+        f"{figures.count(total['saves'], 'save')} from rank 0",
+        f"{figures.size(total['bytes_new'])} sent",
+        f"{figures.size(total['bytes_reused'])} there already",
+        f"training kept {figures.brief(total['stall_s'])}",
+    ]
+    if total["upload_s"] > 0:
+        parts.append(figures.speed(total["bytes_new"] / total["upload_s"]))
+    parts += [f"{total[name]} {name}" for name in ("failed", "dropped", "retries") if total[name]]
+    return f"checkpoints: {', '.join(parts)}"
 
 
 def _recipe(run: StoredRun) -> Recipe | None:

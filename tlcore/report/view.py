@@ -12,7 +12,17 @@ from typing import Any
 from tlcore.report.rows import TrialRow, best_of
 from tlcore.storage.journal import Entry, SweepState, TrialState
 
-_LIVE_FACTS = ("step", "total_steps", "fraction", "loss", "samples_per_s", "checkpoint_step")
+_LIVE_FACTS = (
+    "step",
+    "total_steps",
+    "fraction",
+    "loss",
+    "samples_per_s",
+    "checkpoint_step",
+    "stall_s",
+    "save_bytes_per_s",
+    "saves",
+)
 
 
 class SweepView:
@@ -72,6 +82,9 @@ class SweepView:
             metric=trial.final(self.metric),
             samples_per_s=facts.get("samples_per_s"),
             checkpoint_step=facts.get("checkpoint_step"),
+            stall_s=facts.get("stall_s"),
+            save_bytes_per_s=facts.get("save_bytes_per_s"),
+            saves=facts.get("saves") or {},
             reason=_reason(trial),
             by_rung={fraction: value for fraction, value in measured if value is not None},
         )

@@ -34,7 +34,8 @@ class Progress:
 class Report:
     """A trial at one of its report fractions, evaluated on the validation examples. `loss` is None where it is not known: the
     trial was restored at this very step, from a checkpoint that does not say. `fell_back`, in the first report after a restore:
-    the damaged checkpoints that were passed over, each with `instead` (its step), `step` (the one restored) and `reason`."""
+    the damaged checkpoints that were passed over, each with `instead` (its step), `step` (the one restored) and `reason`.
+    `saves`: what the trial's saves took on rank 0 since it was last started (`SaveTotals`)."""
 
     step: int
     total_steps: int
@@ -44,6 +45,7 @@ class Report:
     checkpoint_step: int | None
     metrics: dict[str, float] = field(default_factory=dict)
     fell_back: list[dict[str, Any]] = field(default_factory=list)
+    saves: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
