@@ -123,7 +123,8 @@ def import_checkpoint(
     storage: RunStorage = None,
     tag: Annotated[str | None, typer.Option("--tag", help="Which checkpoint in DIR; else the latest.")] = None,
 ) -> None:
-    """Make a run that goes on from a DeepSpeed checkpoint of ZeRO stage 1, 2 or 3."""
+    """Make a run that goes on from a DeepSpeed checkpoint of ZeRO stage 1, 2 or 3; learning rate and order of samples are the
+    recipe's."""
     import shlex
     from pathlib import Path
 

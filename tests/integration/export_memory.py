@@ -1,6 +1,6 @@
 """Run by test_train_export_store.py in a process of its own: export a checkpoint and print what it took of memory, as JSON.
 
-Arguments: the checkpoint's URL, the destination, bytes per shard, the format.
+Arguments: the checkpoint's URL, a directory for the exports, bytes per shard, the formats.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    url, destination, shard_bytes, dtype = sys.argv[1:]
+    url, directory, shard_bytes, *dtypes = sys.argv[1:]
     store, manifest = CheckpointRef.parse(url).open()
     skeleton(build_task(StoredWeights(store, manifest).recipe, facts=manifest.common["task"]))
-    baseline = peak_bytes()
-    export_checkpoint(url, destination, dtype=dtype, max_shard_bytes=int(shard_bytes))  # type: ignore[arg-type]
-    sys.stdout.write(json.dumps({"baseline": baseline, "peak": peak_bytes()}))
+    found = {"baseline": peak_bytes()}
+    for dtype in dtypes:
+        export_checkpoint(url, f"{directory}/{dtype}", dtype=dtype, max_shard_bytes=int(shard_bytes))  # type: ignore[arg-type]
+        found[dtype] = peak_bytes()
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

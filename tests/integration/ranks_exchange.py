@@ -241,7 +241,7 @@ def main() -> None:
         home = Home(model, directory)
         results: dict[str, Any] = {name: from_deepspeed(home, name, changes) for name, changes in PLAIN.items()}
         results["universal"] = to_deepspeed(home, LAST_N)
-        results |= {f"lora{stage}": lora(home, stage) for stage in (1, 2, 3)}
+        results |= {f"lora{stage}": lora(home, stage) for stage in (0, 1, 2, 3)}
         if home.rank == 0:
             output.write_text(json.dumps(results))
 

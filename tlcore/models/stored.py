@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,7 +68,7 @@ class StoredWeights:
             elif _B not in name:
                 self._stored[name.replace(_BASE, ".")] = name
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         """The recipe that trained them."""
         return recipe_from_dict(self.manifest.common["recipe"], source=f"recipe in {self.manifest.key}")
@@ -153,11 +154,7 @@ class StoredWeights:
         update = b.float() @ a.float()
         if name.removesuffix(".weight") in self._transposed:
             update = update.T
-        return base.add_(update * self._scaling)
-
-    @property
-    def _scaling(self) -> float:
-        return self.recipe.transfer.lora_scaling
+        return base.add_(update * self.recipe.transfer.lora_scaling)
 
     def _dtype(self, stored: str) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.manifest.parameters[self._owner(stored)].dtype)
