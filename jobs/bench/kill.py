@@ -137,11 +137,16 @@ class StopAfterThis:
     def __init__(self) -> None:
         self.asked = False
         signal.signal(signal.SIGINT, self._ask)
+        signal.signal(signal.SIGTERM, self._end)
 
     def _ask(self, *_: object) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print("stopping after this kill", file=sys.stderr)
+
+    def _end(self, *_: object) -> None:
+        """At once, but not without stopping the store."""
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 class LogFile:

@@ -293,14 +293,14 @@ def take_notes(record: Record, ledger: Ledger, life: Life, ranks: Sequence[Victi
 
 def told_of(victim: Victim, word: str) -> int:
     """How often it told this word."""
-    return sum(told.word == word for told in victim.told)
+    return victim.times[word]
 
 
 def begun(victim: Victim, stage: str) -> int:
     """How often it has come to this stage of a save."""
     if stage in ("snapshot", "hash"):
         return told_of(victim, "save" if stage == "snapshot" else "saved")
-    return sum(told.word == "begin" and told.subject == stage for told in victim.told)
+    return victim.times["begin", stage]
 
 
 def strike(

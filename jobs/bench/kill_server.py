@@ -44,11 +44,12 @@ class Told:
 
 @dataclass
 class Victim:
-    """A process started from the fork server, and everything it has told."""
+    """A process started from the fork server, and everything it has told; `times` counts words, and words with their subject."""
 
     process: Any
     wire: Connection
     told: list[Told] = field(default_factory=list)
+    times: Counter[str | tuple[str, str]] = field(default_factory=Counter)
     deaf: bool = False
     _rest: bytes = b""
 
@@ -63,6 +64,8 @@ class Victim:
         for line in lines:
             word, subject, text = line.decode(errors="replace").split("\t", 2)
             self.told.append(Told(word, subject, text, now))
+            self.times[word] += 1
+            self.times[word, subject] += 1
 
     def kill(self) -> None:
         """SIGKILL, if it still runs."""
@@ -81,18 +84,13 @@ class Victim:
     def stages(self) -> list[str]:
         """What it was doing when it told its last line: requests under way by stage, `snapshot`, `hash` (a save in flight without
         a request: hashing, or waiting for other ranks); `between` saves, or `start` before the first."""
-        counted: Counter[str] = Counter()
-        for each in self.told:
-            if each.word in ("begin", "end"):
-                counted[each.subject] += 1 if each.word == "begin" else -1
-            else:
-                counted[each.word] += 1
-        found = [stage for stage in REQUESTS if counted[stage] > 0]
-        if counted["save"] > counted["saved"]:
+        times = self.times
+        found = [stage for stage in REQUESTS if times["begin", stage] > times["end", stage]]
+        if times["save"] > times["saved"]:
             found.append("snapshot")
-        if not found and counted["saved"] > counted["uploaded"] + counted["committed"] + counted["dropped"]:
+        if not found and times["saved"] > times["uploaded"] + times["committed"] + times["dropped"]:
             found.append("hash")
-        return found or ["between" if counted["saved"] else "start"]
+        return found or ["between" if times["saved"] else "start"]
 
 
 def start(target: Callable[..., None] | str, *arguments: Any) -> Victim:
