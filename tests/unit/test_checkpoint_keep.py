@@ -244,11 +244,6 @@ def test_what_cannot_be_read_stops_the_collection(part):
     assert store.keys("cas/") == chunks
 
 
-def test_a_grace_period_that_running_saves_would_not_survive_is_refused():
-    with pytest.raises(RequestError, match="at least 7200 s"):
-        gc(MemoryStore(), grace_s=60)
-
-
 @pytest.mark.parametrize(
     "text",
     [

@@ -103,16 +103,17 @@ class Noticeboard:
         self._first_seen: dict[tuple[str, datetime], float] = {}
 
     def fresh(self) -> AbstractSet[str] | None:
-        """Digests of chunks in the notices posted or changed since the last call; None: one of these cannot be read.
+        """Digests of chunks in the notices that are not done, or were not at the last call; None: one cannot be read.
 
-        Such chunks must not be counted on to be in the store.
+        Such chunks must not be counted on to be in the store, even if they were sent a moment ago.
         """
         found: set[str] = set()
         unreadable = False
         for notice in self._all():
             at = notice.key, notice.modified
             if at not in self._told:
-                self._told.add(at)
+                if notice.done:
+                    self._told.add(at)
                 unreadable |= notice.keys is None
                 found.update(digest for key in notice.keys or () if (digest := parse_chunk_key(key)) is not None)
         return None if unreadable else found
