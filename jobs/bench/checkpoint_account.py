@@ -11,6 +11,7 @@ temporary files.
 from __future__ import annotations
 
 import resource
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -114,21 +115,26 @@ def _dirtied(process: str) -> int:
     raise RuntimeError(f"/proc/{process}/io has no line write_bytes: this kernel counts no bytes of files")
 
 
-def memory_files(directories: Sequence[Path]) -> dict[str, int]:
-    """Files (path -> bytes) in memory file systems that this process holds open or mapped, and all those below `directories`."""
-    mounts = tuple(f"{each.mountpoint}/" for each in psutil.disk_partitions(all=True) if each.fstype in _IN_MEMORY)
-    found: dict[str, int] = {}
-    held = {line.partition(" /")[2] for line in Path("/proc/self/maps").read_text().splitlines() if " /" in line}
-    paths = {f"/{each}".removesuffix(" (deleted)") for each in held}
-    for link in Path("/proc/self/fd").iterdir():
-        if link.is_symlink():
-            paths.add(str(link.resolve()))
-    for path in paths:
-        if path.startswith(mounts) and Path(path).is_file():
-            found[path] = Path(path).stat().st_size
-    for directory in directories:
-        found |= {str(path): path.stat().st_size for path in directory.rglob("*") if path.is_file()}
-    return found
+def memory_files() -> dict[str, int]:
+    """Files (path -> bytes) that the kernel's count leaves out: those in memory file systems that this process holds open or
+    mapped, or that lie in its directory for temporary files."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    paths = {Path("/" + line.partition(" /")[2].removesuffix(" (deleted)")) for line in maps if " /" in line}
+    paths |= {link.resolve() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+    mounts = _memory_mounts()
+    temporary = Path(tempfile.gettempdir())
+    if f"{temporary}/".startswith(mounts):
+        paths |= set(temporary.rglob("*"))
+    return {str(path): path.stat().st_size for path in paths if f"{path}".startswith(mounts) and path.is_file()}
+
+
+def in_memory(path: Path) -> bool:
+    """Whether a path lies in a file system that is kept in memory."""
+    return str(path.resolve()).startswith(_memory_mounts())
+
+
+def _memory_mounts() -> tuple[str, ...]:
+    return tuple(f"{each.mountpoint}/" for each in psutil.disk_partitions(all=True) if each.fstype in _IN_MEMORY)
 
 
 def grown(before: dict[str, int], after: dict[str, int]) -> int:

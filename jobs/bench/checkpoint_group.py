@@ -28,7 +28,7 @@ class Group:
 
     Args:
         name: for messages.
-        settings: sent to every rank once it is connected, JSON-able.
+        settings: sent to every rank once it is connected, JSON-able; `scratch` is where they put temporary files.
         module: what is started: by default the rank itself, once per rank; under `launcher` once, to start the ranks by itself. It
             gets the socket's port and the number of ranks as arguments.
         log: file for what the processes print.
@@ -48,7 +48,7 @@ class Group:
             if launcher:
                 self._start([launcher, str(port), str(world_size)], {}, output)
             for rank in range(0 if launcher else world_size):
-                ranks = _rank_environment(rank, world_size, rendezvous)
+                ranks = {**_rank_environment(rank, world_size, rendezvous), "TMPDIR": self._settings["scratch"]}
                 self._start(["jobs.bench.checkpoint_worker", str(port)], ranks, output)
 
     def _start(self, words: list[str], environment: Mapping[str, str], output: IO[bytes]) -> None:
@@ -128,6 +128,7 @@ def _rank_environment(rank: int, world_size: int, rendezvous_port: int) -> dict[
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(rendezvous_port),
     }

@@ -48,13 +48,16 @@ class Ours:
         if snapshot not in self._savers:
             world = dist.get_world_size()
             recipe = recipe_of(self._trained.model.stage, world, snapshot, self._url)
-            self._savers[snapshot] = Saver(self.store, self.trial(snapshot), recipe, {}, dist.get_rank(), world, None)
+            trial, model = self.trial(snapshot), self._trained.model
+            saver = Saver(self.store, trial, recipe, {}, dist.get_rank(), world, None, model.memory)
+            saver.prepare(model)
+            self._savers[snapshot] = saver
         return self._savers[snapshot]
 
     def save(self, snapshot: str) -> dict[str, Any]:
         """Save the present state and wait until it is committed; training stands still meanwhile."""
         saver, step = self.saver(snapshot), self._trained.step
-        counts, usage, files = self.store.counts.copy(), Usage.now(), memory_files(())
+        counts, usage, files = self.store.counts.copy(), Usage.now(), memory_files()
         dist.barrier()
         began = time.monotonic()
         saver.save(self._trained.model, step, {}, {})
@@ -71,7 +74,7 @@ class Ours:
             "save_s": None if committed is None else committed - began,
             "cpu_s": ended.since(called).cpu_s,
             "snapshot_cpu_s": called.since(usage).cpu_s,
-            "file_bytes": ended.since(usage).file_bytes + grown(files, memory_files(())),
+            "file_bytes": ended.since(usage).file_bytes + grown(files, memory_files()),
             "state_bytes": sum(each.nbytes for each in live_tensors(self._trained)),
             **counted,
         }

@@ -6,6 +6,7 @@ JSON-able dictionary; times in it are this rank's, from a barrier on.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jobs.bench.checkpoint_model import AdaptedStack, Stack, Trained, layers_for
 from jobs.bench.checkpoint_ours import Ours
 from jobs.bench.checkpoint_raw import HostCopy, client_put, raw_client, raw_get, raw_put
 from tlcore.checkpoint.plan import CHUNK_BYTES
+from tlcore.train.saving import writer_settings
 
 
 class Rank:
@@ -96,8 +98,9 @@ class Rank:
         copy.copy()
         put = client_put(self._raw_client(), self._url) if through == "client" else self._ours[model].store.put
         bodies = copy.bodies(CHUNK_BYTES)
+        connections = writer_settings(self._trained[model].recipe, int(os.environ["LOCAL_WORLD_SIZE"])).connections
         dist.barrier()
-        return {"seconds": raw_put(put, f"raw/{dist.get_rank()}/{self._puts}", bodies)}
+        return {"seconds": raw_put(put, f"raw/{dist.get_rank()}/{self._puts}", bodies, connections)}
 
     def do_raw_get(self, model: str, trial: str, step: int, hashed: bool) -> dict[str, Any]:
         objects, client = self._ours[model].chunks(trial, step), self._raw_client()

@@ -19,7 +19,6 @@ import torch
 from obstore.store import S3Store
 
 from jobs.bench.checkpoint_model import Trained
-from tlcore.checkpoint import WriterSettings
 from tlcore.checkpoint.reader import CONNECTIONS as GET_CONNECTIONS
 from tlcore.engine import state
 from tlcore.storage import EmbeddedStore
@@ -93,9 +92,9 @@ def client_put(client: S3Store, url: str) -> Put:
     return put
 
 
-def raw_put(put: Put, prefix: str, bodies: Sequence[memoryview]) -> float:
-    """PUT every body under a key of its own; seconds until the last is durable."""
-    with ThreadPoolExecutor(WriterSettings().connections) as threads:
+def raw_put(put: Put, prefix: str, bodies: Sequence[memoryview], connections: int) -> float:
+    """PUT every body under a key of its own, `connections` at a time; seconds until the last is durable."""
+    with ThreadPoolExecutor(connections) as threads:
         began = time.monotonic()
         for _ in threads.map(lambda each: put(f"{prefix}/{each[0]:05d}", each[1]), enumerate(bodies)):
             pass

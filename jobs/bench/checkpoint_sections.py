@@ -21,6 +21,7 @@ from jobs.bench.checkpoint_figures import Samples
 from jobs.bench.checkpoint_group import Group
 from jobs.bench.ranks import BenchFailed
 from tlcore.checkpoint import read_manifest
+from tlcore.checkpoint.clone import clone_checkpoint
 from tlcore.storage import EmbeddedStore, open_store
 
 MODEL = "m"
@@ -291,8 +292,6 @@ class Bench:
 
     def clone(self) -> None:
         """A clone of the newest checkpoint, made by this process."""
-        from tlcore.checkpoint.clone import clone_checkpoint
-
         at = self._checkpoint()
         store = CountingStore(open_store(self._url))
         manifest = read_manifest(store, at["trial"], at["step"])
