@@ -169,7 +169,10 @@ UNBUILT = {
         {"resources.workers": {"min": 1, "max": 4}},
         ['resources.workers: not built yet (got {"min": 1, "max": 4}); built: a fixed number of workers'],
     ),
-    "no connections": ({"checkpoint.connections": 0}, ["checkpoint.connections"]),
+    "no connections": (
+        {"checkpoint.connections": 0},
+        ["checkpoint.connections: got 0; give auto or a whole number of at least 1"],
+    ),
     "budget": (
         {"budget.hours": 2},
         ["budget.hours: not built yet (got 2); built: null, with search.trials as the limit"],
