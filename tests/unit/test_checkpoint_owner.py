@@ -7,6 +7,7 @@ from checkpoint_state import State, close, restored, same, save, saved, wait, wr
 from memory_store import Gate, MemoryStore
 
 from tlcore.checkpoint import (
+    claim_attempt,
     list_manifests,
     next_attempt,
     read_manifest,
@@ -75,6 +76,52 @@ def test_a_newer_attempt_replaces_the_manifest_of_a_step_it_trained_again(store)
     saved(store, State(seed=1), step=200, attempt=1, metrics={"who": 1})
     saved(store, State(seed=2), step=200, attempt=2, metrics={"who": 2})
     assert read_manifest(store, "t000", 200).metrics == {"who": 2}
+    assert same(restored(store, State())[0], State(seed=2))
+
+
+def test_a_writer_that_was_held_up_leaves_what_its_successor_committed_over_it(store):
+    """It finds the newer claim only after its put; by then the manifest at that step is no longer its own."""
+    claims: list = []
+
+    def hold_up(kind, key):
+        if kind == "put_if_absent" and "MANIFEST" in key and not claims:
+            claims.append(claim_attempt(store, "t000"))
+            store.later(5)
+        elif (
+            kind == "list"
+            and "/writers/" in key
+            and len(claims) == 1
+            and store.keys("trials/t000/step-00000200/MANIFEST")
+        ):
+            claims.append(None)
+            successors = writers(store, 1, attempt=2, claim=claims[0].text)
+            save(successors, State(seed=2), 200)
+            assert wait(successors)[0].committed
+            close(successors)
+
+    old = writers(store, 1, attempt=1)
+    store.before = hold_up
+    save(old, State(seed=1), 200)
+    with pytest.raises(StaleWriter, match="attempt 2 owns the trial"):
+        wait(old)
+    close(old)
+    assert same(restored(store, State())[0], State(seed=2))
+
+
+def test_ranks_of_an_attempt_whose_rank_0_was_killed_are_not_mixed_with_the_next_ones(store):
+    """Rank 1 had put its part; the next life has another attempt from the start, since rank 0 claims before it tells anybody."""
+    claim = claim_attempt(store, "t000")
+    [_, rank1] = writers(store, 2, attempt=claim.attempt, claim=claim.text)
+    rank1.save(200, State(seed=1).pieces(1, 2))
+    rank1.poll()
+    rank1.close()
+    assert store.keys("trials/t000/step-00000200/rank-0001")
+    after = claim_attempt(store, "t000")
+    assert after.attempt > claim.attempt
+    ranks = writers(store, 2, attempt=after.attempt, claim=after.text)
+    save(ranks, State(seed=2), 200)
+    wait(ranks)
+    close(ranks)
     assert same(restored(store, State())[0], State(seed=2))
 
 

@@ -245,10 +245,13 @@ class Committer:
         newer = self._patience.ask(lambda: newer_claim(self._store, manifest.trial, self._identity.attempt))
         if newer is None:
             return
-        mine = self._patience.ask(lambda: [each.modified for each in self._store.list(manifest.key)])
-        if mine and newer[1].modified < mine[0]:
+        # Where it has put its own over this one meanwhile, that one stays.
+        if self._attempt_of(manifest.step) == self._identity.attempt:
+            mine = self._patience.ask(lambda: [each.modified for each in self._store.list(manifest.key)])
+            if not mine or newer[1].modified >= mine[0]:
+                return
             self._patience.ask(lambda: delete_checkpoint(self._store, manifest.trial, manifest.step))
-            raise self._stale(manifest.step, newer[0])
+        raise self._stale(manifest.step, newer[0])
 
     def _raise_if_given_up(self, step: int, present: set[str], ranks: Sequence[int]) -> None:
         for rank in ranks:
