@@ -74,7 +74,7 @@ class Passage:
 
     async def _send(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         stall = _stall(self._faults, self._fate, self._head.length, self._counts) if self._head.has_body else None
-        self._counts.bytes_up += await self._pump(source, target, self._head, "request", stall)
+        await self._pump(source, target, self._head, "request", stall)
         self._sent_at = asyncio.get_running_loop().time()
 
     async def _answer(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> bool:
@@ -93,7 +93,7 @@ class Passage:
         target.write(answer.raw)
         await target.drain()
         if self._head.verb != "HEAD" and answer.status not in (204, 304):
-            self._counts.bytes_down += await self._pump(source, target, answer, "answer", stall)
+            await self._pump(source, target, answer, "answer", stall)
         return answer.keeps_alive and self._head.keeps_alive
 
     async def _pump(
@@ -103,17 +103,19 @@ class Passage:
         head: Head,
         kind: str,
         stall: Callable[[int], Awaitable[bool]] | None,
-    ) -> int:
-        pace, shared, size = Pace(self._faults.bytes_per_s), self._shared["up" if kind == "request" else "down"], 0
+    ) -> None:
+        pace, shared = Pace(self._faults.bytes_per_s), self._shared["up" if kind == "request" else "down"]
         async for part in body_parts(source, head, kind, piece_bytes(self._faults)):
-            size += len(part)
+            if kind == "request":
+                self._counts.bytes_up += len(part)
+            else:
+                self._counts.bytes_down += len(part)
             if stall is not None and await stall(len(part)):
                 pace.restart()
             await pace.passed(len(part))
             await shared.passed(len(part))
             target.write(part)
             await target.drain()
-        return size
 
 
 def piece_bytes(faults: Faults) -> int:

@@ -286,7 +286,7 @@ def test_the_users_own_aws_settings_do_not_leak_into_the_embedded_store(embedded
     monkeypatch.setenv("AWS_SESSION_TOKEN", "their-token")
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
-    monkeypatch.setattr("tlcore.storage.s3._clients", {})  # one made before would not have seen any of this
+    monkeypatch.setattr("tlcore.storage.clients._clients", {})  # one made before would not have seen any of this
     probe("s3://tlcore/leak")
     monkeypatch.delenv("AWS_SKIP_SIGNATURE")
     monkeypatch.setenv("AWS_ENDPOINT_URL", str(embedded_store.env()["AWS_ENDPOINT_URL"]))

@@ -8,6 +8,7 @@ from tlcore.storage.base import ObjectInfo, ObjectStore
 from tlcore.storage.documents import append_json, encode_json, get_json, put_json
 from tlcore.storage.embedded import EmbeddedStore, Status
 from tlcore.storage.open import ensure_embedded, fsspec_options, open_store, probe
+from tlcore.storage.reclaim import reclaim
 from tlcore.storage.runs import RunRef, create_run, list_runs, newest_run, parse_run_url
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "parse_run_url",
     "probe",
     "put_json",
+    "reclaim",
 ]

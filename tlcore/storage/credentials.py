@@ -1,11 +1,19 @@
 """Credentials and endpoint of a bucket, as values a client takes.
 
-Owns the types only; `access.py` decides which apply. Secrets never show in a repr. Called by `s3.py`, `embedded.py`
-and `access.py`.
+Owns the types, and the renewal of keys that a store no longer accepts; `access.py` decides which apply. Secrets never show in
+a repr. Called by `s3.py`, `clients.py`, `embedded.py` and `access.py`.
+
+Keys that end are renewed in two ways. botocore renews what has a stated end (a credential_process, SSO, web identity, an
+instance's role) before it comes; the client asks botocore before each request, at most every 0.1 s, for as long as
+`expires_at` is within its five minutes. Keys without a stated end (a profile's file that something else rewrites), and
+clocks that disagree, are met when the store refuses them: the chain is then read again from its beginning, and the request
+repeated where that gave other keys. Keys from the environment cannot change while a process lives.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -17,7 +25,14 @@ from tlcore.storage.urls import is_loopback, without_credentials
 if TYPE_CHECKING:
     from obstore.store import S3Credential
 
+    from tlcore.storage.room import Room
+
 _REFRESH_EVERY = timedelta(minutes=5)
+_ENDED = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired"}
+)
+_lock = threading.Lock()
+_renewed_at: dict[str | None, float] = {}
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,10 @@ class StaticCredentials:
             "token": self.token,
             "expires_at": None,
         }
+
+    def renewed(self, code: str, since: float) -> bool:
+        """False: there is nowhere to read others from."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -63,6 +82,29 @@ class ChainCredentials:
             "expires_at": datetime.now(UTC) + _REFRESH_EVERY,
         }
 
+    def renewed(self, code: str, since: float) -> bool:
+        """Whether there are other keys now than those which the store refused.
+
+        Args:
+            code: the store's error code; only those that say that keys have ended lead to a new look.
+            since: when the refused request began, by `time.monotonic`.
+        """
+        if code not in _ENDED:
+            return False
+        with _lock:
+            if _renewed_at.get(self.profile, 0.0) >= since:
+                return True  # another thread has found new ones in the meantime
+            old = self()
+            _session.cache_clear()
+            _chain.cache_clear()
+            if _chain(self.profile) is None:
+                return False
+            new = self()
+            if (new["access_key_id"], new["token"]) == (old["access_key_id"], old["token"]):
+                return False
+            _renewed_at[self.profile] = time.monotonic()
+            return True
+
 
 @dataclass(frozen=True)
 class S3Access:
@@ -72,6 +114,12 @@ class S3Access:
     region: str
     credentials: StaticCredentials | ChainCredentials
     embedded: bool = False
+    virtual_hosts: bool = False
+    """The bucket is part of the host name, not of the path."""
+    ca_bundle: bytes | None = field(default=None, repr=False)
+    """Certificates (PEM) trusted besides the system's."""
+    room: Room | None = None
+    """How the embedded server's space is looked at; None for every other server."""
 
     @property
     def plain_http(self) -> bool:

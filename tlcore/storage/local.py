@@ -3,7 +3,12 @@
 Owns atomicity on a local or network file system. A write goes to a temporary file in the object's own directory, is
 fsynced, and only then gets its name: by `rename` (put) or by a hard link, which fails where the name exists
 (put-if-absent). The directory is fsynced too, so what a call has returned for survives a power cut. A killed write
-leaves a `.tlcore-tmp-` file, which no listing shows.
+leaves a `.tlcore-tmp-` file, which no listing shows and which garbage collection removes once it is old (`reclaim.py`).
+
+On NFS the guarantees are the same: rename and link are one request each, atomic on the server; a client whose answer was lost
+may see its own link as "exists", and the bytes are compared then; fsync returns when the server has them on stable storage
+(export with `sync`, the default); the link fails where the name exists whichever client made it. A reader on another client
+may see a listing up to the attribute cache's age late (`acregmax`, 60 s by default), which only delays what polls for a key.
 
 Limits that S3 does not have: a key may not continue another one (`a` and `a/b`), and put-if-absent needs a file
 system with hard links.
@@ -107,6 +112,21 @@ class LocalObjectStore:
             except OSError as error:
                 raise os_error(error, "delete", str(path), key) from error
             self._prune(path.parent)
+
+    def remove_leftovers(self, before: datetime) -> int:
+        """Delete what killed writes left before `before` (by the file system's clock); returns how many files that were."""
+        removed = 0
+        for path in self._root.rglob(f"{TEMPORARY_PREFIX}*"):
+            try:
+                if path.is_file() and datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
+                    path.unlink()
+                    removed += 1
+                    self._prune(path.parent)
+            except FileNotFoundError:
+                continue  # its writer has ended in the meantime
+            except OSError as error:
+                raise os_error(error, "delete", str(path), path.relative_to(self._root).as_posix()) from error
+        return removed
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)

@@ -1,14 +1,17 @@
 """`s3://`: the six methods of ObjectStore over obstore, a Rust client whose calls release the GIL.
 
 Owns requests, their retries and their translation. Credentials and endpoints come ready in `S3Access`
-(`credentials.py`).
+(`credentials.py`), clients from `clients.py`.
 
-Retries are obstore's own: exponential backoff with jitter from 0.1 s to 5 s, for 5xx answers, throttling and broken
-connections, until 60 s have passed since the first attempt; one attempt may last 120 s (a 64 MiB chunk at 0.6 MB/s).
+Retries are obstore's own for 8 s (exponential backoff with jitter from 0.1 s to 5 s, for 5xx answers, throttling and broken
+connections), and rounds of them until 60 s have passed since the first attempt; one attempt may last 120 s (a 64 MiB chunk
+at 0.6 MB/s). Between two rounds we look at what the client cannot know: whether the embedded server is full, which it says
+as 500 only (`room.py`), and whether refused credentials have been renewed (`credentials.py`).
 Before the first request of a process to a bucket, one GET with 3 s attempts and a 3 s total proves that something
 answers, so a wrong endpoint is known within seconds while a store that goes away in the middle of training is waited
 for. A repeated conditional put may meet its own first attempt, so `put_if_absent` reads back and compares whenever it is
-refused or its answer is lost. (SeaweedFS 4.48 lets writers that race for one key wait about a second for each other.)
+refused or its answer is lost; servers without conditional put get the fallback of `conditional.py`. (SeaweedFS 4.48 lets
+writers that race for one key wait about a second for each other.)
 
 Payloads are not signed over TLS or loopback: every chunk has its own SHA-256 in a manifest, and hashing twice costs a
 core at 2 GB/s. Over plain http to another host the payload is signed, as nothing else protects it on the way.
@@ -16,26 +19,24 @@ core at 2 GB/s. Over plain http to another host the payload is signed, as nothin
 
 from __future__ import annotations
 
-import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from typing_extensions import Buffer
 
-from tlcore.errors import ObjectMissing, StorageDenied, StorageError, StorageUnreachable
+from tlcore.errors import ObjectMissing, StorageDenied, StorageError, StorageFull, StorageThrottled, StorageUnreachable
 from tlcore.storage.base import ObjectInfo
+from tlcore.storage.clients import PATIENT, QUICK, Patience, client_of, forget_clients
+from tlcore.storage.conditional import find_conditional, is_conditional, settle
 from tlcore.storage.translate import Where, s3_error
 from tlcore.storage.urls import S3Place, check_key
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, RetryConfig, S3Config, S3Store
+    from obstore.store import S3Store
 
     from tlcore.storage.credentials import S3Access
 
@@ -45,84 +46,7 @@ _CREATE_ATTEMPTS = 5
 _LIST_PAGE = 1000
 _VENDOR_ERRORS = (BaseError, FileNotFoundError)
 
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a request goes on, in seconds: to connect, one attempt, the longest pause, and until no further attempt starts."""
-
-    connect_s: float
-    attempt_s: float
-    backoff_s: float
-    total_s: float
-
-    @property
-    def retries(self) -> RetryConfig:
-        return {
-            "max_retries": 100,
-            "retry_timeout": timedelta(seconds=self.total_s),
-            "backoff": {
-                "init_backoff": timedelta(milliseconds=100),
-                "max_backoff": timedelta(seconds=self.backoff_s),
-                "base": 2,
-            },
-        }
-
-
-PATIENT = Patience(connect_s=5, attempt_s=120, backoff_s=5, total_s=60)
-QUICK = Patience(connect_s=2, attempt_s=3, backoff_s=0.5, total_s=3)
-
-_lock = threading.Lock()
-_clients: dict[tuple[S3Access, str, Patience], S3Store] = {}
 _reached: set[tuple[S3Access, str]] = set()
-_runtime_pid: int | None = None
-
-
-def _client(access: S3Access, bucket: str, patience: Patience) -> S3Store:
-    """One client per process for the same access, bucket and patience; it holds the connection pool."""
-    global _runtime_pid
-    if _runtime_pid not in (None, os.getpid()):
-        # The client's threads stay behind in a fork and the child would wait for them for ever.
-        raise StorageError(
-            f"this process was forked from process {_runtime_pid}, which had already used the object store",
-            hint="start worker processes with 'spawn' or 'forkserver'",
-        )
-    with _lock:
-        _runtime_pid = os.getpid()
-        found = _clients.get((access, bucket, patience))
-        if found is None:
-            found = _clients[access, bucket, patience] = _new_client(access, bucket, patience)
-        return found
-
-
-def _new_client(access: S3Access, bucket: str, patience: Patience) -> S3Store:
-    from obstore.store import S3Store
-
-    options: ClientConfig = {
-        "allow_http": access.plain_http,
-        "connect_timeout": timedelta(seconds=patience.connect_s),
-        "timeout": timedelta(seconds=patience.attempt_s),
-    }
-    if access.loopback:
-        # HTTP_PROXY must not swallow requests to this very machine; an explicit proxy replaces the environment's.
-        options |= {"proxy_url": "http://127.0.0.1:9", "proxy_excludes": "127.0.0.1,localhost,::1"}
-    # What obstore would otherwise take from the environment for another endpoint is named here, so that it cannot
-    # leak in.
-    config: S3Config = {"region": access.region, "unsigned_payload": access.loopback or not access.plain_http}
-    if access.endpoint is not None:
-        config |= {
-            "endpoint": access.endpoint,
-            "aws_endpoint_url_s3": access.endpoint,
-            "virtual_hosted_style_request": False,
-        }
-    if access.embedded:
-        config |= {"skip_signature": False}
-    return S3Store(
-        bucket,
-        config=config,
-        client_options=options,
-        retry_config=patience.retries,
-        credential_provider=access.credentials,
-    )
 
 
 class S3ObjectStore:
@@ -151,8 +75,26 @@ class S3ObjectStore:
         self._ask("write", key, lambda client: obstore.put(client, path, body, use_multipart=False))
 
     def put_if_absent(self, key: str, data: Buffer) -> bool:
-        path, body = self._path(key), memoryview(data).cast("B")
+        body = memoryview(data).cast("B")
+        if not self.conditional:
+            return self._put_looking(key, body)
+        return self._create(key, body)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the server honours `If-None-Match`; asks it where that is not known, once per process and bucket."""
+        return is_conditional(
+            self._access,
+            self._place.bucket,
+            lambda: find_conditional(
+                lambda key, data: self._create(key, memoryview(data)), lambda key: self.delete([key])
+            ),
+        )
+
+    def _create(self, key: str, body: memoryview) -> bool:
+        path = self._path(key)
         self._reach()  # outside the loop: a store that was never there has no first attempt to read back
+        deadline = time.monotonic() + self._patience.total_s
         lost: StorageUnreachable | None = None
         for attempt in range(_CREATE_ATTEMPTS):
             try:
@@ -167,10 +109,22 @@ class S3ObjectStore:
             held = self._equals(key, body)
             if held is not None:
                 return held
+            if lost is not None and time.monotonic() > deadline:
+                raise lost
             time.sleep(random.uniform(0, 0.1 * 2**attempt))
         raise lost or StorageError(
             f"cannot {self._where('create', key)}: it is refused as present, and is not there", key=key
         )
+
+    def _put_looking(self, key: str, body: memoryview) -> bool:
+        """`put_if_absent` for a server without the condition; `conditional.py` says what it cannot promise."""
+        held = self._equals(key, body)
+        if held is not None:
+            return held
+        began = time.monotonic()
+        self.put(key, body)
+        settle(time.monotonic() - began)
+        return self._equals(key, body) is True
 
     def get(self, key: str) -> bytes:
         path = self._path(key)
@@ -217,6 +171,11 @@ class S3ObjectStore:
             for key, path in zip(keys, paths, strict=True):
                 self._delete_one(key, path)
 
+    def compact(self) -> None:
+        """Have the embedded server give deleted objects' space back to its disk; nothing with any other server."""
+        if self._access.room is not None:
+            self._access.room.compact()
+
     def _delete_one(self, key: str, path: str) -> None:
         try:
             self._ask("delete", key, lambda client: obstore.delete(client, path))
@@ -243,8 +202,36 @@ class S3ObjectStore:
             return None
 
     def _ask(self, action: str, key: str, request: Callable[[S3Store], Answer]) -> Answer:
+        """One request, in rounds of the client's own retries."""
         self._reach()
-        return self._translated(action, key, lambda: request(_client(self._access, self._place.bucket, self._patience)))
+        deadline = time.monotonic() + self._patience.total_s
+        while True:
+            began = time.monotonic()
+            client = client_of(self._access, self._place.bucket, self._patience)
+            try:
+                return self._translated(action, key, lambda client=client: request(client))  # type: ignore[misc]
+            except StorageDenied as error:
+                if not self._access.credentials.renewed(str(error.fields.get("code")), began):
+                    raise
+                forget_clients(self._access)
+            except (StorageUnreachable, StorageThrottled) as error:
+                self._raise_if_full(action, key, error)
+                if time.monotonic() > deadline:
+                    raise
+
+    def _raise_if_full(self, action: str, key: str, error: StorageError) -> None:
+        """SeaweedFS answers 500 InternalError to every write once no volume is left; the embedded one can be asked."""
+        room = self._access.room
+        if room is None or action not in ("write", "create") or error.fields.get("status") != 500:
+            return
+        fault = room.fault()
+        if fault is not None:
+            raise StorageFull(
+                f"cannot {self._where(action, key)}: {fault}",
+                hint="delete old runs or checkpoints and run `tlcore checkpoints gc`, or put the store on a larger disk "
+                "(TLCORE_STORE_DIR), or set AWS_ENDPOINT_URL to use another store",
+                **{**error.fields, "code": "NoVolumeLeft"},
+            ) from None
 
     def _reach(self) -> None:
         """Once per process and bucket: find out quickly whether anything answers at all."""
@@ -252,7 +239,7 @@ class S3ObjectStore:
         if known in _reached:
             return
         try:
-            self._translated("reach", "", lambda: obstore.get(_client(*known, QUICK), ".tlcore-reach"))
+            self._translated("reach", "", lambda: obstore.get(client_of(*known, QUICK), ".tlcore-reach"))
         except (StorageUnreachable, StorageDenied) as error:
             if isinstance(error, StorageUnreachable) or "status" not in error.fields:
                 raise

@@ -116,6 +116,8 @@ def _answered(status: int, code: str, where: Where) -> StorageError:
         return StorageDenied(answer, hint=_DENIED_HINTS.get(code, _DENIED_HINT), **fields)
     if status == 404:
         return ObjectMissing(f"cannot {where}: no such object", **fields)
+    if status == 501 or code == "NotImplemented":
+        return StorageError(answer, hint="the store lacks what this needs: use another one", **fields)
     if status >= 500:
         return StorageUnreachable(answer, hint="the store is in trouble: look at its log, then try again", **fields)
     return StorageError(answer, **fields)

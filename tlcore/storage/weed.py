@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -38,7 +39,9 @@ _ADMIN_GRPC_OFFSET = 10_000
 _PORT_ATTEMPTS = 1_000
 # 256 MB volumes: small enough that a nearly full disk still takes new ones, and that reclaiming deleted space needs
 # little room.
-_VOLUME_SIZE_MB = 256
+VOLUME_SIZE_MB = 256
+# One for objects, one for the server's own log of changes.
+_LEAST_VOLUMES = 2
 # A process's start time is counted from the boot time, which moves by a second when the clock is set.
 _CLOCK_STEP_S = 2.0
 _PORT_RELEASE_S = 5.0
@@ -121,7 +124,19 @@ def binary() -> Path:
     )
 
 
-def _arguments(data: Path, ports: Ports, bucket: str) -> list[str]:
+def volumes_for(data: Path) -> int:
+    """How many volumes the disk of `data` has room for, with those that are there.
+
+    Two volumes and the hundredth of the disk below which the server writes nothing are kept back: giving back the space of
+    deleted objects needs room for a copy of the volume that held them.
+    """
+    disk = shutil.disk_usage(data)
+    held = sum(path.stat().st_size for path in data.glob("*.dat"))
+    room = disk.free + held - disk.total // 100
+    return max(_LEAST_VOLUMES, room // (VOLUME_SIZE_MB << 20) - 2)
+
+
+def _arguments(data: Path, ports: Ports, bucket: str, volumes: int | None) -> list[str]:
     options: dict[str, str | int] = {
         "dir": str(data),
         "ip": HOST,
@@ -135,10 +150,10 @@ def _arguments(data: Path, ports: Ports, bucket: str) -> list[str]:
         "master.port": ports.master,
         "master.port.grpc": ports.master_grpc,
         "master.telemetry": "false",
-        "master.volumeSizeLimitMB": _VOLUME_SIZE_MB,
+        "master.volumeSizeLimitMB": VOLUME_SIZE_MB,
         "volume.port": ports.volume,
         "volume.port.grpc": ports.volume_grpc,
-        "volume.max": 0,
+        "volume.max": volumes_for(data) if volumes is None else volumes,
         "volume.preStopSeconds": 0,
         "filer.port": ports.filer,
         "filer.port.grpc": ports.filer_grpc,
@@ -151,11 +166,22 @@ def _arguments(data: Path, ports: Ports, bucket: str) -> list[str]:
     return [f"-{name}={value}" for name, value in options.items()]
 
 
-def start(data: Path, ports: Ports, bucket: str, secrets_env: dict[str, str], log: Path) -> psutil.Process:
-    """Start the server detached from this terminal, writing to `log`; returns at once, before it is ready."""
+def start(
+    data: Path, ports: Ports, bucket: str, secrets_env: dict[str, str], log: Path, volumes: int | None = None
+) -> psutil.Process:
+    """Start the server detached from this terminal, writing to `log`; returns at once, before it is ready.
+
+    `volumes`: most that it keeps; None: what the disk has room for.
+    """
     # A stranger's settings must not reach it: no WEED_*, S3_* or AWS_* of the user's own environment.
     env = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | secrets_env
-    command = [str(binary()), "-logtostderr=true", f"-config_dir={data}", "mini", *_arguments(data, ports, bucket)]
+    command = [
+        str(binary()),
+        "-logtostderr=true",
+        f"-config_dir={data}",
+        "mini",
+        *_arguments(data, ports, bucket, volumes),
+    ]
     with open(log, "ab", opener=_private) as output:
         child = subprocess.Popen(
             command,
