@@ -26,6 +26,7 @@ _MANIFEST = re.compile(r"step-(\d{8})/MANIFEST\.json$")
 
 PROVED_ANEW = 3
 """Newest checkpoints of a trial that every check reads in full, whether or not an earlier one has."""
+MOST_ANEW = 6
 
 Proof = Callable[[ObjectStore, Manifest], list[str]]
 
@@ -100,12 +101,13 @@ class Ledger:
         Args:
             settled: no process of the trial runs any more. Otherwise what vanishes while it is read may be retention's doing, and
                 what is seen is not put down: a stale writer may yet take its manifest back.
-            anew: prove all of them again.
+            anew: prove the `MOST_ANEW` oldest and newest again.
         """
         verdict = Verdict()
         visible = self.visible()
+        again = {*visible[-PROVED_ANEW:], *(visible[:MOST_ANEW] + visible[-MOST_ANEW:] if anew else ())}
         for step in visible:
-            if step in self._proved and step not in visible[-PROVED_ANEW:] and not anew:
+            if step in self._proved and step not in again:
                 continue
             faults = self._faults(step, settled)
             if faults and not settled and step not in self.visible():

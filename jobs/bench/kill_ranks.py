@@ -53,6 +53,7 @@ from tlcore.errors import CheckpointError, StaleWriter  # noqa: E402
 from tlcore.storage import ObjectStore, open_store  # noqa: E402
 
 GC_GRACE_S: Final = 2 * 3600.0
+CLONES: Final = 12
 STEP_S: Final = 0.005
 """Forward and backward, which take no state: without them `skip` drops hundreds of saves a second."""
 _PR_SET_PDEATHSIG = 1
@@ -263,11 +264,11 @@ def run_gc(url: str, wire: Connection) -> None:
 
 
 def run_clones(url: str, donor: str, step: int, prefix: str, wire: Connection) -> None:
-    """Clone one checkpoint into trial after trial, `<prefix>0`, `<prefix>1`, ..."""
+    """Clone one checkpoint into `CLONES` trials, `<prefix>0`, `<prefix>1`, ..."""
     tell = begin(wire)
     store: Any = WatchedStore(open_store(url), tell)
     source = read_manifest(store, donor, step)
-    for number in itertools.count():
+    for number in range(CLONES):
         clone_checkpoint(store, source, f"{prefix}{number}")
         tell("committed", number)
 
