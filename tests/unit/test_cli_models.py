@@ -110,5 +110,12 @@ def test_import_makes_a_run_and_says_how_to_go_on(
     assert err == said
     code, out, _ = run(capsys, "show", ref.run_url)
     assert code == 0 and "t000" in out
+    for change, expected in (
+        ("transfer.strategy=head", "word_embeddings.weight is frozen by the recipe and was trained there"),
+        ("train.optimizer=sgd", "holds optimizer state exp_avg, exp_avg_sq; train.optimizer sgd keeps momentum_buffer"),
+        ("data.labels=[neg, pos, x]", "classifier.weight has shape [2, 16], in the recipe's model [3, 16]"),
+    ):
+        code, _, err = run(capsys, "import", tmp_path / "ds", file, "--set", change)
+        assert code == 2 and expected in err
     code, _, err = run(capsys, "import", tmp_path / "nowhere", file)
     assert code == 2 and "nowhere is no directory" in err

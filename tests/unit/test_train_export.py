@@ -18,6 +18,7 @@ from tlcore.models import quiet
 from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
 from tlcore.storage import open_store
 from tlcore.tasks import build_task
+from tlcore.train import places
 from tlcore.train.adapter import export_adapter
 from tlcore.train.export import export_checkpoint, write_weights
 from tlcore.train.places import open_place
@@ -254,6 +255,16 @@ def test_nothing_but_an_earlier_export_is_written_over(tmp_path: Path) -> None:
     export_checkpoint(trained.url, str(tmp_path / "out"), max_shard_bytes=SHARD)
     export_checkpoint(trained.url, str(tmp_path / "out"))
     assert [path.name for path in (tmp_path / "out").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_a_file_that_no_store_would_take_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "LARGEST_PUT_BYTES", 10)
+    place = places.StorePrefix(f"file://{tmp_path}/store")
+    place.write("small", b"0123456789")
+    with pytest.raises(RequestError, match="large has 11 bytes, and an object store takes at most 10 in one request"):
+        place.write("large", b"0123456789+")
+    place.abandon()
+    assert not list((tmp_path / "store").rglob("*"))
 
 
 def test_a_source_that_changed_is_said_by_name_and_shapes(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def _stage12(parts: list[dict[str, Any]]) -> Iterator[Fragment]:
     reached: dict[str, int] = {}
     for part in parts:
         for group, flat in enumerate(part["single_partition_of_fp32_groups"]):
-            states = {MASTER: flat, **_flat_states(part["base_optimizer_state"], group)}
+            states = {MASTER: flat.detach(), **_flat_states(part["base_optimizer_state"], group)}
             for name, at in part["param_slice_mappings"][group].items():
                 start = reached.get(name, 0)
                 reached[name] = start + at.numel
@@ -214,7 +214,10 @@ def _stage12(parts: list[dict[str, Any]]) -> Iterator[Fragment]:
 def _stage3(groups: Sequence[Mapping[str, Sequence[int]]], parts: list[dict[str, Any]]) -> Iterator[Fragment]:
     for rank, part in enumerate(parts):
         for group, shapes in enumerate(groups):
-            states = {MASTER: part["fp32_flat_groups"][group], **_flat_states(part["optimizer_state_dict"], group)}
+            states = {
+                MASTER: part["fp32_flat_groups"][group].detach(),
+                **_flat_states(part["optimizer_state_dict"], group),
+            }
             offset = 0
             for name, shape in shapes.items():
                 elements = torch.Size(shape).numel()

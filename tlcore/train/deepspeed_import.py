@@ -122,10 +122,12 @@ def _check_parameter(
     found: DeepSpeedCheckpoint, name: str, facts: Mapping[str, Any], there: tuple[int, ...] | None
 ) -> None:
     if there is None:
-        kind, other = ("trained", found.kept) if facts["trained"] else ("frozen", found.shapes)
-        was = f"is {kind} by the recipe and was not there" if name in other else "is not there"
+        here, was, other = (
+            ("trained", "frozen", found.kept) if facts["trained"] else ("frozen", "trained", found.shapes)
+        )
+        what = f"is {here} by the recipe and was {was} there" if name in other else "is not there"
         hint = "transfer.strategy is not what it was trained with" if name in other else "the model is another one"
-        raise CheckpointIncompatible(f"{found.directory}: parameter {name} {was}", hint=hint, parameter=name)
+        raise CheckpointIncompatible(f"{found.directory}: parameter {name} {what}", hint=hint, parameter=name)
     if list(there) != list(facts["shape"]):
         raise CheckpointIncompatible(
             f"{found.directory}: parameter {name} has shape {list(there)}, in the recipe's model {facts['shape']}",
@@ -135,11 +137,14 @@ def _check_parameter(
 
 
 def _check_optimizer(found: DeepSpeedCheckpoint, recipe: Recipe) -> None:
-    probe = torch.nn.Parameter(torch.zeros(1))
-    optimizer = build_optimizer(recipe, [{"params": [probe], "weight_decay": 0.0}])
-    probe.grad = torch.zeros(1)
+    matrix, vector = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
+    groups = [{"params": [each], "weight_decay": 0.0, "muon": each is matrix} for each in (matrix, vector)]
+    optimizer = build_optimizer(recipe, groups)
+    for each in (matrix, vector):
+        each.grad = torch.zeros_like(each)
     optimizer.step()
-    wanted = {name for name, value in optimizer.state[probe].items() if torch.is_tensor(value) and value.ndim}
+    states = (state for each in (matrix, vector) for state in optimizer.state[each].items())
+    wanted = {name for name, value in states if torch.is_tensor(value) and value.ndim}
     if wanted != found.states:
         there, here = (", ".join(sorted(states)) or "nothing" for states in (found.states, wanted))
         raise CheckpointIncompatible(

@@ -18,6 +18,8 @@ from tlcore.storage import open_store
 from tlcore.storage.urls import LocalPlace, parse_url
 
 MARKERS = ("config.json", "adapter_config.json")
+LARGEST_PUT_BYTES = 5 << 30
+"""What S3 takes in one request; nothing here is sent in parts."""
 
 
 class Place(Protocol):
@@ -90,6 +92,12 @@ class StorePrefix:
         return self._store.url
 
     def write(self, name: str, data: Buffer) -> None:
+        size = memoryview(data).nbytes
+        if size > LARGEST_PUT_BYTES:
+            raise RequestError(
+                f"{name} has {size} bytes, and an object store takes at most {LARGEST_PUT_BYTES} in one request",
+                hint="give a smaller --max-shard-size, or export to a directory",
+            )
         if name in MARKERS:
             self._last[name] = bytes(memoryview(data).cast("B"))
         else:
