@@ -114,7 +114,7 @@ def test_only_what_changed_is_sent_and_old_checkpoints_go(store):
     now = max(each.modified for each in store.list("cas/"))
     from datetime import timedelta
 
-    report = gc(store, now + timedelta(days=2))
+    report = gc(store, now=now + timedelta(days=2))
     assert report.deleted > 0
     assert list_manifests(store, "t000") == [2, 3]
     for step in (2, 3):

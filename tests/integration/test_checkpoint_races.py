@@ -1,0 +1,202 @@
+"""Several at once on real stores: writers of one trial in two processes, collections beside saves, deletion beside readers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))
+from checkpoint_state import SETTINGS, State, blank, close, restored, same, save, saved, wait, writers
+
+from tlcore.checkpoint import (
+    CheckpointReader,
+    CheckpointWriter,
+    Retention,
+    claim_attempt,
+    clone_checkpoint,
+    delete_checkpoint,
+    gc,
+    list_manifests,
+    newest_intact,
+    read_manifest,
+    verify,
+)
+from tlcore.errors import CheckpointError, StaleWriter
+from tlcore.storage import ObjectInfo, open_store
+from tlcore.storage.keys import CHUNKS_PREFIX, parse_retired_key, parse_step_key
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(params=["s3", "file"])
+def store(request, tmp_path):
+    return request.getfixturevalue("s3_store") if request.param == "s3" else open_store(f"file://{tmp_path}")
+
+
+def _train(url: str, channel: Connection) -> None:
+    """A process that claims the trial and saves each step that it is told to; answers how that ended."""
+    store = open_store(url)
+    claim = claim_attempt(store, "t000")
+    writer = CheckpointWriter(store, "t000", 0, 1, claim.attempt, SETTINGS, claim=claim.text)
+    channel.send(claim.attempt)
+    while (step := channel.recv()) is not None:
+        try:
+            save([writer], State(seed=10 * claim.attempt + step, frozen_elements=0), step)
+            channel.send(wait([writer], step)[0].outcome)
+        except StaleWriter as error:
+            channel.send(str(error))
+    writer.close()
+
+
+def test_of_two_processes_on_one_trial_the_older_one_stops(store):
+    spawn = multiprocessing.get_context("spawn")
+    ends = []
+    try:
+        for _ in range(2):
+            here, there = spawn.Pipe()
+            process = spawn.Process(target=_train, args=(store.url, there))
+            process.start()
+            ends.append((here, process))
+            assert here.poll(60)
+            assert here.recv() == len(ends)
+            if len(ends) == 1:
+                assert ask(here, 1) == "committed"
+        (old, _), (new, _) = ends
+        said = ask(old, 2)
+        assert "trial t000 step 2: attempt 2 owns the trial, not attempt 1 (process " in said
+        assert "this one, being the older, must stop" in said
+        assert ask(new, 2) == "committed"
+        assert "attempt 2 owns" in ask(old, 3)
+        assert ask(new, 3) == "committed"
+    finally:
+        for here, process in ends:
+            with suppress(OSError):
+                here.send(None)
+            process.join(30)
+            assert process.exitcode == 0
+    assert list_manifests(store, "t000") == [1, 2, 3]
+    assert [read_manifest(store, "t000", step).attempt for step in (1, 2, 3)] == [1, 2, 2]
+    assert same(restored(store, State(frozen_elements=0), step=3)[0], State(seed=23, frozen_elements=0))
+
+
+def ask(channel, step):
+    channel.send(step)
+    assert channel.poll(60), f"no answer about step {step}"
+    return channel.recv()
+
+
+class Hurried:
+    """The store as a collection sees it when time flies: chunks, and checkpoints that were deleted, are two days older than they
+    are. What is under way stays young, as it does in a save that takes minutes."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        found = list(self._store.list(prefix))
+        gone = {parse_step_key(each.key)[:2] for each in found if parse_retired_key(each.key) is not None}
+        gone -= {parse_step_key(each.key)[:2] for each in found if each.key.endswith("MANIFEST.json")}
+        for each in found:
+            step = parse_step_key(each.key)
+            old = each.key.startswith(CHUNKS_PREFIX) or (step is not None and step[:2] in gone)
+            yield ObjectInfo(each.key, each.size_bytes, each.modified - timedelta(days=2) if old else each.modified)
+
+
+TRIALS, STEPS = ("t000", "t001"), 20
+
+
+def test_collections_beside_saves_clones_and_retention_leave_every_checkpoint_whole(store):
+    """Two trials go round the same few states: what a collection is deleting is sent again at that very moment."""
+    over = threading.Event()
+    given_up, torn, collected = [], [], []
+
+    def train(number):
+        state = State(seed=7, frozen_elements=2000)
+        ranks = writers(store, 1, trial=TRIALS[number])
+        retention = Retention(store, TRIALS[number], 1, 0, None, "max")
+        for step in range(1, STEPS + 1):
+            state.change(1 if (step + 2 * number) % 4 else 253)  # four contents, two of them needed at any moment
+            save(ranks, state, step)
+            try:
+                wait(ranks, step)
+            except CheckpointError as error:
+                assert "garbage" in str(error)
+                given_up.append((TRIALS[number], step))
+                continue
+            retention.after_commit(step)
+            if step % 5 == 0:
+                with suppress(CheckpointError):
+                    donor = max(list_manifests(store, TRIALS[1 - number]), default=0)
+                    clone_checkpoint(store, read_manifest(store, TRIALS[1 - number], donor), f"clone-{number}")
+        close(ranks)
+
+    def collect():
+        while not over.is_set():
+            collected.append(gc(Hurried(store)).deleted)
+            for trial in TRIALS:
+                for step in list_manifests(store, trial):
+                    look(trial, step)
+
+    def look(trial, step):
+        with suppress(CheckpointError):  # deleted meanwhile
+            manifest = read_manifest(store, trial, step)
+            problems = verify(store, manifest)
+            if problems and read_manifest(store, trial, step) == manifest:
+                torn.append((trial, step, problems))
+
+    with ThreadPoolExecutor(3) as threads:
+        collector = threads.submit(collect)
+        try:
+            for each in [threads.submit(train, number) for number in range(2)]:
+                each.result()
+        finally:
+            over.set()
+        collector.result()
+    assert torn == []
+    assert sum(collected) > 0, "nothing was ever deleted: the test proved nothing"
+    assert len(given_up) < 2 * STEPS
+    for trial in (*TRIALS, "clone-0", "clone-1"):
+        assert newest_intact(store, trial, every_byte=True).problems == ()
+
+
+def test_deletion_and_a_collection_beside_a_reader_leave_it_what_it_reads(store):
+    state = State(seed=1)
+    saved(store, state, step=1)
+    saved(store, State(seed=2), step=2)
+    reader = CheckpointReader(store, read_manifest(store, "t000", 1))
+    delete_checkpoint(store, "t000", 1)
+    assert gc(store).deleted == 0
+    found = blank(state)
+    for rank in range(2):
+        reader.read_into(found.pieces(rank, 2))
+    assert same(found, state)
+    assert list_manifests(store, "t000") == [2]
+
+
+def test_a_clone_outlives_its_donor(store):
+    state = State(seed=1)
+    saved(store, state, step=1)
+    before = {each.key: each.size_bytes for each in store.list()}
+    clone_checkpoint(store, read_manifest(store, "t000", 1), "t001")
+    written = sum(each.size_bytes for each in store.list() if each.key not in before)
+    assert written < 8192
+    delete_checkpoint(store, "t000", 1)
+    ahead = max(each.modified for each in store.list()) + timedelta(days=9)
+    assert gc(store, now=ahead).deleted == 0
+    assert list_manifests(store, "t000") == []
+    assert same(restored(store, state, step=1, trial="t001", world_size=3)[0], state)
+    delete_checkpoint(store, "t001", 1)
+    assert gc(store, now=ahead).kept == 0
+    assert [each.key for each in store.list("trials/") if "/writers/" not in each.key] == []
