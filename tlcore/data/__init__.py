@@ -4,6 +4,7 @@
 maps classes to numbers, `order.py` says which samples form which step on which rank. Called by `tasks/` and `train/`.
 """
 
+from tlcore.data.course import Course
 from tlcore.data.files import find_files, fingerprint, hub_dataset
 from tlcore.data.labels import encode_labels, find_label_names
 from tlcore.data.order import Order, split_batch
@@ -11,6 +12,7 @@ from tlcore.data.reading import read_split
 from tlcore.data.splitting import hold_out
 
 __all__ = [
+    "Course",
     "Order",
     "encode_labels",
     "find_files",

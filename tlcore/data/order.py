@@ -67,6 +67,14 @@ class Order:
         start = place * self.global_batch_size
         return self._epoch(epoch)[start : start + self.global_batch_size]
 
+    def layout(self, epoch: int) -> Indices:
+        """All samples of an epoch in the order in which its steps take them."""
+        return self._epoch(epoch)
+
+    def longest_first(self, indices: Indices) -> Indices:
+        """These samples as a step takes them: longest first when lengths are known."""
+        return indices if self._lengths is None else indices[np.argsort(-self._lengths[indices], kind="stable")]
+
     def split(
         self, indices: Indices, world_size: int, micro_batch_size: int, accumulation_steps: int
     ) -> list[list[Indices]]:

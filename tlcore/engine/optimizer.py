@@ -40,10 +40,11 @@ def build_optimizer(recipe: Recipe, groups: Sequence[dict[str, Any]]) -> torch.o
             return MuonWithAdamW(groups, lr=rate)
 
 
-def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+def learning_rate(recipe: Recipe, step: float, total_steps: int) -> float:
     """Rate of optimizer step `step` (from 0) of `total_steps`: linear warm-up, then the recipe's schedule down to 0.
 
-    A pure function of the step, so nothing of it needs to be in a checkpoint.
+    A pure function of the step, so nothing of it needs to be in a checkpoint. A step may be a fraction of one, where the
+    global batch changed on the way.
     """
     peak = recipe.train.learning_rate
     warmup = math.ceil(recipe.train.warmup_ratio * total_steps)

@@ -6,13 +6,14 @@ working weights from restored masters. Called by `sharded.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tlcore.checkpoint import CheckpointReader, Peers, Piece, Row
-from tlcore.engine.state import Interval, dtype_name, host_bytes
+from tlcore.engine.state import BUFFER, FROZEN, MASTER, Interval, dtype_name, host_bytes
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -95,14 +96,40 @@ def set_scaler_state(engine: Any, state: dict[str, float] | None) -> None:
         setattr(engine.optimizer.loss_scaler, field, value)
 
 
-def read_intervals(reader: CheckpointReader, intervals: Iterable[Interval], peers: Peers | None) -> None:
+@dataclass(frozen=True)
+class Stored:
+    """Live memory, and what is stored for it: under another state's name and in another number format where it was frozen."""
+
+    interval: Interval
+    state: str
+    dtype: torch.dtype
+
+
+def as_stored(intervals: Iterable[Interval], table: Mapping[str, Any]) -> Iterator[Stored]:
+    """What to read for each interval. `table` is the manifest's, name -> facts with `.trained` and `.dtype`.
+
+    A parameter that was frozen has no optimizer state: what is live stays, fresh. One that is frozen now was a master.
+    """
+    for each in intervals:
+        facts = table[each.parameter]
+        if each.state == FROZEN and facts.trained:
+            yield Stored(each, MASTER, torch.float32)
+        elif each.state in (FROZEN, BUFFER) or facts.trained:
+            yield Stored(each, each.state, each.values.dtype)
+        elif each.state == MASTER:
+            yield Stored(each, FROZEN, getattr(torch, facts.dtype))
+
+
+def read_intervals(reader: CheckpointReader, stored: Iterable[Stored], peers: Peers | None) -> None:
     """Fill each interval's live memory from the store, together with `peers`; device memory goes through one host copy."""
     staged: list[tuple[Interval, torch.Tensor]] = []
     pieces: list[Piece] = []
-    for each in intervals:
-        direct = each.values.device.type == "cpu" and each.values.is_contiguous()
-        host = each.values if direct else torch.empty_like(each.values, device="cpu")
-        row = Row(each.parameter, each.state, each.start, each.start + host.numel(), dtype_name(host.dtype))
+    for what in stored:
+        each = what.interval
+        same = each.values.dtype == what.dtype
+        direct = same and each.values.device.type == "cpu" and each.values.is_contiguous()
+        host = each.values if direct else torch.empty(each.values.shape, dtype=what.dtype)
+        row = Row(each.parameter, what.state, each.start, each.start + host.numel(), dtype_name(host.dtype))
         pieces.append(Piece(row, host_bytes(host)))
         if not direct:
             staged.append((each, host))

@@ -22,6 +22,7 @@ from tlcore.engine.optimizer import build_optimizer, learning_rate
 from tlcore.engine.peers import restoring_peers
 from tlcore.engine.precision import MODEL_DTYPES, choose_precision
 from tlcore.engine.restore import (
+    as_stored,
     optimizer_steps,
     prime_optimizer,
     read_intervals,
@@ -71,6 +72,8 @@ class ShardedModel:
         model.to(device=device, dtype=MODEL_DTYPES[self.precision])
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
         _skip_inference_op()
+        # Stage 3 replaces it for good, by one that rounds otherwise: the next trial of this process must not meet that.
+        self._linear = torch.nn.functional.linear
         config = deepspeed_config(recipe, batch, self.precision, device.type, trained)
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=build_optimizer(recipe, groups), config=config, dist_init_required=False
@@ -86,7 +89,7 @@ class ShardedModel:
 
     def train_step(
         self,
-        step: int,
+        step: float,
         total_steps: int,
         micro_batches: Iterable[tuple[Batch, float]],
         loss_of: Loss,
@@ -95,7 +98,7 @@ class ShardedModel:
         """One optimizer step over this rank's micro-batches.
 
         Args:
-            step: global step from 0, of `total_steps`; decides the learning rate.
+            step: global step from 0, of `total_steps` (a place between two, where the batch changed); decides the learning rate.
             micro_batches: exactly accumulation_steps pairs of a batch and its weight. The gradient is the mean over ranks and
                 micro-steps of weight * loss: weights of samples * ranks * micro-steps / global samples make it the mean over the
                 global batch however unevenly it is dealt; 0 for a filler batch.
@@ -138,19 +141,23 @@ class ShardedModel:
         """What belongs to the state and is no tensor (JSON-able)."""
         return {"optimizer_steps": optimizer_steps(self._engine), "loss_scaler": scaler_state(self._engine)}
 
-    def restore(self, reader: CheckpointReader) -> None:
+    def restore(self, reader: CheckpointReader, *, allow_refreeze: bool = False) -> None:
         """Take the state back from a checkpoint written at any stage and world size. All ranks together; each stored byte is read
         by one of them.
+
+        With `allow_refreeze` parameters may be trained here that were frozen there, or the other way: the former begin with fresh
+        optimizer state (but the optimizer's own step count, which all parameters share), the latter stay as they were.
 
         Raises:
             CheckpointIncompatible: the stored parameters are not this model's.
             CheckpointCorrupt: stored bytes do not match their digests. On every rank, whichever found it.
         """
-        state.check_fits(self.parameters, reader.manifest.parameters)
+        stored = reader.manifest.parameters
+        state.check_fits(self.parameters, stored, allow_refreeze=allow_refreeze)
         prime_optimizer(self._engine, self.stage)
         trained = state.trained_intervals(self._engine, self.stage)
         others = state.whole_or_partitioned(self._engine.module, self.stage)
-        read_intervals(reader, chain(trained, others), restoring_peers())
+        read_intervals(reader, as_stored(chain(trained, others), stored), restoring_peers())
         scalars = reader.manifest.scalars
         set_optimizer_steps(self._engine, int(scalars["optimizer_steps"]))
         set_scaler_state(self._engine, scalars["loss_scaler"])
@@ -159,6 +166,7 @@ class ShardedModel:
     def close(self) -> None:
         """Drop the engine, its hooks and its memory."""
         self._engine.destroy()
+        torch.nn.functional.linear = self._linear
         del self._engine
 
 

@@ -199,13 +199,13 @@ def share_out(intervals: Iterator[Interval]) -> Iterator[Interval]:
             yield Interval(each.parameter, each.state, each.start + rank * share, part)
 
 
-def to_piece(interval: Interval, memory: TorchDevice, *, immutable: bool = False) -> StatePiece:
-    """The piece `checkpoint/` takes: a view on the interval's memory, the host's or the device's."""
+def to_piece(interval: Interval, memory: TorchDevice | None = None, *, immutable: bool = False) -> StatePiece:
+    """The piece `checkpoint/` takes: a view on the interval's memory, the host's or that of the device `memory`."""
     values = interval.values.detach()
     row = Row(
         interval.parameter, interval.state, interval.start, interval.start + values.numel(), dtype_name(values.dtype)
     )
-    if values.device.type == "cpu":
+    if memory is None or values.device.type == "cpu":
         return Piece(row, host_bytes(values), immutable)
     return TensorPiece(row, values.contiguous().view(torch.uint8), memory, immutable)
 
@@ -216,12 +216,15 @@ def host_bytes(values: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return host.cpu().view(torch.uint8).numpy()
 
 
-def check_fits(table: Mapping[str, Mapping[str, Any]], stored: Mapping[str, Any]) -> None:
+def check_fits(
+    table: Mapping[str, Mapping[str, Any]], stored: Mapping[str, Any], *, allow_refreeze: bool = False
+) -> None:
     """Refuse a checkpoint whose parameters are not this model's.
 
     Args:
         table: this model's `parameter_table`.
         stored: the manifest's table, name -> facts with `.shape` and `.trained`.
+        allow_refreeze: whether others may be trained here than there.
 
     Raises:
         CheckpointIncompatible: names the first parameter that differs and both shapes.
@@ -238,7 +241,7 @@ def check_fits(table: Mapping[str, Mapping[str, Any]], stored: Mapping[str, Any]
                 f"parameter {name} has shape {facts['shape']} here and {list(there.shape)} in the checkpoint",
                 hint="the model or the number of labels changed since it was written: start a new run",
             )
-        if there.trained != facts["trained"]:
+        if there.trained != facts["trained"] and not allow_refreeze:
             here, was = ("trained", "frozen") if facts["trained"] else ("frozen", "trained")
             raise CheckpointIncompatible(
                 f"parameter {name} is {here} here and was {was} in the checkpoint",

@@ -207,7 +207,8 @@ class Replay:
         self._used: set[int] = set()
         after, seats.effects = seats.effects, self
         try:
-            for self._at, entry in enumerate(self._entries):
+            for at, entry in enumerate(self._entries):
+                self._at = at
                 if isinstance(entry.get("trial"), str) or entry["kind"] == "resumed":
                     self._apply(entry)
         finally:

@@ -1,7 +1,7 @@
 """Making another trial's checkpoint a trial's own, by pointer.
 
 Owns when that is done: the decision is in the journal before, and what a killed driver left half done is done again by the next
-one. The clone itself, a small manifest over chunks that are in the store already, is `checkpoint/clone.py`'s. Called by `driver.py`.
+one. The clone itself, a small manifest over chunks that are in the store already, is `checkpoint/`'s. Called by `driver.py`.
 """
 
 from __future__ import annotations

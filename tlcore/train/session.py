@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, claim_attempt, newest_intact
-from tlcore.data import Order
+from tlcore.data import Course, Order
 from tlcore.engine.optimizer import learning_rate
 from tlcore.engine.process import give_memory_back
 from tlcore.engine.sharded import ShardedModel
@@ -36,12 +36,17 @@ from tlcore.transfer import apply_strategy, parameter_groups
 PROGRESS_EVERY_STEPS = 5
 """Steps between looks at the loss: each look is a small collective and, on a GPU, a wait for the device."""
 
-_EDGE = 1e-9
-
 
 def position(recipe: Recipe, order: Order) -> dict[str, Any]:
     """What the order of data depends on; a restore refuses other data, since its samples would be others."""
     return {"seed": recipe.train.seed, "samples": order.samples, "global_batch_size": order.global_batch_size}
+
+
+def _legs_from(manifest: Manifest, global_batch_size: int) -> list[tuple[int, int]]:
+    """The legs of a trial that goes on from a checkpoint with this global batch."""
+    first = (0, manifest.scalars["global_batch_size"])
+    legs = [(int(start), int(size)) for start, size in manifest.scalars.get("legs", [first])]
+    return legs if legs[-1][1] == global_batch_size else [*legs, (manifest.step, global_batch_size)]
 
 
 def _say_what_is_new(model: torch.nn.Module, recipe: Recipe) -> None:
@@ -59,6 +64,8 @@ class TrialSession:
         trial: its name there (`t003`).
         on_progress: called on rank 0 every few steps.
         resume_step: step of a committed checkpoint to continue from, 0 for a fresh start, None for the newest intact one if any.
+        inherits: the trial once took over another one's state: the checkpoint may have been written with another global batch
+            (training goes on at the same sample) and with other parameters trained (`ShardedModel.restore`).
 
     Raises:
         RecipeError, DataError, ModelError: what the recipe names cannot be used on this many ranks.
@@ -73,6 +80,7 @@ class TrialSession:
         trial: str,
         on_progress: Callable[[Progress], None] | None = None,
         resume_step: int | None = None,
+        inherits: bool = False,
     ) -> None:
         self.recipe, self.run_url, self.trial = recipe, run_url, trial
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -86,9 +94,8 @@ class TrialSession:
             _say_what_is_new(model, recipe)
         apply_strategy(model, recipe)
         self.model = ShardedModel(recipe, model, parameter_groups(model, recipe), batch, rank_device())
-        lengths = self.task.lengths("train")
-        self.order = Order(len(lengths), recipe.train.global_batch_size, recipe.train.seed, lengths)
-        self.total_steps = self.order.steps_per_epoch * recipe.train.epochs
+        self._inherits = inherits
+        self.order = self._course([(0, recipe.train.global_batch_size)])
         self._cadence = Cadence.of(recipe)
         self.step = 0
         self._loss = math.nan
@@ -101,16 +108,25 @@ class TrialSession:
         )
         if self._fell_back and self.rank == 0:
             self._saver.tell({"kind": "fell_back", "step": self.step, "passed_over": self._fell_back})
-        self._stepper = Stepper(self.task, self.model, self.order, batch, self.total_steps, self._saver.before_update)
+        self._stepper = Stepper(self.task, self.model, self.order, batch, self._saver.before_update)
         self._prepared = False
         self._losses: list[torch.Tensor] = []
         self._samples, self._since = 0, time.monotonic()
         self._samples_per_s = 0.0
         self._saved_at = time.monotonic()
 
-    def advance(self, fraction: float) -> Report:
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole trial."""
+        return self.order.total_steps
+
+    def _course(self, legs: Sequence[tuple[int, int]]) -> Course:
+        lengths, train = self.task.lengths("train"), self.recipe.train
+        return Course(len(lengths), train.epochs, train.seed, lengths, legs)
+
+    def advance(self, fraction: float, commit: bool = False) -> Report:
         """Train to `fraction` of the trial's own epochs, evaluate on the validation examples, and begin to save; at the
-        trial's end the save is waited for.
+        trial's end, and with `commit`, the save is waited for.
 
         Raises:
             Diverged: the loss is not finite.
@@ -122,7 +138,7 @@ class TrialSession:
         self._look()
         metrics = self._evaluate()
         self._save(metrics)
-        if self.step == self.total_steps:
+        if commit or self.step == self.total_steps:
             self._saver.wait()
         report = Report(
             self.step,
@@ -164,7 +180,7 @@ class TrialSession:
         give_memory_back()
 
     def _step_at(self, fraction: float) -> int:
-        return min(self.total_steps, math.ceil(fraction * self.total_steps - _EDGE))
+        return self.order.step_at(fraction)
 
     def train_step(self) -> None:
         """One optimizer step and what goes with it: the loss told every few steps, saves when due."""
@@ -207,7 +223,9 @@ class TrialSession:
                     fraction=self.step / self.total_steps,
                     loss=self._loss,
                     samples_per_s=self._samples_per_s,
-                    learning_rate=learning_rate(self.recipe, min(self.step, self.total_steps - 1), self.total_steps),
+                    learning_rate=learning_rate(
+                        self.recipe, *self.order.schedule(min(self.step, self.total_steps - 1))
+                    ),
                     checkpoint_step=self._saver.committed_step,
                     stall_s=self._saver.totals.last_stall_s,
                     save_bytes_per_s=self._saver.totals.last_bytes_per_s,
@@ -234,7 +252,8 @@ class TrialSession:
         self._saved_at = time.monotonic()
 
     def _position(self) -> dict[str, Any]:
-        return position(self.recipe, self.order)
+        legs = {"legs": self.order.legs} if len(self.order.legs) > 1 else {}
+        return {**position(self.recipe, self.order), **legs}
 
     def _restore(self, resume_step: int | None) -> Manifest | None:
         """Take the state from the newest checkpoint that is intact, at `resume_step` at most; `_fell_back` says what is damaged.
@@ -253,7 +272,7 @@ class TrialSession:
                 return None
             self._check_position(manifest)
             try:
-                self.model.restore(CheckpointReader(self._store, manifest))
+                self.model.restore(CheckpointReader(self._store, manifest), allow_refreeze=self._inherits)
             except CheckpointCorrupt as error:
                 # On all ranks, whichever read the damaged bytes.
                 damaged[manifest.step] = error.message
@@ -293,9 +312,11 @@ class TrialSession:
         )
 
     def _check_position(self, manifest: Manifest) -> None:
-        for key, here in self._position().items():
+        for key, here in position(self.recipe, self.order).items():
             there = manifest.scalars.get(key)
-            if there != here:
+            if key == "global_batch_size" and self._inherits:
+                self.order = self._course(_legs_from(manifest, here))
+            elif there != here:
                 raise CheckpointIncompatible(
                     f"trial {self.trial}, step {manifest.step}: the checkpoint was written with {key} {there}, here it is {here}",
                     hint="data or recipe changed since it was written: start a new run",

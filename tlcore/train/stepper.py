@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tlcore.data import Order, split_batch
+from tlcore.data import Course, split_batch
 from tlcore.engine.sharded import ShardedModel
 from tlcore.recipe import BatchPlan
 from tlcore.tasks import Batch, Task
@@ -48,16 +48,14 @@ class Stepper:
         self,
         task: Task,
         model: ShardedModel,
-        order: Order,
+        order: Course,
         batch: BatchPlan,
-        total_steps: int,
         before_update: Callable[[], object] = lambda: None,
     ) -> None:
         self.task = task
         self.model = model
         self.order = order
         self.batch = batch
-        self.total_steps = total_steps
         self.rank = dist.get_rank()
         self._before_update = before_update
         self._seed = model.recipe.train.seed
@@ -67,9 +65,8 @@ class Stepper:
         the global batch."""
         indices = self.order.batch(step)
         seed_everything(step_seed(self._seed, step, self.rank))
-        loss = self.model.train_step(
-            step, self.total_steps, self._micro_batches(indices), self.task.loss, self._before_update
-        )
+        place, whole = self.order.schedule(step)
+        loss = self.model.train_step(place, whole, self._micro_batches(indices), self.task.loss, self._before_update)
         return loss, len(indices)
 
     def _micro_batches(self, indices: np.ndarray) -> Iterator[tuple[Batch, float]]:
