@@ -22,11 +22,14 @@ from tlcore.checkpoint.fields import Fields
 from tlcore.checkpoint.intervals import ITEM_BYTES, MAX_ELEMENTS, ParameterFacts, Row
 from tlcore.errors import CheckpointCorrupt, CheckpointError, CheckpointIncompatible, ObjectMissing
 from tlcore.storage.base import ObjectStore
-from tlcore.storage.keys import manifest_key, parse_manifest_key, parse_rank_index_key, trial_prefix
+from tlcore.storage.keys import check_name, manifest_key, parse_manifest_key, parse_rank_index_key, trial_prefix
 
 FORMAT = 1
 MAX_CHUNK_BYTES = 1 << 30
 MAX_RANKS = 10_000
+MAX_STEP = 10**8 - 1
+MAX_ATTEMPT = 9999
+"""What keys have digits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +209,10 @@ def parse_manifest(data: bytes, key: str) -> Manifest:
     if sorted(each.rank for each in refs) != list(range(world_size)):
         raise top.fault("indexes", f"one per rank of {world_size} is expected")
     return Manifest(
-        trial=top.text("trial"),
-        step=top.integer("step"),
+        trial=_trial(top),
+        step=top.integer("step", 0, MAX_STEP),
         world_size=world_size,
-        attempt=top.integer("attempt"),
+        attempt=top.integer("attempt", 0, MAX_ATTEMPT),
         written=top.text("written"),
         indexes=tuple(refs),
         common=top.mapping("common"),
@@ -232,11 +235,11 @@ def parse_index(data: bytes, key: str) -> RankIndex:
     rows = tuple(_row(top, at, value, names, states, dtypes, chunks) for at, value in enumerate(top.sequence("rows")))
     world_size = top.integer("world_size", 1, MAX_RANKS)
     return RankIndex(
-        trial=top.text("trial"),
-        step=top.integer("step"),
+        trial=_trial(top),
+        step=top.integer("step", 0, MAX_STEP),
         rank=top.integer("rank", 0, world_size - 1),
         world_size=world_size,
-        attempt=top.integer("attempt"),
+        attempt=top.integer("attempt", 0, MAX_ATTEMPT),
         bytes_new=top.integer("bytes_new"),
         chunks=chunks,
         rows=rows,
@@ -320,6 +323,13 @@ def _document(data: bytes, key: str, kind: str) -> Fields:
     if top.text("kind") != kind:
         raise top.fault("kind", f"{kind!r} is expected")
     return top
+
+
+def _trial(top: Fields) -> str:
+    try:
+        return check_name(top.text("trial"))
+    except ValueError as error:
+        raise top.fault("trial", str(error)) from error
 
 
 def _index_key(at: Fields) -> str:
