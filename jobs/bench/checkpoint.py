@@ -25,6 +25,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -59,10 +60,12 @@ ALL_TARGETS = {**TARGETS, **GPU_TARGETS}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that ranks and store end with this
     not_measured = _not_measured(options)
     peers = tuple(peer for peer in options.peers if peer not in not_measured)
     reshards = QUICK_RESHARDS if options.quick else tuple(RESHARDS)
-    plan = Plan(options.rounds, options.interval, options.width, reshards, peers, options.device)
+    peer_rounds = 1 if options.quick else options.rounds
+    plan = Plan(options.rounds, peer_rounds, options.interval, options.width, reshards, peers, options.device)
     with _place(options) as (directory, url):
         results = measure(Bench(directory, url, plan), options)
     report = summarize(results, not_measured, options.device)
@@ -167,7 +170,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--quick", action="store_true", help="0.25 GB, two rounds: under three minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="0.25 GB, two rounds, one of the peers: under three minutes"
+    )
     parser.add_argument("--only", type=_listed, help=f"sections, with commas: {','.join(SECTIONS)}")
     parser.add_argument("--peers", type=_listed, default=list(PEERS), help=f"with commas: {','.join(PEERS)}")
     parser.add_argument("--sizes", type=_sizes, help="GB of state, with commas (default: 0.25,0.9)")

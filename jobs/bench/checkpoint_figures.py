@@ -134,7 +134,8 @@ def gpu_figures(samples: Mapping[str, Sequence[float]]) -> dict[str, Figure]:
         "stall_eager_over_memcpy": "gpu_stall_over_pinned_copy",
         "steps_ratio_while_saving": "gpu_steps_ratio_while_saving",
     }
-    found = {renamed.get(key, key): figure for key, figure in found.items()}
+    # The store is a directory there, and the writing ranks write it.
+    found = {renamed.get(key, key): figure for key, figure in found.items() if key != "disk_bytes_written"}
     if samples.get("d2h_gb_per_s"):
         found["gpu_d2h_gb_per_s"] = Figure.median(samples["d2h_gb_per_s"])
     return found

@@ -32,31 +32,30 @@ class Ours:
 
     Args:
         url: the run's place.
-        name: of the model; its trials are `<name>-<snapshot>`.
+        name: of the model; each of its savers has a trial of its own.
     """
 
     def __init__(self, trained: Trained, url: str, name: str) -> None:
         self._trained, self._url, self._name = trained, url, name
         self.store = CountingStore(open_store(url))
-        self._savers: dict[str, Saver] = {}
+        self._savers: dict[str, tuple[Saver, str]] = {}
+        self._trials = 0
 
-    def trial(self, snapshot: str) -> str:
-        return f"{self._name}-{snapshot}"
-
-    def saver(self, snapshot: str) -> Saver:
-        """The saver of one kind of snapshot, made at first need (on all ranks together)."""
+    def saver(self, snapshot: str) -> tuple[Saver, str]:
+        """The saver of one kind of snapshot and its trial, made at first need (on all ranks together)."""
         if snapshot not in self._savers:
-            world = dist.get_world_size()
-            recipe = recipe_of(self._trained.model.stage, world, snapshot, self._url)
-            trial, model = self.trial(snapshot), self._trained.model
+            world, model = dist.get_world_size(), self._trained.model
+            self._trials += 1
+            trial = f"{self._name}-{snapshot}-{self._trials}"
+            recipe = recipe_of(model.stage, world, snapshot, self._url)
             saver = Saver(self.store, trial, recipe, {}, dist.get_rank(), world, None, model.memory)
             saver.prepare(model)
-            self._savers[snapshot] = saver
+            self._savers[snapshot] = saver, trial
         return self._savers[snapshot]
 
     def save(self, snapshot: str) -> dict[str, Any]:
         """Save the present state and wait until it is committed; training stands still meanwhile."""
-        saver, step = self.saver(snapshot), self._trained.step
+        (saver, trial), step = self.saver(snapshot), self._trained.step
         counts, usage, files = self.store.counts.copy(), Usage.now(), memory_files()
         dist.barrier()
         began = time.monotonic()
@@ -65,11 +64,11 @@ class Ours:
         called = Usage.now()
         saver.wait()
         ended = Usage.now()
-        committed = self.store.committed_at.get(manifest_key(self.trial(snapshot), step))
+        committed = self.store.committed_at.get(manifest_key(trial, step))
         counted = self.store.counts - counts
         return {
             "step": step,
-            "trial": self.trial(snapshot),
+            "trial": trial,
             "stall_s": stall_s,
             "save_s": None if committed is None else committed - began,
             "cpu_s": ended.since(called).cpu_s,
@@ -95,7 +94,7 @@ class Ours:
 
         Returns: seconds, step_s (median), blocked_s (of the calls that training makes for its saves, as a session does).
         """
-        saver = self.saver(snapshot) if snapshot else None
+        saver = self.saver(snapshot)[0] if snapshot else None
         blocked = Blocked(saver)
         step_seconds = []
         dist.barrier()
@@ -127,9 +126,10 @@ class Ours:
         return sum(int(each.sum(dtype=np.int64)) for each in words)
 
     def close(self) -> None:
-        """Stop the savers."""
-        for saver in self._savers.values():
+        """Stop the savers and give their memory back; the next save makes a new one."""
+        for saver, _ in self._savers.values():
             saver.close()
+        self._savers.clear()
 
 
 class Blocked:

@@ -66,6 +66,12 @@ class Rank:
         self._trained.pop(model).model.close()
         return {}
 
+    def do_release(self, model: str) -> dict[str, Any]:
+        """Give back what copies and savers of a model hold."""
+        self._copies.pop(model, None)
+        self._ours[model].close()
+        return {}
+
     def do_drop_all(self) -> dict[str, Any]:
         self.close()
         return {}

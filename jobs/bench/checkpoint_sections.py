@@ -45,6 +45,7 @@ class Plan:
     """How much is measured. `interval_s`: between two saves in the section that trains beside them."""
 
     rounds: int
+    peer_rounds: int
     interval_s: float
     width: int
     reshards: tuple[str, ...]
@@ -106,25 +107,28 @@ class Bench:
     def _build(self, group: str, model: str, stage: int, **more: Any) -> Answers:
         return self.group(group).ask("build", model=model, state_bytes=self._state_bytes, stage=stage, **more)
 
-    def rounds(self, *operations: Callable[[], None]) -> None:
+    def rounds(self, *operations: Callable[[], None], count: int | None = None) -> None:
         """Do every operation once a round, every other round backwards."""
-        for turn in range(self.plan.rounds):
+        count = count or self.plan.rounds
+        for turn in range(count):
             for operation in operations[:: 1 if turn % 2 == 0 else -1]:
                 operation()
+            say(f"  round {turn + 1} of {count}")
             self.wipe(WIPE_BYTES)
 
     def wipe(self, above_bytes: float = 0.0) -> None:
-        """Empty the embedded store when it holds more than that; its address and keys stay."""
-        if not self._url.startswith("s3://"):
-            return
-        store = EmbeddedStore()
-        data = store.directory / "data"
+        """Empty the store when it holds more than that. The embedded one's address and keys stay."""
+        embedded = self._url.startswith("s3://")
+        data = EmbeddedStore().directory / "data" if embedded else Path(self._url.removeprefix("file://"))
         if sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) <= above_bytes:
             return
-        store.down()
-        shutil.rmtree(data)
-        store.up()
         self._saved = {}
+        if not embedded:
+            shutil.rmtree(data)
+            return
+        EmbeddedStore().down()
+        shutil.rmtree(data)
+        EmbeddedStore().up()
         for group in self._groups.values():
             group.ask("touch")
 
@@ -191,6 +195,7 @@ class Bench:
     def lazy(self) -> None:
         """Lazy saves while training goes on."""
         main = self.group(self._main)
+        main.ask("release", model=MODEL)
         main.ask("save", model=MODEL, snapshot="lazy")
 
         def one() -> None:
@@ -204,6 +209,8 @@ class Bench:
     def blocked(self) -> None:
         """Training with a save at the start of every interval, beside training without."""
         main, steps = self.group(self._main), self._steps()
+        main.ask("release", model=MODEL)
+        self._save("eager")
         self.counts["interval_s"] = self.plan.interval_s
 
         def plain() -> None:
@@ -322,7 +329,8 @@ class Bench:
 
         for name in {"ray" if peer.startswith("ray_") else "pair" for peer in self.plan.peers} - {"pair"}:
             self._build(name, MODEL, 2)
-        self.rounds(raw, ours, *(lambda peer=peer: self._peer(peer) for peer in self.plan.peers))  # type: ignore[misc]
+        peers = [lambda peer=peer: self._peer(peer) for peer in self.plan.peers]  # type: ignore[misc]
+        self.rounds(raw, ours, *peers, count=self.plan.peer_rounds)
 
     def _peer(self, peer: str) -> None:
         group = self.group("ray" if peer.startswith("ray_") else "pair")
