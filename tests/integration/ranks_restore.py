@@ -1,6 +1,7 @@
-"""Run by torchrun from test_train_restore.py: train, save, restore into a fresh engine, and write both runs' losses as JSON.
+"""What each rank does in test_train_restore.py: whole trials, trained, saved and restored by `TrialSession`.
 
-Arguments: a JSON file of cases, the model's directory, a store's URL, the output file. All cases share one group of gloo ranks.
+Run by `rank_server.py`; a case names its `kind`, a function of this module. The GPU tests run it by torchrun, with cases of
+`repeat`: the arguments are then a JSON file of cases, the model's directory, a store's URL, the output file.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ prepare_process()
 
 import torch.distributed as dist  # noqa: E402 (the process must be settled first)
 
+from tlcore.checkpoint import list_manifests, read_manifest  # noqa: E402
+from tlcore.checkpoint.manifest import read_index  # noqa: E402
+from tlcore.errors import CheckpointCorrupt  # noqa: E402
 from tlcore.recipe import Recipe, recipe_from_dict  # noqa: E402
-from tlcore.storage import create_run  # noqa: E402
+from tlcore.storage import ObjectStore, create_run, get_json, open_store  # noqa: E402
 from tlcore.train.group import agree, process_group, sum_over_ranks  # noqa: E402
 from tlcore.train.session import TrialSession  # noqa: E402
 
@@ -60,15 +64,24 @@ def losses(recipe: Recipe, run_url: str, *, until: float, resume: int) -> tuple[
     return seen, report.metrics, report.step
 
 
-def run_case(case: dict[str, Any], model: str, storage: str) -> dict[str, Any]:
-    world = dist.get_world_size()
-    saving = recipe_for(case["save"], model, storage, world)
-    restoring = recipe_for(case.get("restore", case["save"]), model, storage, world)
+def new_run(case: dict[str, Any], name: str) -> str:
     now = datetime.now(UTC)
-    urls = [
-        agree(create_run(storage, "restore", {}, now, f"{case['name']}-{i}").url if dist.get_rank() == 0 else "")
-        for i in range(2)
-    ]
+    return agree(create_run(case["storage"], "restore", {}, now, name).url if dist.get_rank() == 0 else "")
+
+
+def everywhere(value: Any) -> list[Any]:
+    """What each rank holds, in rank order."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def repeat(case: dict[str, Any]) -> dict[str, Any]:
+    """One trial whole, and one in two pieces."""
+    world = dist.get_world_size()
+    saving = recipe_for(case["save"], case["model"], case["storage"], world)
+    restoring = recipe_for(case.get("restore", case["save"]), case["model"], case["storage"], world)
+    urls = [new_run(case, f"{case['name']}-{i}") for i in range(2)]
     whole, whole_metrics, _ = losses(saving, urls[0], until=1.0, resume=0)
     before, _, step = losses(saving, urls[1], until=0.4, resume=0)
     after, after_metrics, _ = losses(restoring, urls[1], until=1.0, resume=step)
@@ -83,10 +96,82 @@ def run_case(case: dict[str, Any], model: str, storage: str) -> dict[str, Any]:
     }
 
 
+def seen(case: dict[str, Any]) -> dict[str, Any]:
+    """Train some steps, from a checkpoint if there is one, and save: which training samples each rank took."""
+    recipe = recipe_for(case["save"], case["model"], case["storage"], dist.get_world_size())
+    session = TrialSession(recipe, case["url"], "t000", resume_step=case["resume"])
+    collate, taken = session.task.collate, []
+
+    def recorded(split: str, indices: Any) -> Any:
+        if split == "train":
+            taken.extend(int(each) for each in indices)
+        return collate(split, indices)
+
+    session.task.collate = recorded  # type: ignore[method-assign]
+    for _ in range(case["steps"]):
+        session.train_step()
+    session.save(wait=True)
+    samples, steps_per_epoch = session.order.samples, session.order.steps_per_epoch
+    session.close()
+    return {"taken": everywhere(taken), "samples": samples, "steps_per_epoch": steps_per_epoch}
+
+
+def damaged(case: dict[str, Any]) -> dict[str, Any]:
+    """Save twice, flip one byte of the newer checkpoint, restore: where each rank then stands, and what is told of it. Then
+    flip one of the older, too: what each rank says when nothing is intact."""
+    recipe = recipe_for(case["save"], case["model"], case["storage"], dist.get_world_size())
+    url = new_run(case, case["name"])
+    session = TrialSession(recipe, url, "t000", resume_step=0)
+    session.train_step()
+    session.save(wait=True)
+    if dist.get_rank() == 0:
+        old = {each.key for each in open_store(url).list("cas/")}
+    session.train_step()
+    session.save(wait=True)
+    session.close()
+    store = open_store(url)
+    key = agree(next(each.key for each in store.list("cas/") if each.key not in old) if dist.get_rank() == 0 else "")
+    flip(store, key)
+    session = TrialSession(recipe, url, "t000")
+    steps = everywhere(session.step)
+    report = session.advance(0.2).fell_back
+    next_report = session.advance(0.25).fell_back
+    session.close()
+    history = [get_json(store, each.key) for each in store.list("trials/t000/history/")]
+    for step in list_manifests(store, "t000"):
+        manifest = read_manifest(store, "t000", step)
+        flip(store, f"cas/{(digest := read_index(store, manifest.indexes[0]).chunks[0].digest)[:2]}/{digest}")
+    try:
+        TrialSession(recipe, url, "t000")
+    except CheckpointCorrupt as error:
+        nothing = str(error)
+    return {
+        "steps": steps,
+        "key": key,
+        "report": report,
+        "next_report": next_report,
+        "history": [each for each in history if each["kind"] == "fell_back"],
+        "nothing_intact": everywhere(nothing),
+    }
+
+
+def flip(store: ObjectStore, key: str) -> None:
+    """Rank 0 flips the first byte of an object; the others wait for it."""
+    if dist.get_rank() == 0:
+        data = store.get(key)
+        store.put(key, bytes([data[0] ^ 1]) + data[1:])
+    dist.barrier()
+
+
+def run(case: dict[str, Any]) -> Any:
+    return globals()[case["kind"]](case)
+
+
 def main() -> None:
     cases_file, model, storage, output = sys.argv[1:]
     with process_group():
-        results = [run_case(case, model, storage) for case in json.loads(Path(cases_file).read_text())]
+        cases = json.loads(Path(cases_file).read_text())
+        results = [repeat({**case, "model": model, "storage": storage}) for case in cases]
         if dist.get_rank() == 0:
             Path(output).write_text(json.dumps(results))
 

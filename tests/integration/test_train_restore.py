@@ -1,94 +1,143 @@
-"""A restored run repeats the uninterrupted one: losses bit for bit at the same stage, closely across stages; on two gloo ranks."""
+"""A restored trial repeats the uninterrupted one: losses bit for bit at the same stage, closely at another; on real gloo ranks."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rank_server import start
 
 from tests.small_model import make_small_bert
+from tlcore.storage import ObjectStore
 
 pytestmark = pytest.mark.integration
 
-ROOT = Path(__file__).parents[2]
-
 SAME: dict[str, dict[str, Any]] = {
-    "stage0": {"deepspeed": {"zero_stage": 0}},
     "stage1": {"deepspeed": {"zero_stage": 1}},
-    "stage2": {"deepspeed": {"zero_stage": 2}},
     "stage3": {"deepspeed": {"zero_stage": 3}},
     "accumulation": {"deepspeed": {"zero_stage": 2}, "train": {"micro_batch_size": 4}},
-    "last_n": {"deepspeed": {"zero_stage": 2}, "transfer": {"strategy": "last_n", "n": 1}},
     "last_n_stage3": {"deepspeed": {"zero_stage": 3}, "transfer": {"strategy": "last_n", "n": 1}},
+}
+SAME_LONG: dict[str, dict[str, Any]] = {
+    "stage0": {"deepspeed": {"zero_stage": 0}},
+    "stage2": {"deepspeed": {"zero_stage": 2}},
+    "last_n": {"deepspeed": {"zero_stage": 2}, "transfer": {"strategy": "last_n", "n": 1}},
     "offload_stage2": {"deepspeed": {"zero_stage": 2, "offload_optimizer": "cpu"}},
     "offload_stage3": {"deepspeed": {"zero_stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"}},
     "sgd": {"deepspeed": {"zero_stage": 1}, "train": {"optimizer": "sgd"}},
     "activation_checkpointing": {"deepspeed": {"zero_stage": 2}, "train": {"activation_checkpointing": True}},
     "bf16": {"deepspeed": {"zero_stage": 2}, "train": {"precision": "bf16"}},
 }
-ACROSS = [("stage1", "stage3"), ("stage3", "stage2"), ("stage0", "stage1"), ("stage2", "stage0")]
+ACROSS = [("stage1", "stage3")]
+ACROSS_LONG = [("stage3", "stage2"), ("stage0", "stage1"), ("stage2", "stage0")]
+PLAIN = {"deepspeed": {"zero_stage": 2}}
 
 
-def cases() -> list[dict[str, Any]]:
-    same = [{"name": name, "save": changes} for name, changes in SAME.items()]
-    across = [{"name": f"{a}-{b}", "save": SAME[a], "restore": SAME[b]} for a, b in ACROSS]
-    return same + across
+def repeats(names: list[str], across: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    every = SAME | SAME_LONG
+    same = [{"kind": "repeat", "name": name, "save": every[name]} for name in names]
+    pairs = [{"kind": "repeat", "name": f"{a}-{b}", "save": every[a], "restore": every[b]} for a, b in across]
+    return same + pairs
+
+
+def run_on(groups: list[tuple[int, list[dict[str, Any]]]], directory: Path, storage: str) -> list[list[Any]]:
+    model = str(make_small_bert(directory / "model"))
+    given = [
+        {"world": world, "cases": [{**case, "model": model, "storage": storage} for case in cases]}
+        for world, cases in groups
+    ]
+    return start("ranks_restore", given, directory / "ranks")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
-    """Every case's losses, from one torchrun of two ranks."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Everything this file needs, from one launch. The trial of `seen` changes from two ranks to three to one."""
     directory = tmp_path_factory.mktemp("restore")
-    model = make_small_bert(directory / "model")
-    (directory / "cases.json").write_text(json.dumps(cases()))
-    output = directory / "results.json"
-    script = ROOT / "tests" / "integration" / "ranks_restore.py"
-    arguments = [directory / "cases.json", model, f"file://{directory}/store", output]
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        script,
-        *arguments,
+    storage = f"file://{directory}/store"
+    seen = {"kind": "seen", "save": PLAIN, "url": f"{storage}/restore/seen"}
+    first = [
+        *repeats(list(SAME), ACROSS),
+        {"kind": "damaged", "name": "damaged", "save": {"deepspeed": {"zero_stage": 3}}},
+        {**seen, "resume": 0, "steps": 3},
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(word) for word in launch], env=environment, capture_output=True, text=True, timeout=540)
-    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if line.startswith("[rank"))
-    yield {result["name"]: result for result in json.loads(output.read_text())}
+    later = [(3, [{**seen, "resume": 3, "steps": 5}]), (1, [{**seen, "resume": 8, "steps": 6}])]
+    done = run_on([(2, first), *later], directory, storage)
+    named = {result["name"]: result for result in done[0] if "name" in result}
+    return {**named, "damaged": done[0][-2], "seen": [done[0][-1], done[1][0], done[2][0]]}
 
 
-@pytest.mark.parametrize("name", SAME)
-def test_a_restored_run_repeats_the_uninterrupted_one_bit_for_bit(results: dict[str, Any], name: str) -> None:
-    result = results[name]
+def check_repeated(result: dict[str, Any]) -> None:
     assert 0 < result["step"] < len(result["whole"])
     assert result["pieced"] == result["whole"]
     assert result["pieced_metrics"] == result["whole_metrics"]
     assert len(set(result["whole"])) == len(result["whole"]), "equal losses prove nothing where the loss stands still"
 
 
-@pytest.mark.parametrize("name", [f"{a}-{b}" for a, b in ACROSS])
-def test_another_stage_goes_on_from_the_same_state(results: dict[str, Any], name: str) -> None:
-    result = results[name]
+def check_close(result: dict[str, Any]) -> None:
     whole = [float.fromhex(loss) for loss in result["whole"]]
     pieced = [float.fromhex(loss) for loss in result["pieced"]]
     np.testing.assert_allclose(pieced, whole, rtol=2e-4)
 
 
+@pytest.mark.parametrize("name", SAME)
+def test_a_restored_run_repeats_the_uninterrupted_one_bit_for_bit(results: dict[str, Any], name: str) -> None:
+    check_repeated(results[name])
+
+
+@pytest.mark.parametrize("name", [f"{a}-{b}" for a, b in ACROSS])
+def test_another_stage_goes_on_from_the_same_state(results: dict[str, Any], name: str) -> None:
+    check_close(results[name])
+
+
+@pytest.mark.long
+def test_every_kind_of_trial_is_repeated(tmp_path: Path, s3_store: ObjectStore) -> None:
+    cases = repeats(list(SAME_LONG), ACROSS_LONG)
+    [done] = run_on([(2, cases)], tmp_path, s3_store.url)
+    for case, result in zip(cases, done, strict=True):
+        (check_close if "restore" in case else check_repeated)(result)
+
+
 def test_zero_stages_agree_with_each_other(results: dict[str, Any]) -> None:
-    """Stage 0 replicates everything, as plain data parallelism does; sharding must not change the losses."""
-    plain = [float.fromhex(loss) for loss in results["stage0"]["whole"]]
-    for stage in ("stage1", "stage2", "stage3", "accumulation"):
+    plain = [float.fromhex(loss) for loss in results["stage1"]["whole"]]
+    for stage in ("stage3", "accumulation"):
         np.testing.assert_allclose([float.fromhex(loss) for loss in results[stage]["whole"]], plain, rtol=2e-2)
+
+
+def test_each_sample_is_seen_once_an_epoch_though_the_world_size_changes(results: dict[str, Any]) -> None:
+    """Two epochs in three sittings, of two ranks, three, and one."""
+    sittings = results["seen"]
+    samples, steps = sittings[0]["samples"], sittings[0]["steps_per_epoch"]
+    assert steps == 7, "the sittings of 3, 5 and 6 steps are meant to be two epochs"
+    taken = Counter(index for sitting in sittings for rank in sitting["taken"] for index in rank)
+    assert taken == Counter(dict.fromkeys(range(samples), 2))
+    first = Counter(index for rank in sittings[0]["taken"] for index in rank)
+    assert max(first.values()) == 1
+    assert [len(sitting["taken"]) for sitting in sittings] == [2, 3, 1]
+    assert all(rank for sitting in sittings for rank in sitting["taken"])
+
+
+def test_all_ranks_fall_back_though_one_alone_reads_the_damaged_chunk(results: dict[str, Any]) -> None:
+    assert results["damaged"]["steps"] == [1, 1]
+
+
+def test_a_fallback_is_told_once_in_the_history_and_in_the_next_report(results: dict[str, Any]) -> None:
+    damaged = results["damaged"]
+    [told] = damaged["report"]
+    assert (told["instead"], told["step"]) == (2, 1)
+    assert damaged["key"] in told["reason"]
+    assert damaged["next_report"] == []
+    assert damaged["history"] == [{"kind": "fell_back", "step": 1, "passed_over": [told]}]
+
+
+def test_where_nothing_is_intact_no_rank_begins_anew_in_silence(results: dict[str, Any]) -> None:
+    said = results["damaged"]["nothing_intact"]
+    assert len(said) == 2
+    for text in said:
+        assert "none of its checkpoints is intact: " in text
+        assert "step 1: cas/" in text
 
 
 def test_a_checkpoint_of_any_stage_exports_to_what_it_evaluated(results: dict[str, Any], tmp_path: Path) -> None:
@@ -97,7 +146,7 @@ def test_a_checkpoint_of_any_stage_exports_to_what_it_evaluated(results: dict[st
 
     from tlcore.train.offline import TrainedModel
 
-    for name in ("stage1", "stage3", "last_n"):
+    for name in ("stage1", "stage3", "last_n_stage3"):
         trained = TrainedModel(results[name]["url"])
         assert trained.evaluate("validation")["validation_loss"] == pytest.approx(
             results[name]["pieced_metrics"]["eval_loss"], rel=1e-4

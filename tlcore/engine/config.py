@@ -43,7 +43,8 @@ def deepspeed_config(
 
 
 def _zero(recipe: Recipe, device_type: str, trained_elements: int) -> dict[str, Any]:
-    bucket = max(1, min(_LARGEST_BUCKET_ELEMENTS, trained_elements))
+    # Even, or ZeRO 1 and 2 refuse it: they align buckets to two elements.
+    bucket = max(2, min(_LARGEST_BUCKET_ELEMENTS, trained_elements + trained_elements % 2))
     zero: dict[str, Any] = {
         "stage": recipe.deepspeed.zero_stage,
         "overlap_comm": device_type == "cuda",
