@@ -10,34 +10,36 @@ running saves (`notices.py`). Called by `tlcore checkpoints gc`; safe beside eve
     5. delete what neither marking needs
     6. say in the notice that it is done, and what is gone
 
-Why no checkpoint can lose a chunk. Take a checkpoint whose manifest is put at time m, its last index at time i, and its
-look at the notices (`Noticeboard.check`, between the two) at time w: i < w < m. Let this collection post its notice at n
-and begin its second marking at s: n < s.
+Why no checkpoint can lose a chunk or an index. Let its manifest be put at time m, and let w be the moment before, when
+its commit looks at the notices (`Committer.publish`); let this collection post its notice at n and begin its second
+marking at s, so n < s.
 
-* i < s: the second marking lists all its indexes. Its directory is young then, since rank 0 put its own index at most
-  `commit.COMMIT_WITHIN_S` before the manifest, and that is less than any grace period; or its manifest is there. Either
-  way they are marked.
-* i >= s: then n < s <= i < w, so the commit sees the notice, waits until this collection is done, and is given up if one
-  of its chunks is gone. Nothing is lost: the writer forgets what the notice names and sends it again.
+* n < w: the commit finds the notice, waits until this collection is done, and is given up if something of its own is
+  gone. Nothing is lost: the writer forgets what the notice names and sends it again.
+* w < n, and so w < s: the second marking finds all that the checkpoint needs. Either its manifest is there already. Or it
+  is a save: its indexes were put before w, and its directory is young, since rank 0 put its own index at most
+  `commit.COMMIT_WITHIN_S` before m, which is less than any grace period. Or it is a clone: the donor's manifest was seen
+  at most as long before m, so that it is there still, or its copy is, and as young.
 
-It does not matter how a save came by its chunks: sent just now, sent anew while the old object of the same name was
-about to be deleted, or not sent because an earlier checkpoint named them. So the cases differ only in what keeps a save
-from being given up, which is rare enough to be cheap and common enough to be thought of:
+It does not matter how a save came by its chunks: sent just now; sent anew while the old object of the same name was about
+to be deleted (the case that no marking can see); or not sent, because an earlier checkpoint named them. What keeps saves
+from being given up again and again is another matter:
 
-* a running save: what it sends is young, what it reuses is named by the newest manifest it saw, which retention leaves
-  alone until the next commit, or was sent within `UNCOMMITTED_REUSE_S`; the least grace period is twice that;
-* a restored run's first save: reuses what the restored manifest names. Where that was deleted meanwhile (by a stale
-  writer's retention), the mark that `retention.delete_checkpoint` leaves keeps its chunks for the grace period;
-* a clone of another trial (`clone.py`): commits as every save does, so it is whole or is not committed; the donor may be
-  deleted at any moment before, between or after the two markings;
-* retention beside it: a manifest that is deleted between the markings was seen by the first or has left its mark before
-  the second; one deleted while it is being read is skipped, for the same reason;
-* a restore under way: whoever has read a manifest can read its chunks for the grace period after its deletion.
+* a running save: what it sends is young; what it reuses is named by the newest manifest that it saw, which retention
+  leaves alone until the next commit, or was sent within `UNCOMMITTED_REUSE_S`, half of the least grace period;
+* a restored run's first save reuses what the restored manifest names. Where that was deleted meanwhile (by a stale
+  writer's retention), the copy that `retention.delete_checkpoint` leaves counts for the grace period;
+* a clone of another trial needs its donor for as long as it takes to put one manifest;
+* retention beside it: a manifest that is deleted between the markings was found by the first, or its copy is found by the
+  second; one that goes while it is being read is passed over, for the same reason;
+* a restore, an export or a fetch under way: whoever has read a manifest can read its chunks for the grace period after
+  its deletion.
 
-A manifest or an index that counts and cannot be read stops the collection before anything is deleted: what it named is
-not known. Ages are by the store's own clock. Listings of a network file system may be a minute old on another host, so
-there the collection waits `2 * lag` between the notice and the second marking. Two collections at once are harmless. One
-that was suspended for longer than `RENEW_S` marks anew before it goes on.
+A manifest, or an index that counts, that cannot be read stops the collection before anything is deleted: what it named is
+not known. Ages are differences of the store's own times. Listings of a network file system may be a minute old on another
+host, so there the collection waits `2 * lag` between the notice and the second marking: a commit that could not see the
+notice yet is then old enough to be seen. Two collections at once are harmless. One that was suspended for longer than
+`RENEW_S` renews its notice and marks anew before it goes on; a commit takes one for dead after `DEAD_S`.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ from tlcore.checkpoint.marking import Marker, Marking
 from tlcore.checkpoint.notices import KEEP_S, RENEW_S, Posted, expired
 from tlcore.checkpoint.upload import UNCOMMITTED_REUSE_S
 from tlcore.errors import RequestError
+from tlcore.storage import reclaim
 from tlcore.storage.base import ObjectInfo, ObjectStore
 from tlcore.storage.clock import listing_lag_s, store_now
 from tlcore.storage.keys import CHUNKS_PREFIX, parse_chunk_key, parse_claim_key, parse_rank_index_key, parse_step_key
@@ -77,6 +80,7 @@ class TrialGarbage:
 class GcReport:
     """What a collection found: chunks that stay; chunks and leftovers that went (or would go, on a dry run).
 
+    `deleted_halves` are half-written files that killed writers left in a directory, known only once they are gone.
     `trials` says the same by trial; chunks that no index names any more are under the empty name.
     """
 
@@ -85,6 +89,7 @@ class GcReport:
     deleted: int
     deleted_bytes: int
     deleted_leftovers: int
+    deleted_halves: int = 0
     dry_run: bool = False
     trials: Mapping[str, TrialGarbage] = field(default_factory=dict)
 
@@ -144,14 +149,16 @@ class _Collection:
         doomed = self._needless(old, marked)
         shares = self._shares(doomed, marked)
         doomed |= {each.key: each for each in marked.leftovers}
+        halves = 0
         if not dry_run:
             self._delete(doomed)
+            halves = reclaim(self._store, self._before)
             self._store.delete(expired(self._store, self._now - timedelta(seconds=KEEP_S)))
         gone = [chunks[key] for key in doomed if key in chunks]
         gone_bytes = sum(each.size_bytes for each in gone)
         kept_bytes = sum(each.size_bytes for each in chunks.values()) - gone_bytes
         return GcReport(
-            len(chunks) - len(gone), kept_bytes, len(gone), gone_bytes, len(doomed) - len(gone), dry_run, shares
+            len(chunks) - len(gone), kept_bytes, len(gone), gone_bytes, len(doomed) - len(gone), halves, dry_run, shares
         )
 
     def _delete(self, doomed: dict[str, ObjectInfo]) -> None:

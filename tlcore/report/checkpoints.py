@@ -222,6 +222,8 @@ def gc_lines(report: GcReport) -> list[str]:
         f"{went}: {figures.count(report.deleted, 'chunk')}, {figures.size(report.deleted_bytes)}"
         f" and {figures.count(report.deleted_leftovers, 'leftover')} of abandoned or deleted checkpoints"
     )
+    if report.deleted_halves:
+        lines.append(f"  {figures.count(report.deleted_halves, 'half-written file')} of killed writers")
     return [total, *lines, f"kept: {figures.count(report.kept, 'chunk')}, {figures.size(report.kept_bytes)}"]
 
 
