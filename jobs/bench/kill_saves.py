@@ -13,6 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -209,14 +210,15 @@ class SaveKills:
         old = [start(run_rank, old_life, rank) for rank in range(old_life.world_size)]
         frozen = psutil.Process(old[0].process.pid)
         deadline = time.monotonic() + _STAGE_TIMEOUT_S
-        while frozen.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+        while not _stopped(frozen) and time.monotonic() < deadline:
             hear(old, 0.01)
         record.aimed, record.stages = stage, [f"frozen {each}" for each in old[0].stages]
         new_life = self._life(trial, draw, 1)
         new = [start(run_rank, new_life, rank) for rank in range(new_life.world_size)]
         enough = draw.randint(1, 3)
         hear_until(new, lambda: told_of(new[0], "committed") >= enough, _START_S)
-        frozen.resume()
+        with suppress(psutil.NoSuchProcess):  # one that was not stopped in time has met its successor, and ended
+            frozen.resume()
         listen([*old, *new], draw.uniform(0.05, 0.5))
         bury(record, [*old, *new])
         self._take_notes(record, trial, old_life, old)
@@ -277,6 +279,13 @@ class SaveKills:
                 # A stale writer's ranks fail as they should, and may find their parent taken by the other's retention.
                 if told.word in ("failed", "stale") and record.kind not in ("stale", "frozen"):
                     record.errors.append(f"{told.word} {told.subject}: {told.text}")
+
+
+def _stopped(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
 
 
 def take_notes(record: Record, ledger: Ledger, life: Life, ranks: Sequence[Victim]) -> None:
