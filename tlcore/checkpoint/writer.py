@@ -33,7 +33,6 @@ from tlcore.checkpoint.intervals import Row
 from tlcore.checkpoint.manifest import Manifest
 from tlcore.checkpoint.patience import Patience
 from tlcore.checkpoint.plan import PlannedChunk, plan_chunks
-from tlcore.checkpoint.priority import give_way
 from tlcore.checkpoint.puts import PutPool
 from tlcore.checkpoint.settings import SaveReport, WriterSettings
 from tlcore.checkpoint.snapshot import SlotPool, Snapshot, Stash, passes_through
@@ -83,9 +82,9 @@ class CheckpointWriter:
         self._slots = SlotPool(self._settings.chunk_bytes, 0, self._device.empty)
         self._passing = SlotPool(self._settings.chunk_bytes, 0, self._device.empty)
         self._stash = Stash(self._device)
-        self._background = ThreadPoolExecutor(1, "checkpoint-save", give_way)
+        self._background = ThreadPoolExecutor(1, "checkpoint-save")
         self._copier = ThreadPoolExecutor(1, "checkpoint-copy")
-        self._hashers = ThreadPoolExecutor(self._settings.hashers, "checkpoint-hash", give_way)
+        self._hashers = ThreadPoolExecutor(self._settings.hashers, "checkpoint-hash")
         self._puts = PutPool(store, self._settings.connections, self._patience)
         reusable = Reusable(clock)
         sender = ChunkSender(reusable, self._hashers, self._puts)
