@@ -43,7 +43,7 @@ Log = list[dict[str, Any]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    log = read_log(options.log, options.seed)
+    log = read_log(options.log, options.seed, options.local)
     wanted = {
         "saves": options.kills - options.groups - options.stores,
         "groups": options.groups,
@@ -81,15 +81,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def read_log(path: Path | None, seed: int) -> Log:
-    """The kills already done. Raises SystemExit when the log is of another seed."""
+def read_log(path: Path | None, seed: int, local: bool) -> Log:
+    """The kills already done. Raises SystemExit when the log is of another seed or another kind of store."""
     if path is None or not path.exists():
         return []
     log: Log = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    if any(record["seed"] != seed for record in log):
-        raise SystemExit(
-            f"{path} was written with --seed {log[0]['seed']}, not {seed}: give that seed, or another file"
-        )
+    for record in log:
+        if (record["seed"], record.get("local", False)) != (seed, local):
+            written = f"--seed {record['seed']}{' --local' if record.get('local') else ''}"
+            raise SystemExit(f"{path} was written with {written}: give these words, or another file")
     return log
 
 
@@ -107,7 +107,7 @@ def run(todo: Sequence[tuple[str, int]], log: Log, options: argparse.Namespace, 
         lanes = make_lanes(shop, options.seed, directory, any(lane == "groups" for lane, _ in todo))
         bar = line.add_task("kills", total=len(log) + len(todo), completed=len(log), found="")
         for lane, index in todo:
-            record = {"seed": options.seed, **lanes[lane](index).to_dict()}
+            record = {"seed": options.seed, "local": options.local, **lanes[lane](index).to_dict()}
             log.append(record)
             file.write(record)
             bad = {name: sum(len(each[name]) for each in log) for name in ("torn", "lost", "errors")}

@@ -86,4 +86,4 @@ def test_a_run_stopped_by_ctrl_c_goes_on_where_it_stopped(tmp_path: Path) -> Non
     assert figures["kills"] == 5
     assert log.read_text().splitlines()[: len(first)] == first
     with pytest.raises(SystemExit, match="--seed 7"):
-        read_log(log, 8)
+        read_log(log, 8, False)
