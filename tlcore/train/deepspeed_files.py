@@ -276,7 +276,7 @@ def _read_universal(folder: Path, models: list[dict[str, Any]]) -> DeepSpeedChec
                 # DeepSpeed's converter writes a dictionary for stages 1 and 2, and for stage 3 the bare, flat tensor.
                 held = _load_any(path)
                 values = held["param"] if isinstance(held, dict) else held
-                fragments.append(Fragment(name, path.stem, 0, values.reshape(-1)))
+                fragments.append(Fragment(name, path.stem, 0, values.detach().reshape(-1)))
         if steps is None and isinstance(inner := top.get("optimizer_state_dict"), dict):
             steps = _steps(inner)
         _check_whole(folder, shapes, fragments)
@@ -316,12 +316,12 @@ def _kept(models: list[dict[str, Any]], shapes: Mapping[str, tuple[int, ...]]) -
     """Frozen parameters and buffers. Under stage 3 a frozen one lies in equal parts, the last padded, in the ranks' files."""
     first = models[0]
     kept = {
-        name: [values]
+        name: [values.detach()]
         for name, values in first["module"].items()
         if torch.is_tensor(values) and name not in shapes and values.numel()
     }
     for name, shape in (first.get("frozen_param_shapes") or {}).items():
-        parts = [each["frozen_param_fragments"][name].reshape(-1) for each in models]
+        parts = [each["frozen_param_fragments"][name].detach().reshape(-1) for each in models]
         if parts[0].numel() < torch.Size(shape).numel():
             kept[name] = _without_padding(parts, torch.Size(shape).numel())
         else:

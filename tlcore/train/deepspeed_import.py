@@ -91,7 +91,7 @@ def _table(task: Task, recipe: Recipe, found: DeepSpeedCheckpoint) -> tuple[dict
     apply_strategy(model, recipe)
     table = parameter_table(model)
     for name, facts in table.items():
-        if facts["tied_to"] is not None:
+        if facts["tied_to"] is not None or 0 in facts["shape"]:
             continue
         if facts["trained"]:
             there = found.shapes.get(name)
