@@ -86,6 +86,8 @@ def measure(bench: Bench, options: argparse.Namespace) -> dict[str, tuple[Sample
             say(_tables(f"{size:g}", bench.samples, options.device))
             bench.end()
     finally:
+        if len(results) < len(options.sizes):
+            say(f"stopped early; samples so far: {json.dumps(bench.samples)}")
         bench.close()
     return results
 
