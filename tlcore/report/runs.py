@@ -20,6 +20,7 @@ from rich.text import Text
 from tlcore.errors import ObjectMissing, RecipeError
 from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict
 from tlcore.report import figures
+from tlcore.report.findings import front_table, lineage_json, lineage_lines, warmed_line
 from tlcore.report.rows import RUNNING, UNFINISHED, TrialRow
 from tlcore.report.tables import best_lines, final_table, gain_line
 from tlcore.report.view import SweepView
@@ -64,6 +65,12 @@ class StoredRun:
         ]
 
     @property
+    def metrics(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Every metric of the search, and the mode of each."""
+        search = (self.identity.get("recipe") or {}).get("search") or {}
+        return _listed(search.get("metric", "")), _listed(search.get("mode", "max"))
+
+    @property
     def best(self) -> TrialRow | None:
         """The best trial so far."""
         return self.view.best()
@@ -95,9 +102,13 @@ def read_run(ref: RunRef, *, checkpoints: bool = True) -> StoredRun:
     search = recipe.get("search") or {}
     title = f"{ref.name}/{ref.run_id}"
     expected = 1 if identity.get("kind") == "train" else int(search.get("trials", 0))
-    metric, mode = str(search.get("metric", "")), str(search.get("mode", "max"))
-    view = SweepView(title, metric, mode, expected, entries)
+    metrics, modes = _listed(search.get("metric", "")), _listed(search.get("mode", "max"))
+    view = SweepView(title, metrics[0], modes[0], expected, entries)
     return StoredRun(ref, identity, entries, view, committed_steps(store) if checkpoints else {})
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    return tuple(value) if isinstance(value, list) else (str(value),)
 
 
 def committed_steps(store: ObjectStore) -> dict[str, list[int]]:
@@ -181,8 +192,11 @@ def show_json(run: StoredRun) -> dict[str, Any]:
         facts = asdict(row)
         facts["by_rung"] = [{"fraction": fraction, "metric": value} for fraction, value in sorted(row.by_rung.items())]
         facts["checkpoints"] = list(run.checkpoints.get(row.trial, ()))
+        facts["lineage"] = lineage_json(run.view.state.trials.get(row.trial))
         trials.append(facts)
-    return {**run_json(run), "identity": dict(run.identity), "trials": trials}
+    metrics, modes = run.metrics
+    front = [trial.trial for trial in run.view.state.front(metrics, modes)] if len(metrics) > 1 else None
+    return {**run_json(run), "identity": dict(run.identity), "trials": trials, "front": front}
 
 
 def show_parts(run: StoredRun, console: Console) -> list[RenderableType]:
@@ -197,7 +211,10 @@ def show_parts(run: StoredRun, console: Console) -> list[RenderableType]:
         Text(),
         final_table(rows, view.metric, view.mode, console) if rows else Text("no trial was suggested yet"),
     ]
-    sentences = _findings(run)
+    metrics, modes = run.metrics
+    if len(metrics) > 1:
+        parts += [Text(), front_table(view.state, metrics, modes)]
+    sentences = [*_findings(run), *warmed_line(run.entries), *lineage_lines(view.state)]
     return [*parts, Text(), *map(Text, sentences)] if sentences else parts
 
 

@@ -30,7 +30,7 @@ another driver owns the run. Called by `sweep/` (writes, resumes) and by readers
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -221,11 +221,26 @@ class SweepState:
         scored = [(value, trial) for trial in self.trials.values() if (value := trial.final(metric)) is not None]
         return max(scored, key=lambda item: (sign * item[0], item[1].fraction))[1] if scored else None
 
+    def front(self, metrics: Sequence[str], modes: Sequence[str]) -> list[TrialState]:
+        """Trials whose last metrics no other trial's beat: as good in all and better in one. Best of the first metric first."""
+        signs = [1.0 if mode == "max" else -1.0 for mode in modes]
+        scored: list[tuple[tuple[float, ...], TrialState]] = []
+        for trial in self.trials.values():
+            values = [trial.final(metric) for metric in metrics]
+            if all(value is not None for value in values):
+                scored.append((tuple(sign * (value or 0.0) for sign, value in zip(signs, values, strict=True)), trial))
+        best = [item for item in scored if not any(_beats(other[0], item[0]) for other in scored)]
+        return [trial for _, trial in sorted(best, key=lambda item: item[0], reverse=True)]
+
     def _resume(self) -> None:
         self.resumes += 1
         self.finished = False
         for trial in self.unfinished():
             trial.status = "waiting"
+
+
+def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(here >= there for here, there in zip(one, other, strict=True)) and tuple(one) != tuple(other)
 
 
 def _apply_to_trial(trial: TrialState, entry: Entry) -> None:
