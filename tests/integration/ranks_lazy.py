@@ -27,7 +27,7 @@ from tlcore.train.group import agree, process_group  # noqa: E402
 from tlcore.train.session import TrialSession  # noqa: E402
 
 STAGES = (0, 1, 2, 3)
-UNTIL = 0.6
+UNTIL = 0.45
 
 
 def run(stage: int, snapshot: str, model: str, storage: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ counts. A request that stands still for seconds (a lost packet, a server that pa
 save waits for. It is late when it has taken `LATE_TIMES` the median of the last ones, `LATE_FLOOR_S` at least, and half as
 many as were under way when it began have ended meanwhile: a store that pauses as a whole makes none late. It is sent once
 more, on one of a few connections that are kept for that. At most `REPEATED_SHARE` of all PUTs are repeated, since where
-many are slow, sending twice makes it worse: on a saturated disk the median alone would have repeated one in twelve.
+many are slow, sending twice makes it worse: beside a saturated disk the median alone repeated up to one in ten.
 """
 
 from __future__ import annotations

@@ -142,8 +142,9 @@ class Snapshot:
     sender, and copies what cannot change but is not in one place in host memory into `passing` as it goes: a store that
     is slow then does not keep the next save's `take` waiting.
 
-    Larger chunks come first, since the last to be sent decide how long connections stand idle at the end: with eight
-    connections and some seventy chunks of 8 to 16 MiB the end costs 2 % in this order and up to 8 % in the plan's.
+    Larger chunks come first, since the last to be sent decide how long connections stand idle at the end. On eight
+    connections of equal speed that costs 2 % of a BERT's 0.9 GB in 78 chunks, 7 % in the plan's order; 12 and 20 % of
+    0.25 GB in 22 chunks.
     """
 
     def __init__(

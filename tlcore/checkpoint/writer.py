@@ -13,6 +13,11 @@ Eager: `save` returns when the snapshot is taken; its stall is that of one copy 
 `common` and returns, a thread copies the rest while the next forward and backward pass run, which change none of it,
 and `before_update` holds the optimizer's step back until that is done. On a device the copies run on a stream of their
 own, and the device waits for them rather than the caller.
+
+Limits and targets. Eager stall: bytes / speed of a copy into warm memory, at most 1.10 of that; measured 0.92 at 0.25 GB
+and 1.00 at 0.9 GB (medians of 13 turns, the plain copy and the save taking turns). Lazy: nothing; at most 10 ms and 1 % of a
+step. Measured 0.2 ms for `save` of 0.9 GB in 147 pieces; beside training with a save under way all the time 1.5 ms and
+0.08 % of wall time, 0.7 to 1.2 % with eager saves of 0.1 GB.
 """
 
 from __future__ import annotations
