@@ -295,3 +295,10 @@ def test_a_resumed_sweep_waits_again_says_so_and_starts_its_clock_anew():
 def test_a_lost_worker_is_told_with_its_rank():
     lost = {"kind": "lost", "trial": "t000", "rank": 1, "cause": "killed by signal 9", "step": 16}
     assert lines_of([*EVENTS, lost]).splitlines()[-1] == "04:45:00 t000 lost rank=1 step=16 cause: killed by signal 9"
+
+
+def test_a_fallback_is_told_with_both_steps_and_the_reason():
+    passed_over = {"instead": 300, "step": 200, "reason": "cas/ab/ab12: the chunk is missing"}
+    assert lines_of([*EVENTS, {"kind": "fell_back", "trial": "t000", **passed_over}]).splitlines()[-1] == (
+        "04:45:00 t000 restored at step=200: the checkpoint of step 300 is damaged: cas/ab/ab12: the chunk is missing"
+    )

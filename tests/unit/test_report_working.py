@@ -30,7 +30,7 @@ def test_bytes_are_shown_as_sizes():
     stream = io.StringIO()
     with Working(in_bytes=True, stream=stream) as working:
         working.update("t000 step 200", 3 << 19, 3 << 30)
-    assert stream.getvalue() == "t000 step 200: 1.50 MiB of 3.00 GiB\n"
+    assert stream.getvalue() == "t000 step 200: 1.5 MiB of 3 GiB\n"
 
 
 def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch):
