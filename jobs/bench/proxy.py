@@ -9,10 +9,10 @@ Called by the network bench and the storage tests:
         print(proxy.counts())
 
 Requests pass with their heads unchanged, so signatures stay good. Where a header must go (`If-None-Match`) or other keys
-are let through (`valid_keys`), the head is signed anew with the store's keys, given in this process's environment; the
-payload must be unsigned then, as tlcore's is on loopback. One upstream connection per client connection. Without faults it
-carries about 500 MB/s a core (`python -m jobs.bench.network` measures that in each run). It speaks TLS when given a
-certificate, and serves absolute-form requests, so that HTTP_PROXY may name it.
+are let through (`valid_keys`), the head is signed anew with the store's keys, given in this process's environment. One
+upstream connection per client connection. Without faults it carries what the store takes (`python -m jobs.bench.network`
+measures that in each run). It speaks TLS when given a certificate, and serves absolute-form requests, so that HTTP_PROXY
+may name it.
 """
 
 from __future__ import annotations

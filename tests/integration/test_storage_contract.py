@@ -1,28 +1,66 @@
-"""One contract, every implementation: the same tests over a directory and over the real SeaweedFS."""
+"""One contract, every implementation: the same tests over a directory, over the real SeaweedFS, over SeaweedFS behind a network
+with latency and 503 SlowDown, and over SeaweedFS without conditional PUT."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jobs.bench.faults import Faults
+from jobs.bench.proxy import FaultProxy
 from tlcore.errors import ObjectMissing, StorageError
 from tlcore.storage import EmbeddedStore, ObjectStore, append_json, get_json, open_store, probe, put_json
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(params=["file", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+ROUGH = Faults(round_trip_s=0.002, slow_down_rate=0.05, seed=3)
+
+
+@pytest.fixture(scope="module")
+def proxies(embedded_store: EmbeddedStore) -> Iterator[Callable[[str], FaultProxy]]:
+    """The proxies by kind, each started when first asked for."""
+    started: dict[str, FaultProxy] = {}
+    env = embedded_store.env()
+    faults = {"rough": ROUGH, "unconditional": Faults(conditional="ignored")}
+
+    def proxy(kind: str) -> FaultProxy:
+        if kind not in started:
+            started[kind] = FaultProxy(env["AWS_ENDPOINT_URL"], faults[kind], keys=env)
+        return started[kind]
+
+    yield proxy
+    for each in started.values():
+        each.close()
+
+
+@pytest.fixture(params=["file", "s3", "rough", "unconditional"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     if request.param == "file":
         return open_store((tmp_path / "root dir").as_uri())
     s3_store: ObjectStore = request.getfixturevalue("s3_store")
-    return s3_store
+    if request.param == "s3":
+        return s3_store
+    env = request.getfixturevalue("embedded_store").env()
+    endpoint = request.getfixturevalue("proxies")(request.param).endpoint
+    for name, value in {**env, "AWS_ENDPOINT_URL": endpoint}.items():
+        monkeypatch.setenv(name, value)
+    return open_store(s3_store.url)
+
+
+@pytest.fixture
+def conditional(request: pytest.FixtureRequest, store: ObjectStore) -> ObjectStore:
+    """The stores that promise more than the fallback can."""
+    if "unconditional" in request.node.name:
+        pytest.skip("the fallback does not promise this: conditional.py says so")
+    return store
 
 
 def keys(store: ObjectStore, prefix: str = "") -> list[str]:
@@ -98,14 +136,14 @@ def test_put_if_absent_of_equal_bytes_counts_as_done(store):
     assert store.put_if_absent("once", b"mine") is True
 
 
-def test_of_many_racing_writers_exactly_one_wins(store):
+def test_of_many_racing_writers_exactly_one_wins(conditional):
     for round_number in range(3):
         key, barrier = f"race/{round_number}", threading.Barrier(16)
         won: list[int] = []
 
         def write(writer: int, key: str = key, barrier: threading.Barrier = barrier, won: list[int] = won) -> None:
             barrier.wait()
-            if store.put_if_absent(key, b"writer %d" % writer):
+            if conditional.put_if_absent(key, b"writer %d" % writer):
                 won.append(writer)
 
         threads = [threading.Thread(target=write, args=(writer,)) for writer in range(16)]
@@ -114,7 +152,7 @@ def test_of_many_racing_writers_exactly_one_wins(store):
         for thread in threads:
             thread.join()
         assert len(won) == 1
-        assert store.get(key) == b"writer %d" % won[0]
+        assert conditional.get(key) == b"writer %d" % won[0]
 
 
 def test_a_listing_has_size_and_time(store):
@@ -221,12 +259,12 @@ def test_json_round_trips_and_appends_in_order(store):
         get_json(store, "broken.json")
 
 
-def test_appenders_at_once_take_a_number_each(store):
+def test_appenders_at_once_take_a_number_each(conditional):
     taken: list[int] = []
 
     def append(writer: int) -> None:
         taken.extend(
-            append_json(store, lambda n: f"log/{n:04d}", {"writer": writer, "i": i}, start=0) for i in range(5)
+            append_json(conditional, lambda n: f"log/{n:04d}", {"writer": writer, "i": i}, start=0) for i in range(5)
         )
 
     threads = [threading.Thread(target=append, args=(writer,)) for writer in range(6)]
@@ -235,7 +273,7 @@ def test_appenders_at_once_take_a_number_each(store):
     for thread in threads:
         thread.join()
     assert sorted(taken) == list(range(30))
-    assert len(keys(store, "log/")) == 30
+    assert len(keys(conditional, "log/")) == 30
 
 
 def test_the_session_store_is_the_one_found_by_its_bucket(embedded_store: EmbeddedStore, s3_store: ObjectStore):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tlcore.errors import StorageDenied, StorageError, StorageFull, StorageUnreachable
-from tlcore.storage import ObjectStore, open_store
+from tlcore.storage import ObjectStore, open_store, reclaim
 
 
 @pytest.fixture
@@ -74,6 +75,20 @@ def test_a_killed_write_is_not_an_object(store, tmp_path):
     store.put("a/x", b"1")
     (tmp_path / "root/a/.tlcore-tmp-123-abc").write_bytes(b"half")
     assert [info.key for info in store.list()] == ["a/x"]
+
+
+def test_old_leftovers_of_killed_writes_are_removed_and_young_ones_are_not(store, tmp_path):
+    store.put("a/x", b"1")
+    now = datetime.now(UTC)
+    for name, age_s in (("a/.tlcore-tmp-1-old", 7200), ("b/c/.tlcore-tmp-2-old", 7200), ("a/.tlcore-tmp-3-young", 10)):
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+        os.utime(path, times=(now.timestamp() - age_s,) * 2)
+    assert reclaim(store, now - timedelta(hours=1)) == 2
+    assert files(store, tmp_path) == ["a/.tlcore-tmp-3-young", "a/x"]
+    assert not (tmp_path / "root/b").exists()
+    assert reclaim(store, now - timedelta(hours=1)) == 0
 
 
 def test_an_object_and_a_directory_cannot_share_a_name(store):

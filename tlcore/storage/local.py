@@ -115,10 +115,16 @@ class LocalObjectStore:
 
     def remove_leftovers(self, before: datetime) -> int:
         """Delete what killed writes left before `before` (by the file system's clock); returns how many files that were."""
+        found = [
+            Path(directory, name)
+            for directory, _, names in os.walk(self._root)  # passes over what vanishes meanwhile
+            for name in names
+            if name.startswith(TEMPORARY_PREFIX)
+        ]
         removed = 0
-        for path in self._root.rglob(f"{TEMPORARY_PREFIX}*"):
+        for path in found:
             try:
-                if path.is_file() and datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
+                if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
                     path.unlink()
                     removed += 1
                     self._prune(path.parent)

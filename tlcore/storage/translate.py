@@ -48,6 +48,10 @@ _CONNECTION = (
     ("dns error", "the host name is not known"),
     ("Connection refused", "connection refused: nothing listens there"),
     ("certificate", "the TLS certificate is not trusted"),
+    (
+        "InvalidCertificate",
+        "the TLS certificate is not trusted (AWS_CA_BUNDLE names the certificates of a private authority)",
+    ),
     ("kind: Timeout", "no answer in time"),
     ("TimedOut", "no answer in time"),
 )
