@@ -52,7 +52,7 @@ def writer_settings(recipe: Recipe, ranks_on_host: int) -> WriterSettings:
 
 @dataclass
 class SaveTotals:
-    """What one rank's saves took since this session began; `last_...` is of the last one that ended."""
+    """What one rank's saves took since this session began; `last_...` is of the last one that was stored."""
 
     saves: int = 0
     failed: int = 0
@@ -75,7 +75,8 @@ class SaveTotals:
         self.bytes_reused += report.bytes_reused
         self.upload_s += report.upload_s
         self.retries += report.retries + report.repeated
-        self.last_stall_s, self.last_bytes_per_s = report.stall_s, report.bytes_per_s
+        if report.outcome in ("committed", "uploaded"):
+            self.last_stall_s, self.last_bytes_per_s = report.stall_s, report.bytes_per_s
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, for the sweep's journal."""
