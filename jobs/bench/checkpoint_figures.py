@@ -176,13 +176,13 @@ def peer_figures(samples: Mapping[str, Sequence[float]]) -> dict[str, dict[str, 
 
 def table(found: Mapping[str, Figure], targets: Mapping[str, Target], not_measured: Mapping[str, str]) -> str:
     """The figures for people."""
-    lines = [f"{'figure':28}{'measured':34}{'target':>10}  {'':9}"]
+    lines = [f"{'figure':30}{'measured':34}{'target':>10}  {'':9}"]
     for key, target in targets.items():
         if key in found:
             met = {True: "met", False: "NOT MET", None: ""}[target.met(found[key].value)]
-            lines.append(f"{key:28}{found[key]!s:34}{target!s:>10}  {met:9}{target.says}")
+            lines.append(f"{key:30}{found[key]!s:34}{target!s:>10}  {met:9}{target.says}")
         elif key in not_measured:
-            lines.append(f"{key:28}{not_measured[key]}")
+            lines.append(f"{key:30}{not_measured[key]}")
     return "\n".join(lines)
 
 
