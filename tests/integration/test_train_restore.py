@@ -137,7 +137,8 @@ def test_where_nothing_is_intact_no_rank_begins_anew_in_silence(results: dict[st
     assert len(said) == 2
     for text in said:
         assert "none of its checkpoints is intact: " in text
-        assert "step 1: cas/" in text
+        assert "step 4: cas/" in text
+        assert "step 3: cas/" in text
 
 
 def test_a_checkpoint_of_any_stage_exports_to_what_it_evaluated(results: dict[str, Any], tmp_path: Path) -> None:
