@@ -46,7 +46,8 @@ class Misbehaving:
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 if "if-none-match-" in self.path or b"if-none-match-" in body:
-                    return self.honest()
+                    self.honest()
+                    return
                 outer.requests.append(self.command)
                 found = answer(self.command, self.path, len(outer.requests))
                 if found is None:

@@ -1,4 +1,4 @@
-"""Population-based training for real: two ranks per trial, DeepSpeed, real checkpoints; the worse trial takes the better one over."""
+"""Population-based training for real: two ranks a trial, DeepSpeed, real checkpoints; the worse trial takes over the better one."""
 
 from __future__ import annotations
 

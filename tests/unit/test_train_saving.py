@@ -25,8 +25,8 @@ def test_ranks_of_a_host_share_its_connections(asked, ranks, each):
 
 
 def test_the_section_reaches_the_writer():
-    found = settings(1, snapshot="lazy", when_late="skip", memory_bytes=1 << 30)
-    assert (found.snapshot, found.when_late, found.memory_bytes) == ("lazy", "skip", 1 << 30)
+    found = settings(1, snapshot="lazy", memory_bytes=1 << 30)
+    assert (found.snapshot, found.memory_bytes) == ("lazy", 1 << 30)
     assert settings(1).memory_bytes is None
 
 

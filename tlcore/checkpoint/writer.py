@@ -99,6 +99,7 @@ class CheckpointWriter:
         )
         self._planned: tuple[tuple[Row, ...], tuple[bool, ...], tuple[PlannedChunk, ...]] | None = None
         self._saves: dict[int, Save] = {}
+        self._limit = MAX_IN_FLIGHT
         self._copying: tuple[Save, Future[None]] | None = None
         self._closed = False
 
@@ -135,6 +136,7 @@ class CheckpointWriter:
         passing = self._passing if room.passing else self._slots
         snapshot = Snapshot(plan, pieces, self._slots, passing, self._device, self._patience.check, f"step {step}")
         save = Save(step, began, plan, self._encoded(common), snapshot)
+        self._limit = room.in_flight
         admitted = self._admit(room.in_flight)
         self._saves[step] = save
         if not admitted:
@@ -143,6 +145,10 @@ class CheckpointWriter:
         else:
             self._begin(save, flowing=room.need > room.most)
         save.stall_s += time.monotonic() - began
+
+    def has_room(self) -> bool:
+        """Whether a save begun now would neither wait for another one nor be dropped, nor drop one."""
+        return sum(not save.future.done() for save in self._saves.values()) < self._limit
 
     def before_update(self) -> float:
         """Block until no snapshot reads live memory any more; call it right before the optimizer's step.

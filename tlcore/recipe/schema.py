@@ -194,7 +194,8 @@ class CheckpointSection(Section):
     snapshot: Literal["eager", "lazy"] = "eager"
     """eager: training waits for a copy in memory; lazy: copied during the next forward and backward."""
     when_late: Literal["wait", "skip", "newest"] = "newest"
-    """Two saves still under way at a third: wait for one, skip the third, or drop the waiting one for it."""
+    """Two saves still under way when a third is due: wait for one, skip the third, or save the newest state once one has ended.
+    Reports and the trial's end always wait."""
     memory_bytes: Literal["auto"] | Positive = "auto"
     """Bound on memory for snapshots per worker, bytes; auto fits two saves."""
     connections: Literal["auto"] | Positive = "auto"

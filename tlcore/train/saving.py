@@ -1,7 +1,10 @@
 """A trial's checkpoints and history on one rank: what is handed to the writer, what is kept, what is told.
 
-Owns the writer of this session and the trial's history objects. Does not own when to save (`cadence.py`, `session.py`) nor the
-format (`checkpoint/`). Called by `session.py`.
+Owns the writer of this session. Does not own when to save (`cadence.py`, `session.py`), the format (`checkpoint/`), nor the thread
+that writes the history (`notes.py`). Called by `session.py`.
+
+What `checkpoint.when_late` says is decided by the session for all ranks alike: ranks that each dropped saves of their own would
+drop different ones, and a checkpoint needs all of them. So the writer is always told to wait, and `has_room` says where it would.
 
 A restart of a trial claims a number of its own in the store (`attempt`), before it looks for a checkpoint: its rank indexes then
 never meet those of a killed predecessor at the same step, and a predecessor that is not dead after all commits nothing more.
@@ -28,9 +31,9 @@ from tlcore.checkpoint.device import Device
 from tlcore.engine.sharded import ShardedModel
 from tlcore.errors import CheckpointError
 from tlcore.recipe import Recipe
-from tlcore.storage import ObjectStore, append_json
-from tlcore.storage.keys import history_key
+from tlcore.storage import ObjectStore
 from tlcore.train.group import agree
+from tlcore.train.notes import TrialNotes
 
 CONNECTIONS_PER_HOST = 32
 """PUTs in flight from one host where the recipe says `auto`: where each connection is capped (S3: some 50 to 90 MB/s), a
@@ -44,7 +47,7 @@ def writer_settings(recipe: Recipe, ranks_on_host: int) -> WriterSettings:
     shared = max(FEWEST_CONNECTIONS, CONNECTIONS_PER_HOST // max(1, ranks_on_host))
     return WriterSettings(
         snapshot=section.snapshot,
-        when_late=section.when_late,
+        when_late="wait",
         memory_bytes=None if section.memory_bytes == "auto" else section.memory_bytes,
         connections=shared if section.connections == "auto" else section.connections,
     )
@@ -109,9 +112,10 @@ class Saver:
         self._store, self._trial, self._recipe, self._facts = store, trial, recipe, dict(facts)
         self._rank = rank
         self._parent = parent
-        self._history_n = 0
-        if rank == 0:
-            self.tell({"kind": "started", "world_size": world_size, "from_step": parent.step if parent else 0})
+        keep, search = recipe.checkpoint, recipe.search
+        retention = Retention(store, trial, keep.keep_last, keep.keep_best, search.metric, search.mode)
+        self._notes = TrialNotes(store, trial, retention) if rank == 0 else None
+        self.tell({"kind": "started", "world_size": world_size, "from_step": parent.step if parent else 0})
         if claim is None:
             claim = agree(claim_attempt(store, trial) if rank == 0 else Claim(0, ""))
         settings = writer_settings(recipe, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -122,12 +126,14 @@ class Saver:
         self.totals = SaveTotals()
         self._saved_step = self.committed_step
         self._failures = 0
-        keep, search = recipe.checkpoint, recipe.search
-        self._retention = Retention(store, trial, keep.keep_last, keep.keep_best, search.metric, search.mode)
 
     def prepare(self, model: ShardedModel) -> None:
         """Make the memory of snapshots ready behind the next steps; to be called once the optimizer has its state."""
         self._writer.prepare(model.pieces())
+
+    def has_room(self) -> bool:
+        """Whether a save on this rank would begin at once, fewer than two being under way."""
+        return self._writer.has_room()
 
     def before_update(self) -> None:
         """Wait until no snapshot reads masters and moments any more; to be called right before each optimizer step."""
@@ -150,28 +156,35 @@ class Saver:
         self._saved_step = step
 
     def poll(self) -> None:
-        """Take note of saves that ended; raises CheckpointError once too many have failed."""
+        """Take note of saves that ended; raises CheckpointError once too many have failed, StorageError where the history
+        cannot be written."""
         self._note(self._writer.poll())
+        if self._notes is not None:
+            self._notes.check()
 
     def wait(self) -> int | None:
-        """Wait for every save under way. Returns the newest committed step. Raises CheckpointError when one failed."""
+        """Wait for every save under way, and for what is written down about them. Returns the newest committed step. Raises
+        CheckpointError when one failed."""
         self._note(self._writer.wait())
+        if self._notes is not None:
+            self._notes.flush()
         return self.committed_step
 
     def close(self) -> None:
         """Complete what is under way and stop the writer's threads."""
         self._writer.close()
         self.poll()
+        if self._notes is not None:
+            self._notes.close()
 
     def abandon(self) -> None:
         """Stop the writer now; what was under way stays invisible."""
         self._writer.abandon()
 
-    def tell(self, record: Mapping[str, Any]) -> int:
-        """Append one record to the trial's history and return its number. Rank 0 alone calls it."""
-        number = append_json(self._store, lambda n: history_key(self._trial, n), record, self._history_n)
-        self._history_n = number + 1
-        return number
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """Append one record to the trial's history, soon. On other ranks than 0 nothing happens."""
+        if self._notes is not None:
+            self._notes.tell(record)
 
     def _common(
         self, model: ShardedModel, step: int, data: Mapping[str, Any], metrics: Mapping[str, float]
@@ -189,14 +202,13 @@ class Saver:
     def _note(self, reports: list[SaveReport]) -> None:
         for report in reports:
             self.totals.add(report)
-            if self._rank == 0:
-                self.tell({"kind": "save", **report.to_dict()})
+            self.tell({"kind": "save", **report.to_dict()})
             if report.outcome in ("committed", "uploaded"):
                 self._failures = 0
             if report.committed:
                 self.committed_step = max(self.committed_step or 0, report.step)
-                if self._rank == 0:
-                    self._retention.after_commit(report.step)
+                if self._notes is not None:
+                    self._notes.committed(report.step)
             elif report.outcome == "failed":
                 self._count_failure(report)
 

@@ -106,10 +106,11 @@ class TrialSession:
         self._saver = Saver(
             self._store, trial, recipe, facts, self.rank, self.world_size, parent, self.model.memory, claim
         )
-        if self._fell_back and self.rank == 0:
+        if self._fell_back:
             self._saver.tell({"kind": "fell_back", "step": self.step, "passed_over": self._fell_back})
         self._stepper = Stepper(self.task, self.model, self.order, batch, self._saver.before_update)
         self._prepared = False
+        self._due = False
         self._losses: list[torch.Tensor] = []
         self._samples, self._since = 0, time.monotonic()
         self._samples_per_s = 0.0
@@ -152,8 +153,7 @@ class TrialSession:
             self._saver.totals.to_dict(),
         )
         self._fell_back = []
-        if self.rank == 0:
-            self._saver.tell({"kind": "report", **report.to_dict()})
+        self._saver.tell({"kind": "report", **report.to_dict()})
         self._samples, self._since = 0, time.monotonic()
         return report
 
@@ -194,25 +194,39 @@ class TrialSession:
         self._losses.append(loss)
         due = self._cadence.due_by_step(self.step, self.order.steps_per_epoch)
         if self.step % PROGRESS_EVERY_STEPS == 0 or due or self.step == 1:
-            due = self._look() or due
-        if due:
-            self._save({})
+            overdue, has_room = self._look()
+            self._due = self._due or due or overdue
+            if self._due:
+                self._save_if_due(has_room)
 
-    def _look(self) -> bool:
-        """Agree on the mean loss of the steps since the last look, tell it, and say whether a save by time is due."""
+    def _save_if_due(self, has_room: bool) -> None:
+        """Save, or do as `checkpoint.when_late` says where a rank has two saves under way; the same on all ranks."""
+        when_late = self.recipe.checkpoint.when_late
+        if has_room or when_late == "wait":
+            self._save({})
+        elif when_late == "skip":
+            self._due, self._saved_at = False, time.monotonic()
+        # newest: it stays due, and the state of the first look that finds room is saved.
+
+    def _look(self) -> tuple[bool, bool]:
+        """Agree on the mean loss of the steps since the last look and tell it. Returns whether a save by time is due, and
+        whether every rank has room for one."""
         self._saver.poll()
-        late = False
-        if self._losses:
-            overdue = self.rank == 0 and self._cadence.due_by_time(time.monotonic() - self._saved_at)
-            mean = torch.stack(self._losses).mean()
-            loss_sum, overdue_sum = sum_over_ranks(torch.stack([mean, torch.full_like(mean, float(overdue))])).tolist()
-            self._losses.clear()
-            self._loss, late = loss_sum / self.world_size, overdue_sum > 0
-            if not math.isfinite(self._loss):
-                self._fail_diverged("the loss", self._loss)
+        overdue = self.rank == 0 and self._cadence.due_by_time(time.monotonic() - self._saved_at)
+        full = not self._saver.has_room()
+        if not self._losses:
+            self._tell()
+            return False, False
+        mean = torch.stack(self._losses).mean()
+        flags = torch.tensor([overdue, full], dtype=mean.dtype, device=mean.device)
+        loss_sum, overdue_ranks, full_ranks = sum_over_ranks(torch.cat([mean.reshape(1), flags])).tolist()
+        self._losses.clear()
+        self._loss = loss_sum / self.world_size
+        if not math.isfinite(self._loss):
+            self._fail_diverged("the loss", self._loss)
         self._samples_per_s = self._samples / max(1e-9, time.monotonic() - self._since)
         self._tell()
-        return late
+        return overdue_ranks > 0, full_ranks == 0
 
     def _tell(self) -> None:
         if self.rank == 0:
@@ -249,7 +263,7 @@ class TrialSession:
 
     def _save(self, metrics: dict[str, float]) -> None:
         self._saver.save(self.model, self.step, {**self._position(), "loss": finite(self._loss)}, metrics)
-        self._saved_at = time.monotonic()
+        self._due, self._saved_at = False, time.monotonic()
 
     def _position(self) -> dict[str, Any]:
         legs = {"legs": self.order.legs} if len(self.order.legs) > 1 else {}
