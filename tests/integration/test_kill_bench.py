@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.bench.kill import read_log
+from jobs.bench.kill.__main__ import read_log
 
 pytestmark = pytest.mark.integration
 

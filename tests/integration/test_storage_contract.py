@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.bench.faults import Faults
-from jobs.bench.proxy import FaultProxy
+from jobs.bench.network.faults import Faults
+from jobs.bench.network.proxy import FaultProxy
 from tlcore.errors import ObjectMissing, StorageError
 from tlcore.storage import EmbeddedStore, ObjectStore, append_json, get_json, open_store, probe, put_json
 

@@ -1,5 +1,5 @@
 """Stores that are not plain: another authority's certificates, virtual hosts, keys that end, no conditional PUT, no space, a
-restart in the middle of a save. A real SeaweedFS throughout, behind `jobs.bench.proxy` where it must misbehave."""
+restart in the middle of a save. A real SeaweedFS throughout, behind `jobs.bench.network.proxy` where it must misbehave."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from store_fixtures import throwaway_store
 sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))
 from checkpoint_state import State, close, restored, same, save, saved, wait, writers
 
-from jobs.bench.faults import Faults
-from jobs.bench.proxy import FaultProxy
+from jobs.bench.network.faults import Faults
+from jobs.bench.network.proxy import FaultProxy
 from tlcore.checkpoint import list_manifests, read_manifest, verify
 from tlcore.errors import RequestError, StorageDenied, StorageFull, StorageUnreachable
 from tlcore.storage import EmbeddedStore, ObjectStore, fsspec_options, open_store, probe, reclaim

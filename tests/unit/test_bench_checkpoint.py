@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.bench.checkpoint import _options, summarize
-from jobs.bench.checkpoint_account import CountingStore, Usage, grown, in_memory
-from jobs.bench.checkpoint_figures import TARGETS, Figure, figures, gpu_figures, peer_figures, table
+from jobs.bench.checkpoint.__main__ import _options, summarize
+from jobs.bench.checkpoint.account import CountingStore, Usage, grown, in_memory
+from jobs.bench.checkpoint.figures import TARGETS, Figure, figures, gpu_figures, peer_figures, table
 
 sys.path.insert(0, str(Path(__file__).parent))
 from memory_store import MemoryStore

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench import kill_state
-from jobs.bench.kill import plan, summarize
-from jobs.bench.kill_checks import Ledger, prove_content
+from jobs.bench.kill import state as kill_state
+from jobs.bench.kill.__main__ import plan, summarize
+from jobs.bench.kill.checks import Ledger, prove_content
 from tlcore.checkpoint import CheckpointWriter, Piece, WriterSettings, delete_checkpoint
 from tlcore.storage import ObjectStore, open_store
 

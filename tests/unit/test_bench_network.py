@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.bench.faults import Faults, fate
-from jobs.bench.network import Turn, summarize
+from jobs.bench.network.__main__ import Turn, summarize
+from jobs.bench.network.faults import Faults, fate
 
 pytestmark = pytest.mark.unit
 

@@ -1,6 +1,6 @@
 """What a rank's checkpoints cost besides time: requests, bytes, processor seconds, bytes written to files.
 
-Owns the counting, not what is counted. Called by the operations of `checkpoint_worker.py`.
+Owns the counting, not what is counted. Called by the operations of `worker.py`.
 
 Files are counted in two ways that miss nothing together. The kernel says how many bytes of files on disks each process made dirty
 (`write_bytes` in /proc/<pid>/io: also of files that are gone again, also through mmap), and knows nothing of file systems that live

@@ -1,7 +1,7 @@
 """One rank of the checkpoint bench: connects to the bench and carries out the operations it names, until it hangs up.
 
-Owns the rank's loop and the table of operations; what they do stands in `checkpoint_ours.py`, `checkpoint_raw.py` and
-`checkpoint_peers.py`. Started by `checkpoint_group.py` once per rank, or called by `checkpoint_ray.py` inside a Ray Train worker.
+Owns the rank's loop and the table of operations; what they do stands in `ours.py`, `raw.py` and
+`peers.py`. Started by `group.py` once per rank, or called by `ray_train.py` inside a Ray Train worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def serve(port: int) -> None:
     """Carry out operations until the bench closes the connection. torch.distributed must be initialised."""
     import torch.distributed as dist
 
-    from jobs.bench.checkpoint_rank import Rank
+    from jobs.bench.checkpoint.rank import Rank
 
     with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rw") as stream:
         rank = Rank(json.loads(stream.readline()))

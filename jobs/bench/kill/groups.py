@@ -1,6 +1,6 @@
 """Kills of whole DeepSpeed groups: real training on two gloo ranks, a rank killed, the group started again from what is there.
 
-Owns that lane: the trials, and what a restarted group must show. Called by `kill.py`; the ranks are in `kill_group_ranks.py`.
+Owns that lane: the trials, and what a restarted group must show. Called by `__main__.py`; the ranks are in `group_ranks.py`.
 
 Beyond the checks of every kill: a group that starts again must stand at the newest checkpoint's step, and the loss of each step
 must be, to the last bit, the one that any life of any trial with the same ZeRO stage has computed for that step. A wrong byte in
@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.kill_checks import Ledger
-from jobs.bench.kill_saves import Record, bury, told_of
-from jobs.bench.kill_server import Victim, hear_until, listen, start
-from jobs.bench.kill_shop import Shop
+from jobs.bench.kill.checks import Ledger
+from jobs.bench.kill.saves import Record, bury, told_of
+from jobs.bench.kill.server import Victim, hear_until, listen, start
+from jobs.bench.kill.shop import Shop
 from tlcore.storage import open_store
 
 RANKS = 2
 KEEP_LAST = 2
 STAGES = (2, 3, 1, 0)
 ROWS, BATCH, EPOCHS = 480, 24, 6
-_RANKS_MODULE = "jobs.bench.kill_group_ranks"
+_RANKS_MODULE = "jobs.bench.kill.group_ranks"
 _START_S = 240.0
 _RUN_S = 3.0
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
-from jobs.bench.faults import Counts, Fate, Faults, fate
-from jobs.bench.http1 import Head, body_parts, read_head
+from jobs.bench.network.faults import Counts, Fate, Faults, fate
+from jobs.bench.network.http1 import Head, body_parts, read_head
 
 _PIECE_S = 0.02
 _LEAST_PIECE, _MOST_PIECE = 16 << 10, 256 << 10

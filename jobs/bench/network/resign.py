@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
-from jobs.bench.http1 import Head
+from jobs.bench.network.http1 import Head
 
 _UNSIGNED = "UNSIGNED-PAYLOAD"
 _SIGNED = frozenset({"host", "x-amz-date", "x-amz-content-sha256", "range", "if-none-match", "content-md5"})

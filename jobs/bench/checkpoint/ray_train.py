@@ -1,6 +1,6 @@
 """A real Ray Train run whose workers are ranks of the checkpoint bench.
 
-Owns Ray's start and the trainer. Started by `checkpoint_group.py` as a process of its own, with the bench's port and the number of
+Owns Ray's start and the trainer. Started by `group.py` as a process of its own, with the bench's port and the number of
 ranks; the workers connect to the bench like any other rank and are measured long after their start.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 def work(config: dict[str, Any]) -> None:
     """Ray Train's function: one rank."""
-    from jobs.bench.checkpoint_worker import serve
+    from jobs.bench.checkpoint.worker import serve
 
     serve(config["port"])
 

@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.bench.faults import Counts, Fate, Faults, error_body, fate
-from jobs.bench.http1 import Head, body_parts, read_head
-from jobs.bench.passage import Pace, Passage, piece_bytes
-from jobs.bench.resign import resigned
+from jobs.bench.network.faults import Counts, Fate, Faults, error_body, fate
+from jobs.bench.network.http1 import Head, body_parts, read_head
+from jobs.bench.network.passage import Pace, Passage, piece_bytes
+from jobs.bench.network.resign import resigned
 
 _BUFFER_BYTES = 1 << 20
 _STOP_S = 5.0
@@ -181,7 +181,7 @@ class FaultProxy:
         tls: tuple[Path, Path] | None = None,
         port: int = 0,
     ) -> None:
-        command = [sys.executable, "-m", "jobs.bench.proxy", "--upstream", upstream, "--port", str(port)]
+        command = [sys.executable, "-m", "jobs.bench.network.proxy", "--upstream", upstream, "--port", str(port)]
         if tls is not None:
             command += ["--certificate", str(tls[0]), "--key", str(tls[1])]
         env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | dict(keys or {})
@@ -239,7 +239,9 @@ class FaultProxy:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.bench.proxy", description=str(__doc__).partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.bench.network.proxy", description=str(__doc__).partition("\n")[0]
+    )
     parser.add_argument("--upstream", required=True)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--certificate")

@@ -1,7 +1,7 @@
 """Kills in the save path: ranks, rank 0, all of them, a stale writer beside its successor, a collection.
 
-Owns which process dies when, and the trials that it happens to. Called by `kill.py`; what dies is in `kill_ranks.py`, what must be
-left in `kill_checks.py`.
+Owns which process dies when, and the trials that it happens to. Called by `__main__.py`; what dies is in `ranks.py`, what must be
+left in `checks.py`.
 
 A trial lives through `KILLS_PER_TRIAL` kills, each start continuing from the newest checkpoint at a new world size; trials of one
 season share a run, so that their chunks are shared too, and are looked after until the season's store is thrown away.
@@ -19,11 +19,11 @@ from typing import Any
 
 import psutil
 
-from jobs.bench import kill_state
-from jobs.bench.kill_checks import Ledger, Verdict, prove_content
-from jobs.bench.kill_ranks import Doom, Life, run_clones, run_gc, run_rank
-from jobs.bench.kill_server import Victim, hear, hear_until, listen, start
-from jobs.bench.kill_shop import Shop
+from jobs.bench.kill import state as kill_state
+from jobs.bench.kill.checks import Ledger, Verdict, prove_content
+from jobs.bench.kill.ranks import Doom, Life, run_clones, run_gc, run_rank
+from jobs.bench.kill.server import Victim, hear, hear_until, listen, start
+from jobs.bench.kill.shop import Shop
 from tlcore.storage import open_store
 
 KILLS_PER_TRIAL = 12
@@ -42,7 +42,7 @@ WINDOW_S = {
 }
 """Stages aimed at, and how long after one's begin the kill may come: about as long as it lasts here."""
 DOOMED = 0.5
-"""Part of the kills of ranks that are a rank's own doing (`kill_ranks.Doom`), for the stages that are over in a millisecond."""
+"""Part of the kills of ranks that are a rank's own doing (`ranks.Doom`), for the stages that are over in a millisecond."""
 _RANK0_ONLY = ("claim", "commit", "delete")
 _STAGE_TIMEOUT_S = 5.0
 _START_S = 60.0

@@ -4,9 +4,9 @@
 
 Owns the plan, the log and the totals. Three lanes, taken in turn in proportion to their sizes:
 
-    saves    ranks of a made-up state that save without a pause (`kill_saves.py`), some 0.5 s each from a warm fork server
-    groups   whole DeepSpeed trainings on two gloo ranks, restarted from the newest checkpoint (`kill_groups.py`), some 5 s each
-    stores   SeaweedFS itself in the middle of saves (`kill_stores.py`), some 5 s each
+    saves    ranks of a made-up state that save without a pause (`saves.py`), some 0.5 s each from a warm fork server
+    groups   whole DeepSpeed trainings on two gloo ranks, restarted from the newest checkpoint (`groups.py`), some 5 s each
+    stores   SeaweedFS itself in the middle of saves (`stores.py`), some 5 s each
 
 After each kill every visible manifest of the trial is verified byte for byte and restored, and the bytes are compared with what
 they must be. `torn`: a visible manifest that fails. `lost`: a commit that was acknowledged, or seen by an earlier check, and that
@@ -33,9 +33,9 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.bench.kill_checks import stages
-from jobs.bench.kill_server import preload
-from jobs.bench.kill_shop import Shop
+from jobs.bench.kill.checks import stages
+from jobs.bench.kill.server import preload
+from jobs.bench.kill.shop import Shop
 
 GROUPS_SHARE, STORES_SHARE = 0.08, 0.02
 Log = list[dict[str, Any]]
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     todo = list(plan(wanted, log))
     os.environ["OMP_NUM_THREADS"] = "1"
-    preload(["jobs.bench.kill_ranks", *(["jobs.bench.kill_group_ranks"] if options.groups else [])])
+    preload(["jobs.bench.kill.ranks", *(["jobs.bench.kill.group_ranks"] if options.groups else [])])
     with tempfile.TemporaryDirectory(prefix="tlcore-kill-", dir=options.scratch) as directory:
         run(todo, log, options, Path(directory))
     figures = summarize(log)
@@ -118,9 +118,9 @@ def run(todo: Sequence[tuple[str, int]], log: Log, options: argparse.Namespace, 
 
 def make_lanes(shop: Shop, seed: int, directory: Path, groups: bool) -> dict[str, Callable[[int], Any]]:
     """What does a kill of each lane."""
-    from jobs.bench.kill_groups import GroupKills
-    from jobs.bench.kill_saves import SaveKills
-    from jobs.bench.kill_stores import StoreKills
+    from jobs.bench.kill.groups import GroupKills
+    from jobs.bench.kill.saves import SaveKills
+    from jobs.bench.kill.stores import StoreKills
 
     lanes: dict[str, Callable[[int], Any]] = {
         "saves": SaveKills(shop, seed).kill,

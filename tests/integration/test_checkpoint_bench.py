@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.bench.checkpoint_figures import GPU_TARGETS, TARGETS
+from jobs.bench.checkpoint.figures import GPU_TARGETS, TARGETS
 
 pytestmark = pytest.mark.integration
 

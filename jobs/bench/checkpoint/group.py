@@ -1,8 +1,8 @@
 """Groups of ranks that carry out operations on demand, so that operations of several groups can be timed in turn.
 
 Owns starting, asking and stopping them. Ranks connect to a socket on loopback and then wait on it for their next operation, taking
-no processor time; what starts them may be this module or a launcher of its own (`checkpoint_ray.py`). Called by
-`checkpoint_sections.py`; the other end is `checkpoint_worker.py`.
+no processor time; what starts them may be this module or a launcher of its own (`ray_train.py`). Called by
+`sections.py`; the other end is `worker.py`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Group:
                 self._start([launcher, str(port), str(world_size)], {}, output)
             for rank in range(0 if launcher else world_size):
                 ranks = {**_rank_environment(rank, world_size, rendezvous), "TMPDIR": self._settings["scratch"]}
-                self._start(["jobs.bench.checkpoint_worker", str(port)], ranks, output)
+                self._start(["jobs.bench.checkpoint.worker", str(port)], ranks, output)
 
     def _start(self, words: list[str], environment: Mapping[str, str], output: IO[bytes]) -> None:
         self._processes.append(

@@ -2,7 +2,7 @@
 
     python -m jobs.bench.network --json          about an hour; --quick about four minutes
 
-Owns the measurement; `network_worker.py` holds the tools, `proxy.py` the network: 20 ms round trip, a cap per connection
+Owns the measurement; `worker.py` holds the tools, `proxy.py` the network: 20 ms round trip, a cap per connection
 (and connections x cap for all together), 1 % of requests answered 503 SlowDown, 1 % standing still for 5 s at a random place
 of their body. The cap is 6 MB/s, or less where 8 connections would carry more than half of what the store takes without the
 proxy, measured first in the same run.
@@ -33,8 +33,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.faults import Faults
-from jobs.bench.proxy import FaultProxy
+from jobs.bench.network.faults import Faults
+from jobs.bench.network.proxy import FaultProxy
 from tlcore.storage import EmbeddedStore, ObjectStore, open_store
 
 CONNECTIONS = 8
@@ -93,7 +93,7 @@ def run_tool(
     tool: str, size_bytes: int, proxy: FaultProxy, env: dict[str, str], url: str, seed: int, cap: float
 ) -> Turn:
     """One turn in a fresh process. The proxy is told its faults right before each half, so that the counts are of that half."""
-    command = [sys.executable, "-m", "jobs.bench.network_worker"]
+    command = [sys.executable, "-m", "jobs.bench.network.worker"]
     asked = {"tool": tool, "size_bytes": size_bytes, "url": url, "connections": CONNECTIONS}
     faults = replace(NETWORK, bytes_per_s=cap, total_bytes_per_s=CONNECTIONS * cap)
     pipe = subprocess.PIPE

@@ -2,7 +2,7 @@
 
 Owns the process: its environment, its group, what it tells. The training is `TrialSession`, as a sweep runs it. Preloaded into the
 fork server with everything a session imports on its way (DeepSpeed, the model's code, the compiler that an optimizer of DeepSpeed's
-pulls in), so that a group starts in two seconds instead of fifteen. Called through `kill_server.py` by `kill_groups.py`.
+pulls in), so that a group starts in two seconds instead of fifteen. Called through `server.py` by `groups.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from jobs.bench.kill_groups import GroupLife
-from jobs.bench.kill_ranks import begin  # settles the process before torch is loaded
+from jobs.bench.kill.groups import GroupLife
+from jobs.bench.kill.ranks import begin  # settles the process before torch is loaded
 from tlcore.errors import TlcoreError
 from tlcore.models import resolve_source
 from tlcore.recipe import recipe_from_dict

@@ -1,6 +1,6 @@
 """Starting processes for the kill bench from one warm fork server, hearing what they tell, and killing them at a chosen moment.
 
-Owns processes and their pipes. Called by `kill_saves.py`, `kill_groups.py`. Python's own fork server is used: it has torch (and
+Owns processes and their pipes. Called by `saves.py`, `groups.py`. Python's own fork server is used: it has torch (and
 DeepSpeed, where groups are killed) loaded and has opened no store, so a rank starts in some 30 ms; its children die with it.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 _CONTEXT = multiprocessing.get_context("forkserver")
 _JOIN_S = 60.0
 REQUESTS = ("claim", "put", "index", "look", "commit", "delete")
-"""Stages of a save that are requests to the store, as `kill_ranks.stage_of` names them."""
+"""Stages of a save that are requests to the store, as `ranks.stage_of` names them."""
 
 
 def preload(modules: Sequence[str]) -> None:

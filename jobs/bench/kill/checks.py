@@ -1,7 +1,7 @@
 """What must be in the store after a kill, from the killer's own records, and whether it is.
 
 Owns `Ledger`: which checkpoints of one trial were committed (acknowledged to a rank, or seen by an earlier check), which of them
-retention may have taken since, and the verdicts `torn` and `lost`. Called by `kill_saves.py` and `kill_groups.py`.
+retention may have taken since, and the verdicts `torn` and `lost`. Called by `saves.py` and `groups.py`.
 
 torn: a visible manifest that does not verify, byte for byte, or whose bytes are not the ones that its life saved at its step.
 lost: a committed checkpoint that is gone or no longer restores, though retention keeps it: the `keep_last` newest that were ever
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.bench import kill_state
+from jobs.bench.kill import state as kill_state
 from tlcore.checkpoint import CheckpointReader, Manifest, Piece, newest_intact, read_manifest, verify
 from tlcore.errors import CheckpointError
 from tlcore.storage import ObjectStore

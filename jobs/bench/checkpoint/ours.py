@@ -1,6 +1,6 @@
 """tlcore's side of the checkpoint bench: saves, restores and training beside them, as a run of `tlcore train` does them.
 
-Owns what is timed around `train.saving.Saver` and `ShardedModel.restore`. Called by `checkpoint_rank.py`.
+Owns what is timed around `train.saving.Saver` and `ShardedModel.restore`. Called by `rank.py`.
 
 A save lasts from the call until the PUT of its manifest was answered, which the store's wrapper sees. Stall is the time that the
 calls took which training makes: `Saver.save`, and under lazy snapshots the wait before the optimizer's update.
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from jobs.bench.checkpoint_account import CountingStore, Usage, grown, memory_files
-from jobs.bench.checkpoint_model import Trained, recipe_of
-from jobs.bench.checkpoint_raw import live_tensors
+from jobs.bench.checkpoint.account import CountingStore, Usage, grown, memory_files
+from jobs.bench.checkpoint.model import Trained, recipe_of
+from jobs.bench.checkpoint.raw import live_tensors
 from tlcore.checkpoint import CheckpointReader, read_manifest
 from tlcore.checkpoint.manifest import read_index
 from tlcore.storage import open_store

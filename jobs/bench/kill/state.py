@@ -1,7 +1,7 @@
 """The state that ranks save in the kill bench: every byte follows from (trial, life, step, parameter, state).
 
 Owns the made-up parameters, their bytes, and how ranks share them. Knows nothing of the store: what is restored is judged by
-arithmetic that the code under test takes no part in. Called by `kill_ranks.py` (fills live memory) and `kill_checks.py` (judges).
+arithmetic that the code under test takes no part in. Called by `ranks.py` (fills live memory) and `checks.py` (judges).
 
 A "life" is one start of a trial's ranks, numbered by the killer and never used twice. It is part of the bytes, so that a
 checkpoint that mixes ranks of two lives shows, also where both used the same step and the same attempt number.

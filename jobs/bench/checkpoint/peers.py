@@ -1,6 +1,6 @@
 """The peers of the checkpoint bench, each used as its documentation shows, on the same ranks' state.
 
-Owns one save and one restore of each. Called by `checkpoint_rank.py`, the Ray ones inside a worker of a real Ray Train run.
+Owns one save and one restore of each. Called by `rank.py`, the Ray ones inside a worker of a real Ray Train run.
 
     ray_sync, ray_async   DeepSpeed's save_checkpoint into a local directory per rank, then `ray.train.report` of it; restored by
                           `Checkpoint.as_directory` and load_checkpoint
@@ -26,9 +26,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from jobs.bench.checkpoint_account import Usage
-from jobs.bench.checkpoint_model import Trained
-from jobs.bench.checkpoint_raw import live_tensors
+from jobs.bench.checkpoint.account import Usage
+from jobs.bench.checkpoint.model import Trained
+from jobs.bench.checkpoint.raw import live_tensors
 from tlcore.engine import state
 from tlcore.storage import EmbeddedStore
 from tlcore.storage.open import fsspec_options

@@ -1,9 +1,9 @@
 """What runs in the processes that the kill bench kills: ranks that save without a pause, collections, clones.
 
 Owns the loops and what they tell their killer. Imports torch and the store's client when it is preloaded into the fork server and
-opens no store there: the client's threads do not survive a fork. Called through `kill_server.py`.
+opens no store there: the client's threads do not survive a fork. Called through `server.py`.
 
-A rank trains a made-up state (`kill_state.py`) in torch tensors under a real gloo group, one barrier per step, and saves after
+A rank trains a made-up state (`state.py`) in torch tensors under a real gloo group, one barrier per step, and saves after
 every step. Everything it does with the store passes through `WatchedStore`, which tells each request's begin and end through the
 pipe, so that the killer knows which stage of a save it hits. What was told before the kill is in the pipe after it.
 """
@@ -31,7 +31,7 @@ import obstore  # noqa: E402, F401 (loaded before the fork, used after it)
 import torch  # noqa: E402 (the process must be settled first)
 import torch.distributed as dist  # noqa: E402
 
-from jobs.bench import kill_state  # noqa: E402
+from jobs.bench.kill import state as kill_state  # noqa: E402
 from tlcore.checkpoint import (  # noqa: E402
     CheckpointReader,
     CheckpointWriter,

@@ -1,6 +1,6 @@
 """The operations of one rank, by the names under which the bench asks for them.
 
-Owns the rank's models and what is reused between operations. Called by `checkpoint_worker.py`. An operation's answer is a flat
+Owns the rank's models and what is reused between operations. Called by `worker.py`. An operation's answer is a flat
 JSON-able dictionary; times in it are this rank's, from a barrier on.
 """
 
@@ -15,9 +15,9 @@ import obstore
 import torch
 import torch.distributed as dist
 
-from jobs.bench.checkpoint_model import AdaptedStack, Stack, Trained, layers_for, recipe_of
-from jobs.bench.checkpoint_ours import Ours
-from jobs.bench.checkpoint_raw import HostCopy, client_put, raw_client, raw_get, raw_put
+from jobs.bench.checkpoint.model import AdaptedStack, Stack, Trained, layers_for, recipe_of
+from jobs.bench.checkpoint.ours import Ours
+from jobs.bench.checkpoint.raw import HostCopy, client_put, raw_client, raw_get, raw_put
 from tlcore.checkpoint.plan import CHUNK_BYTES
 from tlcore.train.saving import writer_settings
 
@@ -123,7 +123,7 @@ class Rank:
         return self._ours[model].restore(trial, step)
 
     def do_peer(self, model: str, peer: str) -> dict[str, Any]:
-        from jobs.bench.checkpoint_peers import Peers
+        from jobs.bench.checkpoint.peers import Peers
 
         if self._peers is None:
             self._peers = Peers(self._url, self._scratch)

@@ -1,6 +1,6 @@
 """The limits: the same bytes through the same client without anything around it, and through plain memory copies.
 
-Owns raw concurrent PUT, raw ranged GET with and without SHA-256, and the memory copy. Called by `checkpoint_rank.py`.
+Owns raw concurrent PUT, raw ranged GET with and without SHA-256, and the memory copy. Called by `rank.py`.
 The client is obstore, configured as tlcore configures it: unsigned payload, one request per object, the calls made from as many
 threads as tlcore uses connections; the objects have the size of its chunks.
 """
@@ -18,7 +18,7 @@ import obstore
 import torch
 from obstore.store import S3Store
 
-from jobs.bench.checkpoint_model import Trained
+from jobs.bench.checkpoint.model import Trained
 from tlcore.checkpoint.reader import CONNECTIONS as GET_CONNECTIONS
 from tlcore.engine import state
 from tlcore.storage import EmbeddedStore

@@ -1,6 +1,6 @@
 """The store that the kill bench works on: a SeaweedFS of its own, killed, started again, and thrown away when it has grown.
 
-Owns its directory, its process and the run inside. Called by the lanes of `kill.py`. `TLCORE_STORE_DIR` must name the directory
+Owns its directory, its process and the run inside. Called by the lanes of `__main__.py`. `TLCORE_STORE_DIR` must name the directory
 before the fork server starts, so that every process finds the store by itself.
 """
 

@@ -1,8 +1,8 @@
 """Kills of the store: SeaweedFS ends by SIGKILL in the middle of saves and starts again on what it left on the disk.
 
-Owns that lane. Called by `kill.py`. Ranks bear the failed saves, as training does within `failures.max_storage`; after the restart
-they must commit again, and everything acknowledged before must still be there. In some of the kills the ranks die with the store,
-as when a machine goes down.
+Owns that lane. Called by `__main__.py`. Ranks bear the failed saves, as training does within `failures.max_storage`; after
+the restart they must commit again, and everything acknowledged before must still be there. In some of the kills the ranks die
+with the store, as when a machine goes down.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 import time
 
-from jobs.bench import kill_state
-from jobs.bench.kill_checks import Ledger, prove_content
-from jobs.bench.kill_ranks import Life, run_rank
-from jobs.bench.kill_saves import Record, begun, bury, take_notes, told_of
-from jobs.bench.kill_server import Victim, hear_until, listen, start
-from jobs.bench.kill_shop import Shop
+from jobs.bench.kill import state as kill_state
+from jobs.bench.kill.checks import Ledger, prove_content
+from jobs.bench.kill.ranks import Life, run_rank
+from jobs.bench.kill.saves import Record, begun, bury, take_notes, told_of
+from jobs.bench.kill.server import Victim, hear_until, listen, start
+from jobs.bench.kill.shop import Shop
 from tlcore.storage import open_store
 
 KEEP_LAST = 3

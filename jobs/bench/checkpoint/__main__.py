@@ -1,7 +1,7 @@
 """Checkpoints beside their limits and their peers, measured side by side. Run: python -m jobs.bench.checkpoint --json
 
 Owns the command: what is asked for, the scratch directory with its object store, and how figures are printed. What is measured,
-and in what order, stands in `checkpoint_sections.py`, the figures and their targets in `checkpoint_figures.py`.
+and in what order, stands in `sections.py`, the figures and their targets in `figures.py`.
 
 Two gloo ranks train a stack of linear layers under DeepSpeed ZeRO-2 with AdamW and save to a SeaweedFS of the bench's own.
 
@@ -34,7 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.checkpoint_figures import (
+from jobs.bench.checkpoint.figures import (
     GPU_TARGETS,
     NO_GPU,
     TARGETS,
@@ -46,7 +46,7 @@ from jobs.bench.checkpoint_figures import (
     peer_table,
     table,
 )
-from jobs.bench.checkpoint_sections import QUICK_RESHARDS, RESHARDS, Bench, Plan, say
+from jobs.bench.checkpoint.sections import QUICK_RESHARDS, RESHARDS, Bench, Plan, say
 from tlcore.storage import EmbeddedStore
 
 SECTIONS = ("save", "lazy", "restore", "reshard", "blocked", "lora", "clone", "peers")

@@ -1,6 +1,6 @@
 """The model of the checkpoint bench: plain linear layers under DeepSpeed, as many as give the state its size.
 
-Owns the recipe, the model and its training step; nothing of checkpoints. Called by the operations of `checkpoint_worker.py`.
+Owns the recipe, the model and its training step; nothing of checkpoints. Called by the operations of `worker.py`.
 AdamW keeps 12 bytes per trained parameter: the fp32 master and two moments.
 """
 

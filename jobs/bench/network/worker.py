@@ -1,4 +1,4 @@
-"""One save and one restore by one tool, in a process of its own: `network.py` starts it, tells it what to do and times nothing.
+"""One save and one restore by one tool, in a process of its own: `__main__.py` starts it, tells it what to do and times nothing.
 
 Owns the tools under comparison, each used as its users use it but with the same number of connections. A state is a dict
 of float32 tensors; what a tool needs before it touches the network (local files, for the upload that Ray Train does) is

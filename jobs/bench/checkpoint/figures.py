@@ -1,6 +1,6 @@
 """From what was measured to the figures of the checkpoint bench, each with its spread, its target, and whether that is met.
 
-Owns the arithmetic, the targets and the table for people; measures nothing. Called by `checkpoint.py`.
+Owns the arithmetic, the targets and the table for people; measures nothing. Called by `__main__.py`.
 
 `Samples` are lists by name, in the order of rounds; those that are compared were taken in the same round. A ratio is the geometric
 mean of its pairs with a 95 % interval, anything else the median with least and most. One round has no spread.

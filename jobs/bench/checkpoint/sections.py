@@ -1,7 +1,7 @@
 """What the checkpoint bench measures, section by section: which operations, in what order, on which ranks.
 
 Owns the order: operations that are compared are done in one round, every other round backwards, so that a drift of the machine
-falls on both sides. Called by `checkpoint.py`; the operations are those of `checkpoint_rank.py`.
+falls on both sides. Called by `__main__.py`; the operations are those of `rank.py`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.checkpoint_account import CountingStore
-from jobs.bench.checkpoint_figures import Samples
-from jobs.bench.checkpoint_group import Group
+from jobs.bench.checkpoint.account import CountingStore
+from jobs.bench.checkpoint.figures import Samples
+from jobs.bench.checkpoint.group import Group
 from jobs.bench.ranks import BenchFailed
 from tlcore.checkpoint import read_manifest
 from tlcore.checkpoint.clone import clone_checkpoint
@@ -82,7 +82,7 @@ class Bench:
         if name not in self._groups:
             settings = {"url": self._url, "width": self.plan.width, "scratch": str(self._directory / name)}
             (self._directory / name).mkdir()
-            launcher = "jobs.bench.checkpoint_ray" if name == "ray" else None
+            launcher = "jobs.bench.checkpoint.ray_train" if name == "ray" else None
             log = self._directory / f"{name}.log"
             group = self._exits.enter_context(Group(name, settings, GROUPS[name], log, launcher))
             say(f"starting {GROUPS[name]} rank(s): {name}")

@@ -1,0 +1,1 @@
+"""Saves and restores over a network with faults: python -m jobs.bench.network"""
