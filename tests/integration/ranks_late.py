@@ -1,4 +1,5 @@
-"""Run by rank_server.py for test_train_late.py: saves at every step into a store that is slow for one rank alone."""
+"""Run by rank_server.py for test_train_late.py: saves at every step into a store that is slow for one rank alone, and an error
+that one rank alone meets."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ from ranks_restore import recipe_for
 from typing_extensions import Buffer
 
 from tlcore.checkpoint import list_manifests
+from tlcore.errors import StorageDenied
 from tlcore.storage import create_run, open_store
 from tlcore.storage.local import LocalObjectStore
-from tlcore.train.group import agree
+from tlcore.train.group import agree, decide
 from tlcore.train.session import TrialSession
 
 SLOW_PUT_S = 0.1
@@ -31,7 +33,28 @@ def make_slow() -> None:
     LocalObjectStore.put = slow  # type: ignore[method-assign]
 
 
-def run(case: dict[str, Any]) -> dict[str, Any]:
+def run(case: dict[str, Any]) -> Any:
+    """One case of the tests."""
+    return refused_on_rank_0() if case["when_late"] is None else saves(case)
+
+
+def refused_on_rank_0() -> list[Any]:
+    """What each rank is told of an error that only rank 0 meets."""
+
+    def refuse() -> None:
+        raise StorageDenied("no such rights", hint="ask for them")
+
+    told: Any = None
+    try:
+        decide(refuse)
+    except StorageDenied as error:
+        told = [error.message, error.hint]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, told)
+    return everyone
+
+
+def saves(case: dict[str, Any]) -> dict[str, Any]:
     """Train half of the trial; what became of the saves on each rank, and which steps are there."""
     if dist.get_rank() == 1:
         make_slow()

@@ -15,11 +15,12 @@ MODES = ("wait", "skip", "newest")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, Any]:
     directory = tmp_path_factory.mktemp("late")
     model = str(make_small_bert(directory / "model"))
-    cases = [{"when_late": mode, "model": model, "storage": f"file://{directory}/store"} for mode in MODES]
-    return dict(zip(MODES, start("ranks_late", [{"world": 2, "cases": cases}], directory / "ranks")[0], strict=True))
+    asked = (*MODES, None)
+    cases = [{"when_late": mode, "model": model, "storage": f"file://{directory}/store"} for mode in asked]
+    return dict(zip(asked, start("ranks_late", [{"world": 2, "cases": cases}], directory / "ranks")[0], strict=True))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -41,3 +42,7 @@ def test_wait_saves_every_step_and_the_others_save_fewer(results: dict[str, Any]
     assert results["wait"]["committed"] == list(range(1, results["wait"]["steps"] + 1))
     for mode in ("skip", "newest"):
         assert 2 <= len(results[mode]["committed"]) < results[mode]["steps"]
+
+
+def test_what_rank_0_alone_meets_ends_it_on_every_rank(results: dict[str | None, Any]) -> None:
+    assert results[None] == [["no such rights", "ask for them"]] * 2

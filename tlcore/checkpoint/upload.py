@@ -6,18 +6,16 @@ Owns: the order hash -> look up -> PUT, and which digests count as "there alread
 A few threads hash, chunk by chunk, and hand each to a pool of threads that only wait in PUT (`puts.py`); both release the
 GIL, but for some microseconds per leaf.
 
-Threads and not a process of its own, measured both ways: ZeRO-1 on one rank, 0.1 GB of state, SeaweedFS on the same two
-cores (which other work shared: medians of 5 and of 7 turns, spread about 0.3), a save under way all the time. Training
-steps took 1.67 and 1.51 of their time without saves beside threads, 1.41 and 1.22 beside a spawned process that hashed
-and sent the snapshot out of shared memory; what slows them is the store's own work, which both have. Training stood
-still for 1.2 % and 0.7 % of the time with threads, 0.9 % and 0.9 % with the process (both: the eager copy), CPU was 1.07
-and 1.12 against 1.05 and 1.15 CPU-s/GB. The difference is within the spread; the process would bring an interpreter and
-a client of its own for every rank, and shared memory that is neither page-locked nor bounded by `memory_bytes`.
-Lowered priority for the threads (nice 10) gave 1.82 and 1.34: no gain to be seen, while a thread that holds the GIL and
-is not run holds training up with it.
+Threads and not a process of its own, as far as that could be measured: ZeRO-1 on one rank, 0.1 GB of state, SeaweedFS
+on the same two cores, a save under way all the time, three runs. Beside threads a training step took 1.15, 1.67 and
+1.51 times as long as without saves; beside a spawned process that hashed and sent the snapshot out of shared memory
+1.41 and 1.22 in the two runs that had one; single turns lay between 0.7 and 2.6, the store's own work included. CPU was
+1.07 to 1.15 CPU-s/GB either way. So no side is ahead by more than the spread, and the process would bring an
+interpreter and a client of its own for every rank, and shared memory that is neither page-locked nor bounded by
+`memory_bytes`. Threads of lowered priority (nice 10) showed no gain.
 
-Two threads hash, 1.6 GB/s each where a core is free: with `file://` on tmpfs they took a save from 0.26 to 0.34 GB/s on
-two busy cores, four took it back to 0.26.
+Two threads hash, 1.6 GB/s each where a core is free; on two busy cores one, two and four were equal within the spread
+(0.26 to 0.45 GB/s with `file://` on tmpfs).
 
 Limits: SHA-256 (0.6 CPU-s/GB) and the client's copy to the socket (0.2), 1.2 CPU-s/GB together with the snapshot at most;
 measured 0.93 to 0.97 on SeaweedFS beside nothing, 1.07 to 1.15 beside training. The target for a save with hashing and

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+from tlcore.errors import TlcoreError
 
 T = TypeVar("T")
 
@@ -75,3 +77,18 @@ def agree(value: T) -> T:
     dist.broadcast_object_list(box, src=0)
     agreed: T = box[0]
     return agreed
+
+
+def decide(work: Callable[[], T]) -> T:
+    """What `work` gives on rank 0, on every rank. An error of ours that it raises there is raised on all ranks: the others would
+    wait for its answer until the collective times out."""
+    found: tuple[T | None, TlcoreError | None] = (None, None)
+    if dist.get_rank() == 0:
+        try:
+            found = work(), None
+        except TlcoreError as error:
+            found = None, error
+    answer, failure = agree(found)
+    if failure is not None:
+        raise failure
+    return cast(T, answer)

@@ -72,11 +72,10 @@ class _Run:
         self._journal: Journal | None = None
 
     def run(self) -> LocalOutcome:
-        from tlcore.train.group import agree
+        from tlcore.train.group import decide
         from tlcore.train.session import TrialSession
 
-        run = agree(self._open() if self.rank == 0 else None)
-        assert run is not None
+        run = decide(self._open)
         resume_step = None if self.resume else 0
         session = TrialSession(
             self.recipe, run.url, TRIAL, lambda progress: self._on_progress(progress.to_dict()), resume_step

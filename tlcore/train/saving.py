@@ -32,7 +32,7 @@ from tlcore.engine.sharded import ShardedModel
 from tlcore.errors import CheckpointError
 from tlcore.recipe import Recipe
 from tlcore.storage import ObjectStore
-from tlcore.train.group import agree
+from tlcore.train.group import decide
 from tlcore.train.notes import TrialNotes
 
 CONNECTIONS_PER_HOST = 32
@@ -117,7 +117,7 @@ class Saver:
         self._notes = TrialNotes(store, trial, retention) if rank == 0 else None
         self.tell({"kind": "started", "world_size": world_size, "from_step": parent.step if parent else 0})
         if claim is None:
-            claim = agree(claim_attempt(store, trial) if rank == 0 else Claim(0, ""))
+            claim = decide(lambda: claim_attempt(store, trial))
         settings = writer_settings(recipe, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self._writer = CheckpointWriter(
             store, trial, rank, world_size, claim.attempt, settings, parent, device, claim.text

@@ -27,7 +27,7 @@ from tlcore.storage import open_store
 from tlcore.tasks import build_task
 from tlcore.train.cadence import Cadence
 from tlcore.train.evaluation import evaluate
-from tlcore.train.group import agree, rank_device, sum_over_ranks
+from tlcore.train.group import decide, rank_device, sum_over_ranks
 from tlcore.train.progress import Progress, Report, finite
 from tlcore.train.saving import Saver
 from tlcore.train.stepper import Stepper
@@ -100,7 +100,7 @@ class TrialSession:
         self.step = 0
         self._loss = math.nan
         self._fell_back: list[dict[str, Any]] = []
-        claim = agree(claim_attempt(self._store, trial) if self.rank == 0 else None)
+        claim = decide(lambda: claim_attempt(self._store, trial))
         parent = self._restore(resume_step)
         facts = {"recipe": recipe.to_dict(), "task": self.task.facts()}
         self._saver = Saver(
@@ -279,7 +279,7 @@ class TrialSession:
             return None
         damaged: dict[int, str] = {}
         while True:
-            manifest, reasons = agree(self._newest(resume_step, damaged) if self.rank == 0 else (None, []))
+            manifest, reasons = decide(lambda: self._newest(resume_step, damaged))
             if manifest is None:
                 if reasons:
                     raise self._nothing_intact(reasons)
