@@ -22,7 +22,7 @@ def work(config: dict[str, Any]) -> None:
 
 def main() -> None:
     port, world_size = int(sys.argv[1]), int(sys.argv[2])
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "DS_ACCELERATOR": "cpu", "PYTHONPATH": root}
     import ray
     from ray.train import RunConfig, ScalingConfig

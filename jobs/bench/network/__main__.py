@@ -97,7 +97,7 @@ def run_tool(
     asked = {"tool": tool, "size_bytes": size_bytes, "url": url, "connections": CONNECTIONS}
     faults = replace(NETWORK, bytes_per_s=cap, total_bytes_per_s=CONNECTIONS * cap)
     pipe = subprocess.PIPE
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env, cwd=root, text=True) as worker:
         try:
             _say(worker, json.dumps(asked))

@@ -185,7 +185,7 @@ class FaultProxy:
         if tls is not None:
             command += ["--certificate", str(tls[0]), "--key", str(tls[1])]
         env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | dict(keys or {})
-        root = Path(__file__).resolve().parents[2]
+        root = Path(__file__).resolve().parents[3]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=root, env=env, text=True)
         self.port: int = self._told()["port"]
