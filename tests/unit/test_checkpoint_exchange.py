@@ -243,7 +243,7 @@ def test_a_plan_reads_all_that_is_wanted_and_hands_it_to_whoever_wants_it(spans,
     before = exchange.DIRECT_BYTES
     exchange.DIRECT_BYTES = 0 if long else 1 << 40
     try:
-        plan = plan_reads(wants, [extent], gap_bytes=LEAF, connections=4)
+        plan = plan_reads(wants, [extent], gap_bytes=LEAF)
     finally:
         exchange.DIRECT_BYTES = before
     got = [np.zeros(extent.size_bytes, bool) for _ in wants]

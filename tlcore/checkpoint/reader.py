@@ -112,8 +112,7 @@ class CheckpointReader:
             return _wants(targets).tobytes()
 
         wants = [np.frombuffer(each, np.int64).reshape(-1, 3) for each in together(group, wanted)]
-        extents = [Extent(each.size_bytes, each.leaf_bytes) for each in held.chunks]
-        plan = plan_reads(wants, extents, GAP_BYTES, self._connections)
+        plan = plan_reads(wants, [Extent(each.size_bytes, each.leaf_bytes) for each in held.chunks], GAP_BYTES)
         run = _Run(self._store, held.chunks, targets, plan, group)
         with ThreadPoolExecutor(self._connections, thread_name_prefix="checkpoint-get") as threads:
             try:
