@@ -18,6 +18,7 @@ from tlcore.checkpoint.device import StatePiece
 from tlcore.engine import state
 from tlcore.engine.config import deepspeed_config
 from tlcore.engine.device import TorchDevice
+from tlcore.engine.gather import gather_by_broadcast
 from tlcore.engine.optimizer import build_optimizer, learning_rate
 from tlcore.engine.peers import restoring_peers
 from tlcore.engine.precision import MODEL_DTYPES, choose_precision
@@ -72,6 +73,7 @@ class ShardedModel:
         model.to(device=device, dtype=MODEL_DTYPES[self.precision])
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
         _skip_inference_op()
+        gather_by_broadcast()
         # Stage 3 replaces it for good, by one that rounds otherwise: the next trial of this process must not meet that.
         self._linear = torch.nn.functional.linear
         config = deepspeed_config(recipe, batch, self.precision, device.type, trained)
