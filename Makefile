@@ -5,6 +5,7 @@
 #   STORAGE=s3://b/p    where runs are kept, instead of the recipe's own (or a directory)
 #   NODES=2             of cluster-up
 #   LAUNCHER=torchrun   train without Ray
+#   BENCH=checkpoint    which one: step turnaround checkpoint network kill (default: the first two)
 #   ARGS='...'          handed on to the command, e.g. ARGS='--set train.epochs=2 --name lr-again'
 
 SHELL := bash
@@ -19,6 +20,7 @@ GPUS ?=
 STORAGE ?=
 NODES ?= 2
 LAUNCHER ?= ray
+BENCH ?= step turnaround
 ARGS ?=
 
 BIN := .venv/bin
@@ -66,9 +68,8 @@ check: setup ## lint, format, types
 	@ruff format --check .
 	@mypy
 
-bench: setup ## step speed and time between trials, each against its peers
-	@python -m jobs.bench.step $(ARGS)
-	@python -m jobs.bench.turnaround $(ARGS)
+bench: setup ## measure against peers and limits: make bench BENCH=checkpoint ARGS=--quick
+	@for bench in $(BENCH); do python -m jobs.bench.$$bench $(ARGS); done
 
 cluster-up: setup ## several real Ray nodes on this machine: make cluster-up NODES=2
 	@python -m cluster.local up --nodes $(NODES) $(ARGS)
