@@ -117,3 +117,19 @@ def test_a_directory_that_may_not_be_written_is_denied(store, tmp_path):
     (tmp_path / "root").mkdir(mode=0o500)
     with pytest.raises(StorageDenied, match="Permission denied"):
         store.put("x", b"1")
+
+
+def test_a_directory_that_goes_while_it_is_made_is_made_again(store, monkeypatch):
+    """`mkdir(exist_ok=True)` raises where the directory was there for mkdir and gone when pathlib looked: a delete next door."""
+    mkdir, lost = Path.mkdir, []
+
+    def raced(self, *args, **kwargs):
+        if not lost:
+            lost.append(self)
+            raise FileExistsError(17, "File exists", str(self))
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", raced)
+    store.put("cas/73/chunk", b"bytes")
+    assert lost
+    assert store.get("cas/73/chunk") == b"bytes"

@@ -180,7 +180,12 @@ class LocalObjectStore:
 def _create(path: Path) -> int:
     """Open a new file, making its directory; a delete next door may remove that directory in between, so try again."""
     for _ in range(_MKDIR_ATTEMPTS):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if path.parent.exists():  # a file stands there; else the directory went between mkdir's look and this one
+                raise
+            continue
         with suppress(FileNotFoundError):
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
