@@ -101,3 +101,8 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+
+def puts(store: MemoryStore, part: str = "cas/") -> list[str]:
+    """Keys that were put so far and contain `part`, in order."""
+    return [key for kind, key in store.requests if kind == "put" and part in key]

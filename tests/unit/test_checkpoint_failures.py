@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from checkpoint_state import SETTINGS, State, close, restored, same, save, wait, writers
-from memory_store import Gate, MemoryStore
+from memory_store import Gate, MemoryStore, puts
 
 from tlcore.checkpoint import (
     CheckpointWriter,
@@ -21,10 +21,6 @@ pytestmark = pytest.mark.unit
 @pytest.fixture
 def store():
     return MemoryStore()
-
-
-def puts(store, part="cas/"):
-    return [key for kind, key in store.requests if kind == "put" and part in key]
 
 
 def fail(kinds, part, error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from checkpoint_state import CHUNK, State, close, restored, same, save, saved, wait, writers
-from memory_store import Gate, MemoryStore
+from memory_store import Gate, MemoryStore, puts
 
 from tlcore.checkpoint import (
     WriterSettings,
@@ -21,10 +21,6 @@ pytestmark = pytest.mark.unit
 @pytest.fixture
 def store():
     return MemoryStore()
-
-
-def puts(store, part="cas/"):
-    return [key for kind, key in store.requests if kind == "put" and part in key]
 
 
 def test_nothing_is_visible_before_the_manifest_and_chunks_come_first(store):
