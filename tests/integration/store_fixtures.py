@@ -44,3 +44,12 @@ def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedde
 def s3_store(embedded_store: EmbeddedStore) -> ObjectStore:
     """An empty prefix in the session's store; its URL is `s3_store.url`."""
     return open_store(f"s3://tlcore/test-{secrets.token_hex(6)}")
+
+
+@pytest.fixture(params=["s3", "file"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """An empty store of each kind: what holds for checkpoints holds on both."""
+    found: ObjectStore = (
+        request.getfixturevalue("s3_store") if request.param == "s3" else open_store(f"file://{tmp_path}")
+    )
+    return found

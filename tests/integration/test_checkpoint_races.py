@@ -37,11 +37,6 @@ from tlcore.storage.keys import CHUNKS_PREFIX, parse_retired_key, parse_step_key
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(params=["s3", "file"])
-def store(request, tmp_path):
-    return request.getfixturevalue("s3_store") if request.param == "s3" else open_store(f"file://{tmp_path}")
-
-
 def _train(url: str, channel: Connection) -> None:
     """A process that claims the trial and saves each step that it is told to; answers how that ended."""
     store = open_store(url)

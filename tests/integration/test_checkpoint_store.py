@@ -35,11 +35,6 @@ from tlcore.storage import open_store
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(params=["s3", "file"])
-def store(request, tmp_path):
-    return request.getfixturevalue("s3_store") if request.param == "s3" else open_store(f"file://{tmp_path}")
-
-
 @pytest.mark.parametrize(("wrote", "reads"), [(1, 1), (2, 2), (2, 3), (4, 1), (1, 4), (3, 2)])
 def test_saved_by_some_ranks_restored_by_others(store, wrote, reads):
     state = State(seed=3)
