@@ -23,7 +23,7 @@ from tlcore.train.group import agree, sum_over_ranks
 from tlcore.transfer import parameter_groups
 
 SAMPLES, WIDTH, BEFORE, AFTER = 12, 9, 3, 2
-SETTINGS = WriterSettings(chunk_bytes=64 << 10, when_late="wait")
+SETTINGS = WriterSettings(chunk_bytes=64 << 10)
 
 
 class Block(nn.Module):

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +138,7 @@ def _train_for_ever(url: str, attempt: int) -> None:
     store = open_store(url)
     state = State(seed=attempt)
     steps = list_manifests(store, "t000")
-    ranks = writers(store, 2, attempt=attempt, settings=replace(SETTINGS, when_late="wait"))
+    ranks = writers(store, 2, attempt=attempt, settings=SETTINGS)
     for step in range(max(steps, default=0) + 1, 1_000_000):
         state.change()
         save(ranks, state, step, metrics={"sum": float(state.data["embed", "fp32", "float32"].astype(np.int64).sum())})

@@ -29,7 +29,7 @@ def test_a_save_that_begins_is_committed_on_every_rank(results: dict[str, Any], 
     found = results[mode]
     for totals in found["ended"]:
         assert totals["saves"] == len(found["committed"])
-        assert totals["dropped"] == totals["failed"] == 0
+        assert totals["failed"] == 0
 
 
 @pytest.mark.parametrize("mode", MODES)

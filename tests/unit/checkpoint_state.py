@@ -19,7 +19,7 @@ from tlcore.checkpoint import (
 )
 
 CHUNK = 16 << 10
-SETTINGS = WriterSettings(chunk_bytes=CHUNK, connections=4, when_late="wait", commit_deadline_s=60)
+SETTINGS = WriterSettings(chunk_bytes=CHUNK, connections=4, commit_deadline_s=60)
 SHAPES = {"embed": (300, 16), "layer.weight": (64, 32), "layer.bias": (64,), "scale": (), "norm": (7,)}
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
 

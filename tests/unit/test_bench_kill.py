@@ -32,7 +32,7 @@ def save(store: ObjectStore, step: int, lives: Sequence[int], attempt: int = 1) 
     """Commit `step` from one rank per life; different lives make the mixture that no checkpoint may be."""
 
     def one(rank: int) -> None:
-        settings = WriterSettings(chunk_bytes=kill_state.CHUNK_BYTES, when_late="wait", commit_deadline_s=60)
+        settings = WriterSettings(chunk_bytes=kill_state.CHUNK_BYTES, commit_deadline_s=60)
         rows = kill_state.rows_of(rank, len(lives))
         pieces = [Piece(row, kill_state.content(row, TRIAL, lives[rank], step).copy()) for row in rows]
         with CheckpointWriter(store, TRIAL, rank, len(lives), attempt, settings) as writer:

@@ -32,37 +32,6 @@ def fail(kinds, part, error):
     return hook
 
 
-def late(store, policy, steps, world_size=1, **more):
-    """Save `steps` while nothing can be uploaded, then let it go; returns the reports in order of step."""
-    gate = Gate("cas/")
-    store.before = gate
-    ranks = writers(store, world_size, settings=replace(SETTINGS, when_late=policy, **more))
-    state = State()
-    for step in steps:
-        save(ranks, state, step)
-        assert gate.reached.wait(30)
-        state.change()
-    gate.open()
-    for writer in ranks:
-        writer.close()
-    return sorted((report for writer in ranks for report in writer.poll()), key=lambda report: report.step)
-
-
-def test_skip_drops_the_third_save(store):
-    outcomes = {report.step: report.outcome for report in late(store, "skip", [1, 2, 3, 4])}
-    assert outcomes == {1: "committed", 2: "committed", 3: "dropped", 4: "dropped"}
-    assert list_manifests(store, "t000") == [1, 2]
-
-
-def test_newest_drops_what_has_not_begun(store):
-    outcomes = {report.step: report.outcome for report in late(store, "newest", [1, 2, 3, 4])}
-    assert outcomes == {1: "committed", 2: "dropped", 3: "dropped", 4: "committed"}
-    assert list_manifests(store, "t000") == [1, 4]
-    state = State()
-    state.change(3)
-    assert same(restored(store, state, step=4)[0], state)
-
-
 def test_wait_keeps_the_caller_until_there_is_room(store):
     gate = Gate("cas/")
     store.before = gate
@@ -86,24 +55,16 @@ def test_wait_keeps_the_caller_until_there_is_room(store):
     writer.close()
 
 
-def test_ranks_that_decide_differently_end_without_a_checkpoint_and_without_waiting(store):
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_save_that_one_rank_failed_ends_on_the_other_without_waiting(store, failed):
     ranks = writers(store, 2)
-    ranks[0].save(1, State().pieces(0, 2), State().common())
-    committer = Committer(store, Identity("t000", 1, 2, 1), Patience(1), 60)
-    committer.give_up(1, "2 saves were in flight", failed=False)
-    [report] = ranks[0].wait()
-    assert report.outcome == "dropped"
+    other = ranks[1 - failed]
+    other.save(1, State().pieces(1 - failed, 2), State().common() if failed else None)
+    Committer(store, Identity("t000", failed, 2, 1), Patience(1), 60).give_up(1, "no space left")
+    with pytest.raises(CheckpointError, match=f"given up by rank {failed}: no space left"):
+        other.wait()
     close(ranks)
     assert list_manifests(store, "t000") == []
-
-
-def test_a_save_dropped_by_rank_0_ends_on_the_others(store):
-    ranks = writers(store, 2)
-    ranks[1].save(1, State().pieces(1, 2))
-    Committer(store, Identity("t000", 0, 2, 1), Patience(1), 60).give_up(1, "a newer save took its place", failed=False)
-    [report] = ranks[1].wait()
-    assert report.outcome == "dropped"
-    close(ranks)
 
 
 def test_a_step_saved_twice_is_saved_once(store):
@@ -134,8 +95,17 @@ def test_memory_stays_within_its_bound_when_it_holds_no_snapshot(store, chunks):
 def test_with_memory_for_one_snapshot_one_save_is_in_flight(store):
     state = State()
     need = sum(not chunk.immutable for chunk in writers(store, 1)[0]._plan(state.pieces(0, 1)))
-    outcomes = [report.outcome for report in late(store, "newest", [1, 2], memory_bytes=(need + 1) * CHUNK)]
-    assert outcomes == ["committed", "dropped"]
+    gate = Gate("cas/")
+    store.before = gate
+    [writer] = writers(store, 1, settings=replace(SETTINGS, memory_bytes=(need + 1) * CHUNK))
+    save([writer], state, 1)
+    assert gate.reached.wait(30)
+    assert not writer.has_room()
+    gate.open()
+    save([writer], state, 2)
+    writer.close()
+    assert writer._slots.made == need
+    assert [report.outcome for report in writer.poll()] == ["committed", "committed"]
 
 
 def test_prepared_memory_is_what_the_saves_use(store):

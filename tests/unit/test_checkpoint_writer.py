@@ -162,7 +162,7 @@ def test_only_the_last_commit_and_the_last_hour_are_relied_on():
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"when_late": "never"}, "none of wait, skip, newest"), ({"memory_bytes": 5}, "hold no chunk")],
+    [({"connections": 0}, "less than 1"), ({"memory_bytes": 5}, "hold no chunk")],
 )
 def test_settings_that_cannot_work_are_refused(fields, message):
     with pytest.raises(CheckpointError, match=message):

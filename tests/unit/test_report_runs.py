@@ -118,7 +118,7 @@ def test_show_tells_the_whole_run(storage):
 def test_show_says_what_the_saves_took(storage):
     ref = write_run(storage)
     took = {
-        "saves": 12, "failed": 1, "dropped": 0, "stall_s": 0.08, "bytes_new": 3 << 30, "bytes_reused": 1 << 20,
+        "saves": 12, "failed": 1, "stall_s": 0.08, "bytes_new": 3 << 30, "bytes_reused": 1 << 20,
         "upload_s": 10.0, "retries": 0,
     }  # fmt: skip
     journal = Journal(ref.open(), Ticking(), start=len(read_run(ref).entries))

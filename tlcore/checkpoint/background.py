@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from tlcore.checkpoint.commit import Committer, Identity, SaveDropped
+from tlcore.checkpoint.commit import Committer, Identity
 from tlcore.checkpoint.intervals import Row
 from tlcore.checkpoint.manifest import Manifest, RankIndex, StoredChunk, StoredRow, read_index
 from tlcore.checkpoint.patience import Patience
@@ -57,7 +57,7 @@ class Save:
 
 
 class SaveRunner:
-    """Takes saves through the store for one rank. `run` is called in one thread, `tell` in any."""
+    """Takes saves through the store for one rank. `run` is called in one thread."""
 
     def __init__(
         self,
@@ -93,11 +93,9 @@ class SaveRunner:
             sent = self._sender.send(save.snapshot.chunks(self._known))
             self._publish(save, sent)
             outcome = "committed" if self._identity.rank == 0 else "uploaded"
-        except SaveDropped:
-            outcome = "dropped"
         except TlcoreError as error:
             save.error = error
-            self.tell(save.step, error.message, failed=True)
+            self._tell(save.step, error.message)
         finally:
             save.drop()
         return SaveReport(
@@ -114,11 +112,11 @@ class SaveRunner:
             error=save.error.message if save.error else "",
         )
 
-    def tell(self, step: int, reason: str, *, failed: bool) -> None:
+    def _tell(self, step: int, reason: str) -> None:
         """Tell the other ranks, if the store lets us; if not, they find out by their deadline."""
         if self._identity.world_size > 1:
             with contextlib.suppress(StorageError):
-                self._committer.give_up(step, reason, failed)
+                self._committer.give_up(step, reason)
 
     def _known(self, chunk: PlannedChunk) -> StoredChunk | None:
         """What an immutable chunk was at the last save, as long as its object is surely there."""

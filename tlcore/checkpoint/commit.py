@@ -6,7 +6,7 @@ the marker that says "no checkpoint at this step". Does not own: chunks (`upload
 may commit (`fence.py`). Called by `writer.py`, in its background thread, and by `clone.py`; the training process group
 takes no part.
 
-A rank that drops or fails a save puts `<rank index key>.dropped` or `.failed`, so that nobody waits for it in vain. A
+A rank that fails a save puts `<rank index key>.failed`, so that nobody waits for it in vain. A
 manifest of an older attempt at the same step (training went back to before it) is replaced; any other one means two
 writers. Between the last index and the manifest stand two looks: at the claims of newer writers, and at the notices of
 garbage collections (`gc.py` says why that is enough).
@@ -40,13 +40,9 @@ from tlcore.errors import CheckpointCorrupt, CheckpointError, ObjectMissing, Sta
 from tlcore.storage.base import ObjectStore
 from tlcore.storage.keys import checkpoint_prefix, chunk_key, claim_key, manifest_key, rank_index_key
 
-GIVEN_UP = {True: ".failed", False: ".dropped"}
+GIVEN_UP = ".failed"
 COMMIT_WITHIN_S = 3600.0
 """Most time between rank 0's index and its manifest; less than any grace period of a garbage collection."""
-
-
-class SaveDropped(CheckpointError):
-    """A rank has dropped this step as its `when_late` says: there will be no checkpoint of it, and nothing is wrong."""
 
 
 @dataclass(frozen=True)
@@ -102,19 +98,18 @@ class Committer:
             )
         self._fenced = True
 
-    def give_up(self, step: int, reason: str, failed: bool) -> None:
+    def give_up(self, step: int, reason: str) -> None:
         """Tell the other ranks that there will be no checkpoint of `step`.
 
         One try, also when abandoned. Raises StorageError.
         """
-        self._store.put(self._identity.index_key(step) + GIVEN_UP[failed], reason.encode())
+        self._store.put(self._identity.index_key(step) + GIVEN_UP, reason.encode())
 
     def commit(self, step: int, own: bytes, common: Mapping[str, Any]) -> RankIndexes:
         """Rank 0: wait for all ranks, check, put the manifest.
 
-        Raises SaveDropped when a rank dropped the step, CheckpointError when one failed, is late past the
-        deadline, or the rows do not cover the parameters; StaleWriter when a newer attempt, or another writer
-        of this one, owns the trial.
+        Raises CheckpointError when a rank failed, is late past the deadline, or the rows do not cover the parameters;
+        StaleWriter when a newer attempt, or another writer of this one, owns the trial.
         """
         began = time.monotonic()
         indexes = self._gather(step, own)
@@ -255,12 +250,10 @@ class Committer:
 
     def _raise_if_given_up(self, step: int, present: set[str], ranks: Sequence[int]) -> None:
         for rank in ranks:
-            for failed, suffix in GIVEN_UP.items():
-                key = self._identity.index_key(step, rank) + suffix
-                if key in present:
-                    reason = self._get(key).decode(errors="replace")
-                    kind = CheckpointError if failed else SaveDropped
-                    raise kind(f"trial {self._identity.trial} step {step}: given up by rank {rank}: {reason}")
+            key = self._identity.index_key(step, rank) + GIVEN_UP
+            if key in present:
+                reason = self._get(key).decode(errors="replace")
+                raise CheckpointError(f"trial {self._identity.trial} step {step}: given up by rank {rank}: {reason}")
 
     def _get(self, key: str) -> bytes:
         return self._patience.ask(lambda: self._store.get(key))

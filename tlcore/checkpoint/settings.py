@@ -13,8 +13,7 @@ from tlcore.checkpoint.plan import CHUNK_BYTES
 from tlcore.errors import CheckpointError
 
 SnapshotKind = Literal["eager", "lazy"]
-WhenLate = Literal["wait", "skip", "newest"]
-Outcome = Literal["committed", "uploaded", "dropped", "failed"]
+Outcome = Literal["committed", "uploaded", "failed"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,6 @@ class WriterSettings:
 
     snapshot: SnapshotKind = "eager"
     """`eager`: `save` copies the state. `lazy`: a thread does, and the caller must call `before_update` in time."""
-    when_late: WhenLate = "newest"
-    """Two saves already in flight:
-
-    `wait` for one to end, `skip` the new one, or let the new one replace the one not begun.
-    """
     memory_bytes: int | None = None
     """Most host memory this rank's snapshots may take; None: two snapshots. Room for one: one save in flight.
     Less than one snapshot: `save` blocks while the state passes through what there is.
@@ -44,8 +38,6 @@ class WriterSettings:
     """How long rank 0 waits for the other ranks' indexes, and they for its manifest."""
 
     def __post_init__(self) -> None:
-        if self.when_late not in get_args(WhenLate):
-            raise CheckpointError(f"checkpoint.when_late: {self.when_late!r} is none of wait, skip, newest")
         if self.snapshot not in get_args(SnapshotKind):
             raise CheckpointError(f"checkpoint.snapshot: {self.snapshot!r} is none of eager, lazy")
         for name in ("connections", "hashers", "attempts"):
@@ -63,10 +55,9 @@ class SaveReport:
     """One save on one rank.
 
     `outcome`: "committed" (the manifest is there, seen by this rank), "uploaded" (this rank's part is durable,
-    rank 0 commits), "dropped" (`when_late`, here or on another rank), "failed" (`error` says why). `stall_s` is
-    how long `save` and `before_update` kept their caller, `seconds` from the call to the outcome, `upload_s` from the
-    first chunk's hashing until all chunks were durable. `bytes_reused` were in the store already. `retries` were failed
-    requests, `repeated` late PUTs that were sent a second time.
+    rank 0 commits), "failed" (`error` says why). `stall_s` is how long `save` and `before_update` kept their caller,
+    `seconds` from the call to the outcome, `upload_s` from the first chunk's hashing until all chunks were durable. `bytes_reused`
+    were in the store already. `retries` were failed requests, `repeated` late PUTs that were sent a second time.
     """
 
     step: int

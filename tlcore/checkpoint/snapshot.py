@@ -224,11 +224,6 @@ class Snapshot:
                 each.let_go()
         self._pieces = ()
 
-    def forget(self) -> None:
-        """Nothing was taken and nothing will be."""
-        self._exhausted = True
-        self._pieces = ()
-
     def _in_order(self, *, immutable: bool) -> Iterator[tuple[int, PlannedChunk]]:
         numbered = [each for each in enumerate(self._plan) if each[1].immutable == immutable]
         yield from sorted(numbered, key=lambda each: -each[1].size_bytes)

@@ -1,8 +1,8 @@
 """One rank's checkpoint writer: `save` takes a snapshot and returns, everything else happens behind the training step.
 
-Owns: admission (two saves in flight, `when_late`), which thread does what, and the reports. Does not own what is done:
-`plan.py`, `snapshot.py`, `background.py` (and below it `upload.py`, `commit.py`). Called by `train/`, one writer per rank
-and attempt.
+Owns: admission (two saves in flight; a third waits for one of them), which thread does what, and the reports.
+Does not own what is done: `plan.py`, `snapshot.py`, `background.py` (and below it `upload.py`, `commit.py`). Called by
+`train/`, one writer per rank and attempt.
 
 A save passes through: plan (once per topology), snapshot into reused memory, then in one background thread hashing and
 PUTs, the rank's index, and on rank 0 the commit. One save goes through the background at a time, the next waits with
@@ -25,14 +25,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
 from tlcore.checkpoint.background import Save, SaveRunner
-from tlcore.checkpoint.commit import Committer, Identity, SaveDropped
+from tlcore.checkpoint.commit import Committer, Identity
 from tlcore.checkpoint.device import Device, HostMemory, StatePiece
 from tlcore.checkpoint.intervals import Row
 from tlcore.checkpoint.manifest import Manifest
@@ -137,18 +137,14 @@ class CheckpointWriter:
         snapshot = Snapshot(plan, pieces, self._slots, passing, self._device, self._patience.check, f"step {step}")
         save = Save(step, began, plan, self._encoded(common), snapshot)
         self._limit = room.in_flight
-        admitted = self._admit(room.in_flight)
+        self._await_room()
         self._saves[step] = save
-        if not admitted:
-            snapshot.forget()
-            self._give_up(save, f"{room.in_flight} saves were in flight")
-        else:
-            self._begin(save, flowing=room.need > room.most)
+        self._begin(save, flowing=room.need > room.most)
         save.stall_s += time.monotonic() - began
 
     def has_room(self) -> bool:
-        """Whether a save begun now would neither wait for another one nor be dropped, nor drop one."""
-        return sum(not save.future.done() for save in self._saves.values()) < self._limit
+        """Whether a save begun now would not wait for another one."""
+        return len(self._flying()) < self._limit
 
     def before_update(self) -> float:
         """Block until no snapshot reads live memory any more; call it right before the optimizer's step.
@@ -167,15 +163,14 @@ class CheckpointWriter:
         return waited
 
     def poll(self) -> list[SaveReport]:
-        """Reports of the saves that ended since the last call, failed and dropped ones too; does not wait."""
+        """Reports of the saves that ended since the last call, failed ones too; does not wait."""
         ended = [save for save in self._saves.values() if not save.told and save.future.done()]
         for save in ended:
             save.told = True
         return [self._report(save) for save in ended]
 
     def wait(self, step: int | None = None) -> list[SaveReport]:
-        """Reports of `step`, or of every save not yet reported, once each is committed on all ranks or
-        dropped.
+        """Reports of `step`, or of every save not yet reported, once each is committed on all ranks.
 
         Raises CheckpointError when one failed (StaleWriter when another writer owns the trial), or `step` was
         never saved.
@@ -250,29 +245,12 @@ class CheckpointWriter:
         self._passing.allow(passing)
         return _Room(need, most, passing, MAX_IN_FLIGHT if most >= MAX_IN_FLIGHT * need else 1)
 
-    def _admit(self, limit: int) -> bool:
-        """Whether a new save may go on, after `when_late` has been applied to the ones in flight."""
-        while len(flying := [save for save in self._saves.values() if not save.future.done()]) >= limit:
-            if self._settings.when_late == "wait":
-                wait_for([save.future for save in flying], return_when=FIRST_COMPLETED)
-            elif self._settings.when_late == "skip" or not self._replace_pending(flying):
-                return False
-        return True
+    def _flying(self) -> list[Save]:
+        return [save for save in self._saves.values() if not save.future.done()]
 
-    def _replace_pending(self, flying: Sequence[Save]) -> bool:
-        """Give up the save that has not begun, if there is one, so that the newest takes its place."""
-        pending = next((save for save in flying if save.future.cancel()), None)
-        if pending is None:
-            return False
-        self._give_up(pending, "a newer save took its place")
-        return True
-
-    def _give_up(self, save: Save, reason: str) -> None:
-        """No checkpoint of this step: free its memory and tell the other ranks."""
-        save.future.cancel()
-        save.drop()
-        if self._identity.world_size > 1:
-            self._hashers.submit(self._runner.tell, save.step, reason, failed=False)
+    def _await_room(self) -> None:
+        while len(flying := self._flying()) >= self._limit:
+            wait_for([save.future for save in flying], return_when=FIRST_COMPLETED)
 
     def _begin(self, save: Save, *, flowing: bool) -> None:
         """Take the snapshot, or begin to, and hand the save to the background.
@@ -295,10 +273,7 @@ class CheckpointWriter:
                 save.future = self._background.submit(self._runner.run, save)
 
     def _report(self, save: Save) -> SaveReport:
-        try:
-            return replace(save.future.result(), stall_s=save.stall_s)
-        except CancelledError:
-            return SaveReport(save.step, "dropped", save.stall_s, save.stall_s)
+        return replace(save.future.result(), stall_s=save.stall_s)
 
     def _observed(self, save: Save) -> SaveReport:
         """The report of a save, after rank 0's commit was seen."""
@@ -307,8 +282,6 @@ class CheckpointWriter:
             return report
         try:
             self._committer.observe(save.step)
-        except SaveDropped:
-            report = replace(report, outcome="dropped")
         except TlcoreError as error:
             save.error = error
             report = replace(report, outcome="failed", error=error.message)

@@ -252,7 +252,7 @@ def _saves(rows: Sequence[TrialRow]) -> str:
     ]
     if total["upload_s"] > 0:
         parts.append(figures.speed(total["bytes_new"] / total["upload_s"]))
-    parts += [f"{total[name]} {name}" for name in ("failed", "dropped", "retries") if total[name]]
+    parts += [f"{total[name]} {name}" for name in ("failed", "retries") if total[name]]
     return f"checkpoints: {', '.join(parts)}"
 
 

@@ -4,7 +4,7 @@ Owns the writer of this session. Does not own when to save (`cadence.py`, `sessi
 that writes the history (`notes.py`). Called by `session.py`.
 
 What `checkpoint.when_late` says is decided by the session for all ranks alike: ranks that each dropped saves of their own would
-drop different ones, and a checkpoint needs all of them. So the writer is always told to wait, and `has_room` says where it would.
+drop different ones, and a checkpoint needs all of them. So a writer waits where two saves are under way, and `has_room` says when.
 
 A restart of a trial claims a number of its own in the store (`attempt`), before it looks for a checkpoint: its rank indexes then
 never meet those of a killed predecessor at the same step, and a predecessor that is not dead after all commits nothing more.
@@ -47,7 +47,6 @@ def writer_settings(recipe: Recipe, ranks_on_host: int) -> WriterSettings:
     shared = max(FEWEST_CONNECTIONS, CONNECTIONS_PER_HOST // max(1, ranks_on_host))
     return WriterSettings(
         snapshot=section.snapshot,
-        when_late="wait",
         memory_bytes=None if section.memory_bytes == "auto" else section.memory_bytes,
         connections=shared if section.connections == "auto" else section.connections,
     )
@@ -59,7 +58,6 @@ class SaveTotals:
 
     saves: int = 0
     failed: int = 0
-    dropped: int = 0
     stall_s: float = 0.0
     bytes_new: int = 0
     bytes_reused: int = 0
@@ -72,7 +70,6 @@ class SaveTotals:
         """Count one save that ended."""
         self.saves += report.outcome in ("committed", "uploaded")
         self.failed += report.outcome == "failed"
-        self.dropped += report.outcome == "dropped"
         self.stall_s += report.stall_s
         self.bytes_new += report.bytes_new
         self.bytes_reused += report.bytes_reused

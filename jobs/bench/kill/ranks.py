@@ -47,7 +47,7 @@ from tlcore.checkpoint import (  # noqa: E402
     newest_intact,
     read_manifest,
 )
-from tlcore.checkpoint.settings import SnapshotKind, WhenLate  # noqa: E402
+from tlcore.checkpoint.settings import SnapshotKind  # noqa: E402
 from tlcore.engine.state import Interval, to_piece  # noqa: E402
 from tlcore.errors import CheckpointError, StaleWriter  # noqa: E402
 from tlcore.storage import ObjectStore, open_store  # noqa: E402
@@ -88,7 +88,6 @@ class Life:
     trial: str
     number: int
     world_size: int
-    when_late: WhenLate
     snapshot: SnapshotKind
     keep_last: int
     rendezvous: str
@@ -175,9 +174,7 @@ def _save_for_ever(life: Life, rank: int, tell: Tell) -> None:
     state = LiveState(life, rank)
     if parent is not None:
         tell("restored", parent.step, state.restore_fault(store, parent))
-    settings = WriterSettings(
-        when_late=life.when_late, snapshot=life.snapshot, chunk_bytes=kill_state.CHUNK_BYTES, connections=4
-    )
+    settings = WriterSettings(snapshot=life.snapshot, chunk_bytes=kill_state.CHUNK_BYTES, connections=4)
     keep = Retention(store, life.trial, life.keep_last, 1, "score", "max") if rank == 0 and life.keep_last else None
     first = 1 + (parent.step if parent else 0)
     with CheckpointWriter(

@@ -155,7 +155,6 @@ class SaveKills:
             trial=trial.name,
             number=self._lives,
             world_size=world_size,
-            when_late=draw.choice(["wait", "wait", "newest", "skip"]),
             snapshot=draw.choice(["eager", "lazy"]),
             keep_last=trial.keep_last,
             rendezvous=str(self._shop.scratch / f"gloo-{self._lives}"),

@@ -88,7 +88,7 @@ class Victim:
         found = [stage for stage in REQUESTS if times["begin", stage] > times["end", stage]]
         if times["save"] > times["saved"]:
             found.append("snapshot")
-        if not found and times["saved"] > times["uploaded"] + times["committed"] + times["dropped"]:
+        if not found and times["saved"] > times["uploaded"] + times["committed"]:
             found.append("hash")
         return found or ["between" if times["saved"] else "start"]
 

@@ -63,7 +63,6 @@ class StoreKills:
             trial=ledger.trial,
             number=_LIFE_NUMBERS + index,
             world_size=2,
-            when_late="wait",
             snapshot="eager",
             keep_last=KEEP_LAST,
             rendezvous=str(self._shop.scratch / f"gloo-{ledger.trial}"),

@@ -63,7 +63,7 @@ class Tlcore:
             for name, data in state.items()
         }
         self._common = {"parameters": table, "scalars": {}, "zero_stage": 1}
-        settings = WriterSettings(when_late="wait", connections=self._connections)
+        settings = WriterSettings(connections=self._connections)
         self._writer = CheckpointWriter(self._store, "bench", 0, 1, 1, settings)
         self._writer.prepare(self._pieces)
 
