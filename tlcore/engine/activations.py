@@ -1,9 +1,10 @@
 """Memory of one forward and backward pass, counted without running it.
 
-Owns the count. The model is built over fake tensors, which have shapes, dtypes and a device and no memory; a forward and a backward
-pass over them calls every operator, so what autograd saves, what an operator needs besides, and what activation checkpointing drops
-and makes again are all in the count, for whatever family of models. Nothing is known here of ZeRO: gradients are noted as they
-arrive and taken away, since what becomes of them is DeepSpeed's business (`footprint.py`).
+Owns the count, and the switch for activation checkpointing. The model is built over fake tensors, which have shapes, dtypes and a
+device and no memory; a forward and a backward pass over them calls every operator, so what autograd saves, what an operator needs
+besides, and what activation checkpointing drops and makes again are all in the count, for whatever family of models. On a CPU it is
+the same, to the byte, as counted over real tensors. Nothing is known here of ZeRO: gradients are noted as they arrive and taken
+away, since what becomes of them is DeepSpeed's business (`zero_memory.py`).
 
 A published formula (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", arXiv:2205.05198,
 equation 2: s b h (34 + 5 a s / h) bytes per layer at 16 bits) holds for one kind of transformer with one kind of attention; fused
@@ -22,6 +23,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from tlcore.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,25 @@ class PassMemory:
 @contextmanager
 def nothing_allocated() -> Iterator[None]:
     """Inside, tensors that are made have no memory. Build the model and its batch here, then `count_pass`."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+    moved = torch.nn.Module._apply
+    torch.nn.Module._apply = _apply  # type: ignore[method-assign]
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        torch.nn.Module._apply = moved  # type: ignore[method-assign]
 
 
-def cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """`model.to(dtype)` for a model over fake tensors, whose parameters torch cannot exchange in place."""
-    for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:
-                    held[name] = _cast(tensor, dtype)
-
-
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    made = tensor.detach().to(dtype)
-    return torch.nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
+def _apply(self: torch.nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> torch.nn.Module:
+    """`Module.to` and its kin over fake tensors: torch would exchange parameters in place, which these cannot."""
+    for module in self.modules() if recurse else [self]:
+        for name, parameter in module._parameters.items():
+            if parameter is not None and (made := fn(parameter.detach())).dtype != parameter.dtype:
+                module._parameters[name] = torch.nn.Parameter(made, parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fn(buffer)
+    return self
 
 
 def count_pass(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> PassMemory:
@@ -83,14 +89,14 @@ def count_pass(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Pass
             arrivals.append(Arrival(name, live.take_peak()))
 
         hooks = [
-            parameter.register_post_accumulate_grad_hook(lambda each, name=name: note(name, each))  # type: ignore[misc]
+            parameter.register_post_accumulate_grad_hook(lambda each, name=name: note(name, each))
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         ]
         try:
             value = loss()
             forward = live.take_peak()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -133,3 +139,14 @@ class _Live(TorchDispatchMode):
 def _key(tensor: torch.Tensor) -> int:
     key: int = tensor.untyped_storage()._cdata
     return key
+
+
+def checkpoint_activations(model: torch.nn.Module) -> None:
+    """Have the model recompute its activations. Raises RequestError where its class cannot."""
+    enable = getattr(model, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise RequestError(
+            f"train.activation_checkpointing: {type(model).__name__} does not offer it",
+            hint="set train.activation_checkpointing to false",
+        )
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})

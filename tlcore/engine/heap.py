@@ -2,14 +2,16 @@
 
 Owns the arithmetic of blocks and gaps. Sums of what is live at a time fall short where large buffers come and go: a gap that a
 gradient left is no room for a larger bucket, so the heap grows, and glibc, told to keep what it has (`process.py`), does not shrink
-again. The rule here is glibc's for large blocks: the smallest gap that fits, neighbours merged, else more at the end. A device's caching
-allocator gives whole free segments back when it would fail, so there `compact` counts what is live.
+again. The rule here is glibc's for large blocks: the smallest gap that fits, else more at the end. Gaps of two blocks do not become
+one: small objects, such as the tensors that were views of them, lie between. A device's caching allocator gives whole free segments
+back when it would fail, so there `compact` counts what is live.
 
 What is small and short-lived (activations) fits into gaps of any size and is told as a sum, `fluid`. Called by `zero_memory.py`.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 
 
@@ -38,8 +40,7 @@ class Heap:
             self._gaps.remove(gap)
             start = gap[0]
             if gap[1] > need:
-                self._gaps.append((start + need, gap[1] - need))
-                self._gaps.sort()
+                insort(self._gaps, (start + need, gap[1] - need))
         self._blocks[name] = (start, need)
         self.fluid(0)
 
@@ -49,7 +50,7 @@ class Heap:
             start, size = self._blocks.pop(name)
             self._live -= size
             if size:
-                self._gaps = _merged([*self._gaps, (start, size)])
+                insort(self._gaps, (start, size))
 
     def give_all(self, names: Iterable[str]) -> None:
         """Free those blocks of the names that exist."""
@@ -69,13 +70,3 @@ class Heap:
         """A block that comes and goes."""
         self.take("passing", size)
         self.give("passing")
-
-
-def _merged(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for start, size in sorted(gaps):
-        if merged and sum(merged[-1]) == start:
-            merged[-1] = (merged[-1][0], merged[-1][1] + size)
-        else:
-            merged.append((start, size))
-    return merged

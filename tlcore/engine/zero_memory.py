@@ -29,6 +29,13 @@ STEPS = 2
 
 _STATES: Mapping[str, int] = {"adamw": 2, "adam": 2, "sgd": 1, "lion": 1, "adagrad": 1, "muon": 1}
 """Tensors of a trained parameter's size that each optimizer keeps; Muon's others are AdamW's and counted as such."""
+
+
+def states_of(optimizer: str) -> int:
+    """How many tensors of a trained parameter's size an optimizer keeps; of Muon's, those of AdamW's part are more."""
+    return _STATES[optimizer]
+
+
 _WORKING: Mapping[str, int] = {"lion": 1, "adagrad": 2}
 """Copies of a whole group that a step makes (`own_optimizers.py`); fused kernels make none."""
 
@@ -94,9 +101,7 @@ def rank_memory(setup: Setup, weights: Sequence[Weight], buffer_bytes: int, pass
     return RankMemory(max(one.device_bytes for one in found), max(one.host_bytes for one in found))
 
 
-def _simulated(
-    setup: Setup, weights: Sequence[Weight], buffer_bytes: int, passes: PassMemory, rank: int
-) -> RankMemory:
+def _simulated(setup: Setup, weights: Sequence[Weight], buffer_bytes: int, passes: PassMemory, rank: int) -> RankMemory:
     kind = {0: _Whole, 1: _Partitioned, 2: _Partitioned, 3: _Gathered}[setup.stage]
     trial = kind(setup, weights, passes, rank)
     trial.home.take("buffers", buffer_bytes)
@@ -133,7 +138,7 @@ class _Whole:
         """Tensors of the optimizer for a weight."""
         if self.setup.optimizer == "muon" and weight is not None and not weight.muon:
             return 2
-        return _STATES[self.setup.optimizer]
+        return states_of(self.setup.optimizer)
 
     def build(self) -> None:
         """Weights as they come."""
