@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from recipe_cases import changed
 
-from tlcore.errors import ModelError
+from tlcore.errors import ModelError, RequestError
 from tlcore.recipe import plan_batch, recipe_from_dict
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.fit import FitCheck, admission, compare, in_settings, refuse, worker_room
@@ -120,12 +120,14 @@ def test_points_that_differ_in_nothing_that_matters_are_estimated_once():
     assert len(asked) == 1
 
 
-def test_what_is_wrong_with_the_model_is_raised():
+@pytest.mark.parametrize(("error", "fits"), [(ModelError("no tokenizer"), None), (RequestError("has 6 blocks"), False)])
+def test_a_recipe_that_its_model_refuses_does_not_fit_and_an_unreadable_model_is_unknown(error, fits):
     def broken(recipe, on_gpu):
-        raise ModelError("no such model")
+        raise error
 
-    with pytest.raises(ModelError):
-        check(recipe(), estimate=broken).verdict({"train.global_batch_size": 8})
+    verdict = check(recipe(), estimate=broken).verdict({"train.global_batch_size": 8})
+    assert verdict.fits is fits
+    assert error.message in verdict.reason
 
 
 def admitted(policy, size, nodes=(NODE,)):

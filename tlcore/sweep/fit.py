@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from tlcore.errors import CannotFit, CannotPlace, RecipeError
+from tlcore.errors import CannotFit, CannotPlace, RecipeError, RequestError, TlcoreError
 from tlcore.recipe import Point, Recipe, apply_point
 from tlcore.recipe.milder import milder
 from tlcore.recipe.space import flat
@@ -69,11 +70,7 @@ class FitCheck:
         self._known: dict[str, Verdict] = {}
 
     def verdict(self, point: Mapping[str, Any]) -> Verdict:
-        """Whether the point can run, and if not, what to change.
-
-        Raises:
-            TlcoreError: nothing of this recipe can run, such as a model that cannot be read.
-        """
+        """Whether the point can run, and if not, what to change."""
         try:
             recipe = apply_point(self._recipe, point)
         except RecipeError as error:
@@ -98,7 +95,12 @@ class FitCheck:
         except CannotPlace as error:
             return Verdict(False, f"{error.message}; {error.hint}")
         room = worker_room(shape, self._nodes, self._gpu_bytes, most_workers(recipe, self._recipe))
-        needs = self._estimate(recipe, bool(shape.gpus))
+        try:
+            needs = self._estimate(recipe, bool(shape.gpus))
+        except RequestError as error:  # another number of blocks, or of positions
+            return Verdict(False, str(error))
+        except TlcoreError as error:  # a model that cannot be read here, which a worker may say better
+            needs = {"unknown": error.message}
         fits, reason = compare(needs, room)
         if fits is not False:
             return Verdict(fits, reason, None, needs, room)
@@ -106,9 +108,9 @@ class FitCheck:
 
     def _mended(self, recipe: Recipe, shape: Shape, room: Room) -> Point | None:
         for changes in milder(recipe):
-            milder_recipe = apply_point(recipe, changes)
-            if compare(self._estimate(milder_recipe, bool(shape.gpus)), room)[0]:
-                return changes
+            with suppress(TlcoreError):  # what this model does not offer, such as recomputed activations
+                if compare(self._estimate(apply_point(recipe, changes), bool(shape.gpus)), room)[0]:
+                    return changes
         return None
 
 

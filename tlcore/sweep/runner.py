@@ -27,8 +27,8 @@ from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, prob
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.display import Display
 from tlcore.sweep.driver import Driver
-from tlcore.sweep.estimates import EstimatorProcess
-from tlcore.sweep.fit import Admit, FitCheck, Verdict, admission, refuse
+from tlcore.sweep.estimates import Estimate, EstimatorProcess
+from tlcore.sweep.fit import Admit, FitCheck, Verdict, admission, admit_all, refuse
 from tlcore.sweep.gpus import smallest_gpu_bytes
 from tlcore.sweep.outcome import SweepOutcome
 from tlcore.sweep.quiet import quiet_ray
@@ -52,12 +52,15 @@ class SweepOptions:
         display: shows the sweep live; None shows nothing. Closed by the caller.
         logs: directory for the driver's log; None makes one under the user's cache directory.
         session: import path of the session class that the ranks drive.
+        estimate: what a worker needs of memory; None asks `train/estimate.py`, which knows of tlcore's own session alone: with
+            another one, memory is not checked.
     """
 
     resume: bool = False
     display: Display | None = None
     logs: Path | None = None
     session: str = SESSION
+    estimate: Estimate | None = None
 
 
 def log_directory(name: str, now: datetime) -> Path:
@@ -98,8 +101,10 @@ def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> Sweep
     probe(recipe.storage)
     check_inputs(recipe)
     run = _find_run(recipe) if options.resume else None
-    with EstimatorProcess() as estimate, quiet_ray(logs), _interrupts() as halt:
-        admit, unknown = _check_fits(recipe, Cluster(), estimate)
+    with EstimatorProcess() as process, quiet_ray(logs), _interrupts() as halt:
+        own = process if options.session == SESSION else None
+        admit, unknown = _check_fits(recipe, Cluster(), options.estimate or own)
+        process.close()  # an adaptive searcher's new combinations start it again
         earlier = None
         if run is None:
             earlier = find_earlier(recipe)
@@ -146,7 +151,7 @@ def _find_run(recipe: Recipe) -> RunRef:
     return run
 
 
-def _check_fits(recipe: Recipe, cluster: Cluster, estimate: EstimatorProcess) -> tuple[Admit, list[str]]:
+def _check_fits(recipe: Recipe, cluster: Cluster, estimate: Estimate | None) -> tuple[Admit, list[str]]:
     """See that the sweep's points can run; returns what becomes of each suggestion, and what could not be found out.
 
     Raises CannotPlace, CannotFit: some cannot and the recipe says refuse, or none can and nothing helps.
@@ -154,16 +159,17 @@ def _check_fits(recipe: Recipe, cluster: Cluster, estimate: EstimatorProcess) ->
     nodes, gpus = cluster.nodes(), cluster.has_gpus()
     # whatever the searcher, its points come from the same domains
     points = [trial_point(recipe, recipe.train.seed, index) for index in range(trials_wanted(recipe))]
-    if recipe.failures.on_infeasible == "refuse":
+    if recipe.failures.on_infeasible == "refuse" or estimate is None:
         seen: set[Shape] = set()
         for point in points:
             shape = shape_of(apply_point(recipe, point), gpus)
             if shape not in seen:
                 seen.add(shape)
                 check_placeable(shape, nodes)
+    if estimate is None:
+        return admit_all, []
     check = FitCheck(recipe, nodes, gpus, smallest_gpu_bytes() if gpus else None, estimate)
     verdicts = [(point, check.verdict(point)) for point in points]
-    estimate.close()  # an adaptive searcher's new combinations start it again
     bad = [(point, verdict) for point, verdict in verdicts if verdict.fits is False]
     if bad and not _goes_on(recipe.failures.on_infeasible, [verdict for _, verdict in verdicts]):
         raise refuse(bad, len(points))
