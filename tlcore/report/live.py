@@ -247,6 +247,8 @@ class LineDisplay(Display):
         kind, row = event["kind"], self.view.row(event.get("trial"))
         if kind == "resumed":
             return f"sweep resumed ({_by_state(self.view.rows()) or 'no trial yet'})"
+        if kind == "unknown":
+            return f"the check before the sweep leaves open: {'; '.join(event['reasons'])}"
         if row is None:
             return ""
         measured = f"rung={figures.share(row.rung)} {self.view.metric}={figures.metric(row.metric)}"
