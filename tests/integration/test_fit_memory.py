@@ -82,7 +82,7 @@ def check_estimates(directory: Path, model: Path, wanted: list[tuple[int, bool]]
 
 
 def test_a_small_model_within_15_percent(tmp_path):
-    check_estimates(tmp_path, make_bert(tmp_path / "model", 60_000, 512, 4), [(2, False)])
+    check_estimates(tmp_path, make_bert(tmp_path / "model", 60_000, 512, 4), [(0, False)])
 
 
 @pytest.mark.long

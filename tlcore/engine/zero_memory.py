@@ -270,7 +270,7 @@ class _Gathered(_Whole):
         return -(-weight.elements // self.setup.world_size)
 
     def build(self) -> None:
-        """Weights are cut one by one, then all parts moved into one buffer; in fp32 that buffer is the masters, too."""
+        """Weights are cut one by one, then all parts moved into one buffer; masters are a copy of it."""
         home = self.host if self.setup.offload_param else self.home
         loaded = sum(weight.elements for weight in self.weights) * self.item
         for weight in self.weights:
@@ -279,12 +279,13 @@ class _Gathered(_Whole):
         parts = sum(self._part(weight) for weight in self.trained)
         home.take("parts", self.item * parts)
         home.give(*[f"part {weight.name}" for weight in self.trained])
-        if self.item != MASTER_BYTES or self.setup.offload_optimizer:
-            for key, group in self.groups:
-                size = MASTER_BYTES * sum(self._part(weight) for weight in group)
-                self.state_home.take(f"made {key}", size)
-                self.state_home.take(f"masters {key}", size)
-                self.state_home.give(f"made {key}")
+        for key, group in self.groups:
+            # a copy in fp32, too: DeepSpeed means to share, and compares a torch.device with a name, which are never equal
+            size = MASTER_BYTES * sum(self._part(weight) for weight in group)
+            cast = self.item != MASTER_BYTES or (self.setup.offload_optimizer and self.setup.on_gpu)
+            self.state_home.take(f"made {key}", size if cast else 0)
+            self.state_home.take(f"masters {key}", size)
+            self.state_home.give(f"made {key}")
         largest = max(sum(self._part(weight) for weight in group) for _, group in self.groups)
         self.state_home.passing(MASTER_BYTES * largest)
         if self.setup.offload_optimizer:

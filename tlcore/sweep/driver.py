@@ -122,6 +122,8 @@ class Driver:
     def _seat(self, entry: Entry) -> None:
         if entry["kind"] == "suggested":
             self._seats.add(entry["trial"], entry["point"], entry["of"])
+        elif entry["kind"] == "dropped":
+            self._seats.drop(entry["trial"], entry["point"], entry["of"])
 
     def _clone(self, decided: TakeOver, check: bool) -> bool:
         if check:
