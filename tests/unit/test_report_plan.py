@@ -41,7 +41,7 @@ def test_a_point_with_what_to_change():
 
 def test_a_point_for_which_nothing_helps_and_a_batch_that_does_not_divide():
     text = shown({**ROW, "changes": None}, {"point": {}, "trials": 1, "fits": False, "reason": "7", "changes": None})
-    assert "no milder settings fit" in text
+    assert text.count("no milder settings fit") == 1
     assert "as the recipe says" in text
 
 

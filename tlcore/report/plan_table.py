@@ -81,7 +81,9 @@ def _lines(plan: Mapping[str, Any]) -> Iterator[Text]:
         if row["fits"] is True:
             continue
         yield Text(f"{number}: {row['reason']}", _MARKS[row["fits"]][1])
-        if row["fits"] is False:
+        if (
+            row["fits"] is False and row.get("room") is not None
+        ):  # else it is not memory that is short, and the reason says
             yield Text("   " + _advice(row["changes"]))
     yield Text(f"on {plan['site']}; storage " + ("can be written" if plan["storage"] is None else "cannot be written:"))
     if plan["storage"] is not None:
