@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from rank_server import start
-from small_model import make_small_bert
 
+from tests.small_model import make_small_bert
 from tlcore.recipe import recipe_from_dict
 from tlcore.train.estimate import PROCESS_BYTES, Estimator
 

@@ -9,8 +9,8 @@ from sweep_bench import Notes, make_recipe, options, read_trace
 
 from tlcore.errors import CannotFit
 from tlcore.recipe import plan_batch
-from tlcore.storage import list_runs, read_journal
-from tlcore.storage.journal import SweepState
+from tlcore.storage import list_runs
+from tlcore.storage.journal import SweepState, read_journal
 from tlcore.sweep import run_sweep
 
 pytestmark = pytest.mark.integration
