@@ -159,6 +159,12 @@ class CannotPlace(SweepError):
     exit_code = 2
 
 
+class CannotFit(SweepError):
+    """What a trial needs of memory is more than a worker has."""
+
+    exit_code = 2
+
+
 class WorkerLost(SweepError):
     """A worker process or its node died."""
 

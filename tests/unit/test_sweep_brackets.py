@@ -117,3 +117,22 @@ def test_every_first_rung_is_a_whole_number(reduction, depth):
 def test_tune_rounds_the_first_rung_away():
     own = HyperBandScheduler("t", "m", "max", max_t=49, reduction_factor=7)
     assert own._get_r0(2) == 0
+
+
+@pytest.mark.parametrize("name", ["hyperband", "bohb"])
+def test_nobody_waits_for_a_trial_that_was_dropped(name):
+    live = hyperband(trials=3, name=name)
+    started(live, "t000", "t001")
+    first = 0.25 if name == "bohb" else 1.0
+    if name == "bohb":
+        assert [live.report(each, first, value) for each, value in (("t000", 0.1), ("t001", 0.2))] == ["PAUSE", "PAUSE"]
+        assert live.seats.choose() is None
+    live.write("dropped", "t002", point={}, of=3)
+    live.seats.drop("t002", {}, 3)
+    assert not live.seats.more_to_come()
+    assert live.status("t002") == Trial.ERROR
+    if name == "bohb":
+        assert live.seats.choose() is not None
+    again = Live(live.recipe, live.journal)
+    assert again.status("t002") == Trial.ERROR
+    assert not again.seats.more_to_come()

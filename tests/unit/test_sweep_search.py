@@ -12,6 +12,7 @@ from ray.tune.registry import register_trainable
 
 from tlcore.recipe import recipe_from_dict, trial_point
 from tlcore.storage.journal import SweepState
+from tlcore.sweep.fit import Admitted, admit_all
 from tlcore.sweep.resources import Shape
 from tlcore.sweep.search import SlotTrial, TrialSource, Waiting, trials_wanted
 from tlcore.sweep.searchers import make_searcher
@@ -50,6 +51,7 @@ class Harness:
         room=lambda shape, live: True,
         shape_of=lambda recipe: ANY_SHAPE,
         waiting=None,
+        admit=admit_all,
     ):
         self.written = []
         self.state = SweepState.from_entries(entries)
@@ -62,6 +64,7 @@ class Harness:
             shape_of=shape_of,
             room=room,
             record=self.record,
+            admit=admit,
         )
         register_trainable("slot-under-test", Slot)
         spec = {"run": "slot-under-test", "storage": None, "checkpoint_config": CheckpointConfig()}
@@ -217,3 +220,61 @@ def test_a_trial_is_retried_when_its_slot_died_and_not_when_it_failed(error, rec
     trial.failure = error
     assert isinstance(trial, Trial)
     assert trial.should_recover() is recovers
+
+
+def admit_but(index, instead):
+    """Everything as it is, but the point number `index`."""
+    seen = []
+
+    def admit(point):
+        if point not in seen:
+            seen.append(point)
+        return instead(point) if seen.index(point) == index else Admitted(dict(point))
+
+    return admit
+
+
+def dropping(point):
+    return Admitted(dict(point), failure={"error": "CannotFit", "message": "not run: too large", "hint": ""})
+
+
+def test_a_point_that_does_not_fit_is_written_down_and_the_next_one_runs():
+    harness = Harness(recipe(), admit=admit_but(1, dropping))
+    assert [trial.trial_id for trial in harness.take()] == ["t000", "t002", "t003"]
+    assert [(kind, trial) for kind, trial, _ in harness.written] == [
+        ("suggested", "t000"),
+        ("dropped", "t001"),
+        ("suggested", "t002"),
+        ("suggested", "t003"),
+    ]
+    assert harness.state.trials["t001"].status == "failed"
+    assert harness.source.is_finished()
+
+
+def test_when_nothing_fits_the_sweep_ends():
+    harness = Harness(recipe(), admit=dropping)
+    assert harness.take() == []
+    assert harness.source.is_finished()
+    assert len(harness.state.trials) == 4
+
+
+def test_a_resume_goes_on_after_dropped_points_and_suggests_them_never_again():
+    first = Harness(recipe(), admit=admit_but(1, dropping))
+    first.take(2)
+    entries = [{"kind": kind, "trial": trial, **facts} for kind, trial, facts in first.written]
+    again = Harness(recipe(), [*entries, {"kind": "resumed"}], admit=dropping)
+    assert [trial.trial_id for trial in again.take()] == ["t000", "t002"]
+    assert again.state.trials["t001"].status == "failed"
+
+
+def test_a_repaired_point_is_what_the_slot_gets_and_what_a_resume_finds():
+    def mend(point):
+        return Admitted({**point, "train.micro_batch_size": 2}, {"train.micro_batch_size": ["auto", 2]})
+
+    harness = Harness(recipe(), admit=admit_but(0, mend))
+    trial = harness.take(1)[0]
+    assert trial.config["point"]["train.micro_batch_size"] == 2
+    [(_, _, facts)] = harness.written
+    assert facts["repaired"] == {"train.micro_batch_size": ["auto", 2]}
+    again = Harness(recipe(), [{"kind": "suggested", "trial": "t000", **facts}, {"kind": "resumed"}])
+    assert again.take(1)[0].config["point"] == trial.config["point"]

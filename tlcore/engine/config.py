@@ -42,9 +42,14 @@ def deepspeed_config(
     return merge(ours, recipe.deepspeed.extra)
 
 
-def _zero(recipe: Recipe, device_type: str, trained_elements: int) -> dict[str, Any]:
+def bucket_elements(trained_elements: int) -> int:
+    """Size of DeepSpeed's communication buckets: all that is trained, as far as that is reasonable."""
     # Even, or ZeRO 1 and 2 refuse it: they align buckets to two elements.
-    bucket = max(2, min(_LARGEST_BUCKET_ELEMENTS, trained_elements + trained_elements % 2))
+    return max(2, min(_LARGEST_BUCKET_ELEMENTS, trained_elements + trained_elements % 2))
+
+
+def _zero(recipe: Recipe, device_type: str, trained_elements: int) -> dict[str, Any]:
+    bucket = bucket_elements(trained_elements)
     zero: dict[str, Any] = {
         "stage": recipe.deepspeed.zero_stage,
         "overlap_comm": device_type == "cuda",

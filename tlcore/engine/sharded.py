@@ -16,6 +16,7 @@ import torch
 from tlcore.checkpoint import CheckpointReader
 from tlcore.checkpoint.device import StatePiece
 from tlcore.engine import state
+from tlcore.engine.activations import checkpoint_activations
 from tlcore.engine.config import deepspeed_config
 from tlcore.engine.device import TorchDevice
 from tlcore.engine.gather import gather_by_broadcast
@@ -32,7 +33,6 @@ from tlcore.engine.restore import (
     set_optimizer_steps,
     set_scaler_state,
 )
-from tlcore.errors import RequestError
 from tlcore.recipe import BatchPlan, Recipe
 
 Batch = dict[str, torch.Tensor]
@@ -66,7 +66,7 @@ class ShardedModel:
         self.device = device
         self.precision = choose_precision(recipe, device)
         if recipe.train.activation_checkpointing:
-            _checkpoint_activations(model)
+            checkpoint_activations(model)
         if recipe.train.compile:
             model.compile()
         # DeepSpeed broadcasts and shards only what is trained; frozen weights must be cast here.
@@ -176,13 +176,3 @@ def _skip_inference_op() -> None:
     """Keep DeepSpeed from compiling its shared-memory all-reduce on CPU machines: minutes of g++ at first use, and only its
     inference engine calls it."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _checkpoint_activations(model: torch.nn.Module) -> None:
-    enable = getattr(model, "gradient_checkpointing_enable", None)
-    if enable is None:
-        raise RequestError(
-            f"train.activation_checkpointing: {type(model).__name__} does not offer it",
-            hint="set train.activation_checkpointing to false",
-        )
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -126,6 +126,11 @@ def new_parameters(model: nn.Module) -> frozenset[str]:
     return names
 
 
+def mark_new(model: nn.Module, names: frozenset[str]) -> None:
+    """Have `new_parameters` give these names."""
+    setattr(model, _NEW, names)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars and no warnings of transformers inside; its settings are put back after."""

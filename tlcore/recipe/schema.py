@@ -223,7 +223,8 @@ class FailuresSection(Section):
     max_storage: NotNegative = 10
     """Saves of a trial that may fail before the trial does."""
     on_infeasible: Literal["refuse", "drop", "repair"] = "refuse"
-    """Points of the space that cannot run: refuse the recipe, leave them out, or mend them."""
+    """Points of the space whose batch, place or memory cannot be: refuse the sweep before it starts, drop them (such a trial does
+    not run and counts as failed), or repair them: smaller micro-batch, recomputed activations, higher ZeRO stage, offload."""
 
 
 class ReportSection(Section):

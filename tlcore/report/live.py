@@ -247,9 +247,16 @@ class LineDisplay(Display):
         kind, row = event["kind"], self.view.row(event.get("trial"))
         if kind == "resumed":
             return f"sweep resumed ({_by_state(self.view.rows()) or 'no trial yet'})"
+        if kind == "unknown":
+            return f"the check before the sweep leaves open: {'; '.join(event['reasons'])}"
         if row is None:
             return ""
         measured = f"rung={figures.share(row.rung)} {self.view.metric}={figures.metric(row.metric)}"
+        if kind == "dropped":
+            return f"{row.trial} {'; '.join(row.reason.splitlines())}"
+        if kind == "suggested" and event.get("repaired"):
+            changed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in event["repaired"].items())
+            return f"{row.trial} would not fit and runs with {changed}"
         if kind == "started":
             values = (f"{path}={figures.sampled(value)}" for path, value in row.point.items())
             return " ".join([row.trial, "started", *values])

@@ -5,7 +5,10 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
 
     warmed     source, used, unused                    results of an earlier sweep that the searcher starts from: the fitting
                                                        ones (point, fraction, metrics each) and how many did not fit
-    suggested  point, of                               a trial's place in the search space; how many trials are wanted in all
+    unknown    reasons                                 what the check before the sweep could not find out
+    suggested  point, of, repaired                     a trial's place in the search space; how many trials are wanted in all;
+                                                       `repaired`, if any: setting -> [suggested, what it runs with]
+    dropped    point, of, error, message, hint         suggested, and not run: it cannot fit (`failures.on_infeasible`)
     started    slot                                    the trial runs (again) in this slot
     result     step, total_steps, fraction, metrics, checkpoint_step, loss, samples_per_s
     paused     -                                       the scheduler has it wait at its last report
@@ -48,6 +51,8 @@ KINDS: Final = frozenset(
     {
         "warmed",
         "suggested",
+        "dropped",
+        "unknown",
         "started",
         "result",
         "paused",
@@ -154,6 +159,7 @@ class TrialState:
     reason: str = ""
     lost_workers: int = 0
     failure: Entry | None = None
+    repaired: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -203,7 +209,14 @@ class SweepState:
         self.entries += 1
         kind, trial = entry["kind"], entry.get("trial")
         if kind == "suggested":
-            self.trials[entry["trial"]] = TrialState(entry["trial"], dict(entry["point"]))
+            self.trials[entry["trial"]] = TrialState(
+                entry["trial"], dict(entry["point"]), repaired=dict(entry.get("repaired") or {})
+            )
+        elif kind == "dropped":
+            reason = str(entry["message"])
+            self.trials[entry["trial"]] = TrialState(
+                entry["trial"], dict(entry["point"]), "failed", reason=reason, failure=entry
+            )
         elif kind == "resumed":
             self._resume()
         elif kind == "finished":

@@ -30,6 +30,7 @@ from tlcore.storage.journal import Entry, Journal, SweepState, Takeover, TrialSt
 from tlcore.sweep.board import open_board
 from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
+from tlcore.sweep.fit import Admit, admit_all
 from tlcore.sweep.recorder import Halt, JournalCallback, Recorder
 from tlcore.sweep.resources import Cluster, Shape, has_room, shape_of
 from tlcore.sweep.schedulers import make_seats
@@ -51,6 +52,8 @@ class Driver:
         metrics: what every report must have.
         halt: asked when the sweep must stop before its end.
         earlier: run whose results warm the searcher of a new sweep.
+        admit: what becomes of a suggested point, by whether it fits.
+        unknown: what the check before the sweep could not find out; written down.
     """
 
     def __init__(
@@ -62,7 +65,10 @@ class Driver:
         display: Display | None,
         halt: Halt,
         earlier: RunRef | None = None,
+        admit: Admit = admit_all,
+        unknown: Sequence[str] = (),
     ) -> None:
+        self._admit, self._unknown = admit, list(unknown)
         self._recipe, self._run, self._session, self._metrics, self._halt = recipe, run, session, list(metrics), halt
         self._earlier = earlier
         self._store = run.open()
@@ -98,6 +104,8 @@ class Driver:
             self._searcher.observe(entry)
         replayed = Replay(self._seats, self._entries)
         self._recorder.listeners += [self._searcher.observe, self._seat]
+        if self._unknown:
+            self._recorder.record("unknown", reasons=self._unknown)
         if not self._entries:
             if self._earlier is not None:
                 self._recorder.record("warmed", **earlier_results(self._recipe, self._earlier))
@@ -114,6 +122,8 @@ class Driver:
     def _seat(self, entry: Entry) -> None:
         if entry["kind"] == "suggested":
             self._seats.add(entry["trial"], entry["point"], entry["of"])
+        elif entry["kind"] == "dropped":
+            self._seats.drop(entry["trial"], entry["point"], entry["of"])
 
     def _clone(self, decided: TakeOver, check: bool) -> bool:
         if check:
@@ -159,6 +169,7 @@ class Driver:
             shape_of=lambda recipe: shape_of(recipe, gpus),
             room=self._room,
             record=self._recorder.record,
+            admit=self._admit,
         )
         self._conductor.hands = source
         return source

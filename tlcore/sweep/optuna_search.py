@@ -73,11 +73,13 @@ class OptunaSearcher:
         if kind == "warmed":
             for number, used in enumerate(entry["used"]):
                 self._warm(f"{entry['source']}#{number}", used)
-        elif kind == "suggested":
+        elif kind in {"suggested", "dropped"}:
             self._suggested(entry)
+            if kind == "dropped":
+                self._told[entry["trial"]].state = TrialState.FAIL
         elif kind in {"result", "completed", "stopped", "failed"} and trial in self._told:
             _update(self._told[trial], entry, self._metrics)
-        self._observed += kind in {"warmed", "suggested", "result", "completed", "stopped", "failed"}
+        self._observed += kind in {"warmed", "suggested", "dropped", "result", "completed", "stopped", "failed"}
 
     def _suggested(self, entry: Entry) -> None:
         index, point, marks = len(self._told), dict(entry["point"]), dict[str, Any]()

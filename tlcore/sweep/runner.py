@@ -27,6 +27,9 @@ from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, prob
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.display import Display
 from tlcore.sweep.driver import Driver
+from tlcore.sweep.estimates import Estimate, EstimatorProcess
+from tlcore.sweep.fit import Admit, FitCheck, Verdict, admission, admit_all, refuse
+from tlcore.sweep.gpus import smallest_gpu_bytes
 from tlcore.sweep.outcome import SweepOutcome
 from tlcore.sweep.quiet import quiet_ray
 from tlcore.sweep.recorder import Halt
@@ -49,12 +52,15 @@ class SweepOptions:
         display: shows the sweep live; None shows nothing. Closed by the caller.
         logs: directory for the driver's log; None makes one under the user's cache directory.
         session: import path of the session class that the ranks drive.
+        estimate: what a worker needs of memory; None asks `train/estimate.py`, which knows of tlcore's own session alone: with
+            another one, memory is not checked.
     """
 
     resume: bool = False
     display: Display | None = None
     logs: Path | None = None
     session: str = SESSION
+    estimate: Estimate | None = None
 
 
 def log_directory(name: str, now: datetime) -> Path:
@@ -95,15 +101,17 @@ def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> Sweep
     probe(recipe.storage)
     check_inputs(recipe)
     run = _find_run(recipe) if options.resume else None
-    with quiet_ray(logs), _interrupts() as halt:
-        _check_fits(recipe, Cluster())
+    with EstimatorProcess() as process, quiet_ray(logs), _interrupts() as halt:
+        own = process if options.session == SESSION else None
+        admit, unknown = _check_fits(recipe, Cluster(), options.estimate or own)
+        process.close()  # an adaptive searcher's new combinations start it again
         earlier = None
         if run is None:
             earlier = find_earlier(recipe)
             run = create_run(recipe.storage, recipe.name, identity(recipe), now, secrets.token_hex(8))
         if halt.asked:
             raise KeyboardInterrupt
-        driver = Driver(recipe, run, options.session, metrics, options.display, halt, earlier)
+        driver = Driver(recipe, run, options.session, metrics, options.display, halt, earlier, admit, unknown)
         interrupted = driver.drive()
     state = driver.state
     _check_progress(state, halt, interrupted, logs)
@@ -143,15 +151,36 @@ def _find_run(recipe: Recipe) -> RunRef:
     return run
 
 
-def _check_fits(recipe: Recipe, cluster: Cluster) -> None:
+def _check_fits(recipe: Recipe, cluster: Cluster, estimate: Estimate | None) -> tuple[Admit, list[str]]:
+    """See that the sweep's points can run; returns what becomes of each suggestion, and what could not be found out.
+
+    Raises CannotPlace, CannotFit: some cannot and the recipe says refuse, or none can and nothing helps.
+    """
     nodes, gpus = cluster.nodes(), cluster.has_gpus()
-    seen: set[Shape] = set()
-    for index in range(trials_wanted(recipe)):
-        # whatever the searcher, its points come from the same domains
-        shape = shape_of(apply_point(recipe, trial_point(recipe, recipe.train.seed, index)), gpus)
-        if shape not in seen:
-            seen.add(shape)
-            check_placeable(shape, nodes)
+    # whatever the searcher, its points come from the same domains
+    points = [trial_point(recipe, recipe.train.seed, index) for index in range(trials_wanted(recipe))]
+    if recipe.failures.on_infeasible == "refuse" or estimate is None:
+        seen: set[Shape] = set()
+        for point in points:
+            shape = shape_of(apply_point(recipe, point), gpus)
+            if shape not in seen:
+                seen.add(shape)
+                check_placeable(shape, nodes)
+    if estimate is None:
+        return admit_all, []
+    check = FitCheck(recipe, nodes, gpus, smallest_gpu_bytes() if gpus else None, estimate)
+    verdicts = [(point, check.verdict(point)) for point in points]
+    bad = [(point, verdict) for point, verdict in verdicts if verdict.fits is False]
+    if bad and not _goes_on(recipe.failures.on_infeasible, [verdict for _, verdict in verdicts]):
+        raise refuse(bad, len(points))
+    return admission(recipe, check), sorted({verdict.reason for _, verdict in verdicts if verdict.fits is None})
+
+
+def _goes_on(policy: str, verdicts: Sequence[Verdict]) -> bool:
+    """Whether a sweep with points that cannot run has others to run."""
+    if policy == "refuse":
+        return False
+    return any(verdict.fits is not False or (policy == "repair" and verdict.changes) for verdict in verdicts)
 
 
 def _check_progress(state: SweepState, halt: Halt, interrupted: bool, logs: Path) -> None:

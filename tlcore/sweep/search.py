@@ -22,6 +22,7 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 
 from tlcore.recipe import Recipe, apply_point, grid_points
 from tlcore.storage.journal import SweepState, TrialState
+from tlcore.sweep.fit import Admit, admit_all
 from tlcore.sweep.resources import Shape, Slivers
 from tlcore.sweep.searchers import Searcher
 
@@ -105,6 +106,7 @@ class TrialSource(SearchAlgorithm):
         shape_of: the shape of a trial's recipe.
         room: whether one more trial of a shape fits beside the live ones.
         record: writes a journal entry: (kind, trial, **facts).
+        admit: what becomes of a suggested point, by whether it fits.
     """
 
     def __init__(
@@ -118,7 +120,9 @@ class TrialSource(SearchAlgorithm):
         shape_of: Callable[[Recipe], Shape],
         room: Room,
         record: Record,
+        admit: Admit = admit_all,
     ) -> None:
+        self._admit = admit
         self._recipe, self._run, self._state = recipe, run, state
         self._searcher, self._waiting = searcher, waiting
         self._unfinished = deque(state.unfinished())
@@ -155,7 +159,8 @@ class TrialSource(SearchAlgorithm):
             return None
         self._staged = None
         if is_new:
-            self._record("suggested", staged.trial, point=staged.point, of=self._wanted)
+            repaired = {"repaired": staged.repaired} if staged.repaired else {}
+            self._record("suggested", staged.trial, point=staged.point, of=self._wanted, **repaired)
             self._index += 1
         trial = self._trial(staged, shape)
         if waits:
@@ -170,11 +175,21 @@ class TrialSource(SearchAlgorithm):
         while self._staged is None and self._unfinished:
             state = self._unfinished.popleft()
             self._staged = None if state.ended else state  # stopped by a decision on another one since
-        if self._unstarted() and (self._staged is None or self._staged_at != self._state.entries):
+        while self._unstarted() and (self._staged is None or self._staged_at != self._state.entries):
             # what waited for room is suggested again with what was reported since
-            self._staged = TrialState(trial_name(self._index), self._searcher.suggest(self._index))
+            self._staged = self._suggestion()
             self._staged_at = self._state.entries
         return self._staged
+
+    def _suggestion(self) -> TrialState | None:
+        """The next trial; None when it cannot run: that is written, and the one after it is next."""
+        name = trial_name(self._index)
+        admitted = self._admit(self._searcher.suggest(self._index))
+        if admitted.failure is not None:
+            self._record("dropped", name, point=admitted.point, of=self._wanted, **admitted.failure)
+            self._index += 1
+            return None
+        return TrialState(name, admitted.point, repaired=admitted.repaired)
 
     def _unstarted(self) -> bool:
         """Whether a new trial is the next."""
@@ -202,7 +217,8 @@ class TrialSource(SearchAlgorithm):
         """What the slot must know; all of it from the journal."""
         return {
             "trial": state.trial,
-            "point": dict(state.point),
+            # as it was admitted; a point taken over from another trial may need repair, too
+            "point": self._admit(state.point).point,
             "reached": state.fraction,
             "life": len(state.lineage),
             "run": self._run,

@@ -99,6 +99,11 @@ class Seats:
         seat = self.seats[trial] = Seat(trial, point)
         self.scheduler.on_trial_add(self, seat)
 
+    def drop(self, trial: str, point: Mapping[str, Any], wanted: int) -> None:
+        """A trial was suggested and will not run: whoever waits for more to come waits for one less."""
+        self.add(trial, point, wanted)
+        self.end(trial, failed=True)
+
     def start(self, trial: str) -> None:
         """A slot took it."""
         self.seats[trial].status = Trial.RUNNING
@@ -220,6 +225,8 @@ class Replay:
             seats.resume(entry.get("of", seats.wanted))
         elif kind == "suggested":
             seats.add(entry["trial"], entry["point"], entry.get("of", 0))
+        elif kind == "dropped":
+            seats.drop(entry["trial"], entry["point"], entry.get("of", 0))
         elif trial not in seats.seats:
             return
         elif kind == "started":

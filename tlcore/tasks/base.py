@@ -69,6 +69,10 @@ class Task(Protocol):
         collectives of its model.
         """
 
+    def largest_batch(self, samples: int) -> Batch:
+        """A micro-batch of the largest samples that the recipe allows, with arbitrary contents; reads no data. For estimates of
+        memory."""
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean loss over the batch's samples, an fp32 scalar with gradient; 0 for a filler batch. `model` may be an engine
         around the model."""

@@ -121,6 +121,12 @@ class TextClassification:
         arrays = {"input_ids": ids, "attention_mask": mask, "labels": classes}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
+    def largest_batch(self, samples: int) -> Batch:
+        import torch
+
+        tokens = torch.zeros(samples, self._max_length, dtype=torch.int64)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens[:, 0]}
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         from torch.nn.functional import cross_entropy
 

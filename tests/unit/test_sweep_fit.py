@@ -1,0 +1,227 @@
+"""Verdicts on points, what becomes of a suggestion, and the journal of both."""
+
+from __future__ import annotations
+
+import pytest
+from recipe_cases import changed
+
+from tlcore.errors import ModelError, RequestError
+from tlcore.recipe import plan_batch, recipe_from_dict
+from tlcore.storage.journal import SweepState
+from tlcore.sweep.fit import FitCheck, admission, compare, in_settings, refuse, worker_room
+from tlcore.sweep.optuna_search import OptunaSearcher
+from tlcore.sweep.planning import distinct_points
+from tlcore.sweep.resources import Node, Shape
+
+pytestmark = pytest.mark.unit
+
+GB = 10**9
+NODE = Node({"CPU": 4.0, "memory": 8.0 * GB}, {})
+MICRO = "train.micro_batch_size"
+
+
+def recipe(**settings):
+    space = {"train.global_batch_size": {"choice": [8, 64]}, "train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
+    base = {"resources.workers": 2, "search.space": space, "search.trials": 6}
+    return recipe_from_dict(changed({**base, **{key.replace("__", "."): value for key, value in settings.items()}}))
+
+
+def needs(recipe, on_gpu):
+    """A quarter of a GB for each sample of a micro-batch, and half as much from stage 3 on."""
+    size = plan_batch(recipe, recipe.resources.workers).micro_batch_size * GB / 4
+    size = size / 2 if recipe.deepspeed.zero_stage == 3 else size
+    return {"device_bytes": size if on_gpu else 0, "host_bytes": GB if on_gpu else size}
+
+
+def check(recipe, nodes=(NODE,), estimate=needs, gpu_bytes=None, gpus=False):
+    return FitCheck(recipe, nodes, gpus, gpu_bytes, estimate)
+
+
+def test_a_nodes_memory_is_shared_by_the_workers_that_can_sit_there():
+    shape = Shape(2, 1.0, 0.0, "pack")
+    assert worker_room(shape, [NODE], None, most=100).host_bytes == 2 * GB
+    assert worker_room(Shape(2, 2.0, 0.0, "pack"), [NODE], None, most=100).host_bytes == 4 * GB
+    assert worker_room(shape, [NODE], None, most=2).host_bytes == 4 * GB
+    tighter = Node({"CPU": 8.0, "memory": 8.0 * GB}, {})
+    assert worker_room(shape, [NODE, tighter], None, most=100).host_bytes == GB
+    assert (
+        worker_room(Shape(2, 1.0, 0.5, "pack"), [Node({"CPU": 4, "GPU": 1, "memory": GB}, {})], 80 * GB, 9).device_bytes
+        == 40 * GB
+    )
+
+
+def test_a_point_that_fits():
+    verdict = check(recipe()).verdict({"train.global_batch_size": 8})
+    assert (verdict.fits, verdict.reason, verdict.changes) == (True, "", None)
+
+
+def test_the_first_milder_settings_that_fit_are_named():
+    verdict = check(recipe()).verdict({"train.global_batch_size": 64})
+    assert verdict.fits is False
+    assert verdict.reason == (
+        "a worker needs 8.00 GB of memory and has 2.00 GB (a node's `memory` in Ray, shared by its workers)"
+    )
+    assert verdict.changes == {MICRO: 8}
+    assert in_settings(verdict.changes) == "train.micro_batch_size=8"
+
+
+def test_nothing_milder_fits():
+    tiny = Node({"CPU": 4.0, "memory": 1000.0}, {})
+    verdict = check(recipe(), [tiny]).verdict({"train.global_batch_size": 64})
+    assert (verdict.fits, verdict.changes) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "estimate", "reason"),
+    [
+        (
+            [Node({"CPU": 4.0}, {})],
+            needs,
+            "memory of a worker is unknown (a node tells Ray no `memory`), 1.00 GB needed",
+        ),
+        ([NODE], lambda *_: {"unknown": "an op"}, "the memory that it needs is unknown: an op"),
+    ],
+)
+def test_the_unknown_is_said_and_never_fits_silently(nodes, estimate, reason):
+    verdict = check(recipe(), nodes, estimate).verdict({"train.global_batch_size": 8})
+    assert (verdict.fits, verdict.reason) == (None, reason)
+
+
+def test_gpu_memory_of_nobody_knows_what_size_is_unknown():
+    node = Node({"CPU": 4.0, "GPU": 4.0, "memory": 64.0 * GB}, {})
+    asked = recipe(resources__gpus_per_worker=1)
+    assert check(asked, [node], gpus=True).verdict({"train.global_batch_size": 8}).fits is None
+    assert check(asked, [node], gpu_bytes=2.0 * GB, gpus=True).verdict({"train.global_batch_size": 8}).fits is True
+    assert check(asked, [node], gpu_bytes=0.9 * GB, gpus=True).verdict({"train.global_batch_size": 8}).fits is False
+
+
+def test_what_can_never_be_placed_does_not_fit():
+    verdict = check(recipe(resources__workers=8)).verdict({"train.global_batch_size": 8})
+    assert verdict.fits is False
+    assert "can never place it" in verdict.reason
+
+
+def test_a_batch_that_does_not_divide_does_not_fit():
+    verdict = check(recipe()).verdict({"train.global_batch_size": 7})
+    assert verdict.fits is False
+    assert "does not divide" in verdict.reason
+
+
+def test_points_that_differ_in_nothing_that_matters_are_estimated_once():
+    asked = []
+
+    def counting(recipe, on_gpu):
+        asked.append(recipe)
+        return needs(recipe, on_gpu)
+
+    checked = check(recipe(), estimate=counting)
+    for rate in (1e-5, 2e-5, 1e-3):
+        checked.verdict({"train.global_batch_size": 8, "train.learning_rate": rate})
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("error", "fits"), [(ModelError("no tokenizer"), None), (RequestError("has 6 blocks"), False)])
+def test_a_recipe_that_its_model_refuses_does_not_fit_and_an_unreadable_model_is_unknown(error, fits):
+    def broken(recipe, on_gpu):
+        raise error
+
+    verdict = check(recipe(), estimate=broken).verdict({"train.global_batch_size": 8})
+    assert verdict.fits is fits
+    assert error.message in verdict.reason
+
+
+def admitted(policy, size, nodes=(NODE,)):
+    mine = recipe(failures__on_infeasible=policy)
+    return admission(mine, check(mine, nodes))({"train.global_batch_size": size})
+
+
+def test_repair_lays_the_milder_settings_over_the_point():
+    found = admitted("repair", 64)
+    assert found.point == {"train.global_batch_size": 64, MICRO: 8}
+    assert found.repaired == {MICRO: ["auto", 8]}
+    assert found.failure is None
+
+
+@pytest.mark.parametrize("policy", ["refuse", "drop"])
+def test_otherwise_it_does_not_run_and_the_reason_says_what_would(policy):
+    found = admitted(policy, 64)
+    assert found.point == {"train.global_batch_size": 64}
+    assert found.failure is not None
+    assert found.failure["message"].startswith("not run: a worker needs 8.00 GB")
+    assert found.failure["hint"] == "it would fit with train.micro_batch_size=8"
+
+
+def test_what_cannot_be_repaired_does_not_run():
+    assert admitted("repair", 64, [Node({"CPU": 4.0, "memory": 1000.0}, {})]).failure is not None
+
+
+@pytest.mark.parametrize("policy", ["refuse", "drop", "repair"])
+def test_what_fits_is_left_alone(policy):
+    assert admitted(policy, 8).point == {"train.global_batch_size": 8}
+
+
+def test_a_repaired_point_needs_no_repair():
+    mine = recipe(failures__on_infeasible="repair")
+    admit = admission(mine, check(mine))
+    once = admit({"train.global_batch_size": 64})
+    assert admit(once.point).point == once.point
+
+
+def test_the_refusal_names_points_and_fixes():
+    checked = check(recipe())
+    bad = [(point, checked.verdict(point)) for point in ({"train.global_batch_size": 64, "train.learning_rate": 0.1},)]
+    error = refuse(bad, 6)
+    assert error.exit_code == 2
+    assert "1 of 6 points" in error.message
+    assert "train.global_batch_size=64: a worker needs 8.00 GB" in error.message
+    assert "would fit with train.micro_batch_size=8" in error.message
+    assert "learning_rate" not in error.message
+    assert "failures.on_infeasible" in error.hint
+
+
+def test_compare_names_both_memories():
+    room = worker_room(Shape(1, 1.0, 1.0, "pack"), [Node({"CPU": 1, "GPU": 1, "memory": GB}, {})], GB, 1)
+    fits, reason = compare({"device_bytes": 2 * GB, "host_bytes": 3 * GB}, room)
+    assert fits is False
+    assert "2.00 GB of GPU memory and has 1.00 GB" in reason
+    assert "3.00 GB of memory and has 1.00 GB" in reason
+
+
+def dropped(trial):
+    return {
+        "kind": "dropped",
+        "trial": trial,
+        "point": {"train.global_batch_size": 64, "train.learning_rate": 1e-4},
+        "of": 6,
+        "error": "CannotFit",
+        "message": "not run: too large",
+        "hint": "",
+    }
+
+
+def test_a_dropped_trial_has_ended_and_says_why():
+    state = SweepState.from_entries([dropped("t000"), {"kind": "unknown", "trial": None, "reasons": ["x"]}])
+    trial = state.trials["t000"]
+    assert (trial.status, trial.ended, trial.reason) == ("failed", True, "not run: too large")
+    assert trial.failure is not None
+    assert state.unfinished() == []
+
+
+def test_a_repair_is_in_the_state():
+    entry = {"kind": "suggested", "trial": "t000", "point": {MICRO: 8}, "of": 1, "repaired": {MICRO: ["auto", 8]}}
+    assert SweepState.from_entries([entry]).trials["t000"].repaired == {MICRO: ["auto", 8]}
+
+
+def test_optuna_is_told_of_a_dropped_point_as_failed():
+    searcher = OptunaSearcher(recipe(search__algorithm="optuna"))
+    searcher.observe(dropped("t000"))
+    told = searcher._study(1).get_trials(deepcopy=False)
+    assert [trial.state.name for trial in told] == ["FAIL"]
+    assert searcher.suggest(1)
+
+
+def test_kinds_of_points_leave_out_what_does_not_matter():
+    kinds = distinct_points(recipe(search__trials=50))
+    assert {point["train.global_batch_size"] for point, _ in kinds} == {8, 64}
+    assert len(kinds) == 2
+    assert sum(trials for _, trials in kinds) == 50
