@@ -110,7 +110,7 @@ def test_fold_follows_a_trial_through_its_states():
         seen.append(state.trials["t000"].status)
     trial = state.trials["t000"]
     assert seen == ["waiting", "running", "running", "running", "running", "stopped"]
-    assert (trial.fraction, trial.checkpoint_step, trial.lost_workers, trial.reason) == (0.5, 20, 1, "scheduler")
+    assert (trial.fraction, trial.checkpoint_step, trial.losses, trial.reason) == (0.5, 20, {"worker": 1}, "scheduler")
     assert trial.final("eval_accuracy") == 0.7
     assert trial.ended
 
