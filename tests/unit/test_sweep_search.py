@@ -217,3 +217,18 @@ def test_a_trial_is_retried_when_its_slot_died_and_not_when_it_failed(error, rec
     trial.failure = error
     assert isinstance(trial, Trial)
     assert trial.should_recover() is recovers
+
+
+def test_what_a_trial_lost_and_was_adapted_to_goes_with_it():
+    hang = {"kind": "lost", "trial": "t000", "loss": "hang"}
+    smaller = {"kind": "adapted", "trial": "t000", "changed": {"train.micro_batch_size": [4, 2]}}
+    (first, *_) = Harness(recipe(), [suggested("t000"), hang, smaller]).take()
+    assert (first.config["lost"], first.config["adapted"]) == ({"hang": 1}, {"train.micro_batch_size": 2})
+
+    harness = Harness(recipe())
+    first, second, *_ = harness.take()
+    for entry in (hang, smaller):
+        harness.state.apply(entry)
+        harness.source.heed(entry)
+    assert (first.config["lost"], first.config["adapted"]) == ({"hang": 1}, {"train.micro_batch_size": 2})
+    assert (second.config["lost"], second.config["adapted"]) == ({}, {})
