@@ -1,11 +1,12 @@
 """The stand-in session with more ways to go wrong: what the failure policy's tests drive.
 
-`<trial>.fault` above `data.train` says what is wrong with a trial: `kind`, `rank`, `step`, and for most kinds it is so once only.
+`<trial>.fault` above `data.train` says what is wrong with a trial: `kind`, `rank`, `step`; for most kinds it is so once, or as
+often as `times` says.
 
     oom      torch's own error as long as the micro-batch is larger than `fits`
     hang     this rank stays in `lose_itself`, the others wait for it in an all-reduce
     stop     SIGSTOP to itself
-    kill     SIGKILL to itself
+    kill     SIGKILL to itself; with `node`, only there
     data     a DataError, in every trial
     nan      what a loss that is not finite raises
     storage  the store is away when the trial starts
@@ -18,6 +19,7 @@ import os
 import signal
 import time
 
+import ray
 import torch
 from standin_session import StandInSession
 
@@ -35,9 +37,9 @@ class FaultySession(StandInSession):
     def __init__(self, recipe, run_url, trial, on_progress=None, resume_step=None, inherits=False):
         super().__init__(recipe, run_url, trial, on_progress, resume_step, inherits)
         self.micro = plan_batch(recipe, recipe.resources.workers).micro_batch_size
-        self.trace("settings", micro=self.micro, stage=recipe.deepspeed.zero_stage)
-        self._at = self._step_of("storage")
-        if self._at is not None:
+        self.node = ray.get_runtime_context().get_node_id()
+        self.trace("settings", micro=self.micro, stage=recipe.deepspeed.zero_stage, node=self.node)
+        if self._step_of("storage") is not None:
             self._once()
             raise StorageUnreachable("no answer from the store")
 
@@ -75,6 +77,8 @@ class FaultySession(StandInSession):
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def _kill(self):
+        if self._read().get("node", self.node) != self.node:
+            return
         self._once()
         os.kill(os.getpid(), signal.SIGKILL)
 

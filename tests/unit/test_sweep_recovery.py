@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from recipe_cases import changed
 
-from tlcore.errors import OutOfMemory, TrialHung, WorkerLost
+from tlcore.errors import OutOfMemory, RequestError, TrialHung, WorkerLost
 from tlcore.recipe import recipe_from_dict
 from tlcore.sweep.recovery import LONGEST_PAUSE_S, Recovery, pause_s
 
@@ -75,6 +75,28 @@ def test_a_micro_batch_that_the_new_point_cannot_have_is_left_out_and_the_rest_s
     trial, _ = recovery(adapted={"train.micro_batch_size": 4, "deepspeed.zero_stage": 3}, train__global_batch_size=12)
     assert trial.adapted == {"deepspeed.zero_stage": 3}
     assert trial.recipe.deepspeed.zero_stage == 3
+
+
+def test_what_the_model_refuses_is_taken_back_for_what_comes_after_it():
+    trial, told = recovery(train__micro_batch_size=1, deepspeed__zero_stage=2)
+    refusal = RequestError("train.activation_checkpointing: Plain does not offer it")
+    trial.adapt(NO_MEMORY, 5)
+    trial.take_back(refusal, 5)
+    assert told[1][1]["changed"] == {"train.activation_checkpointing": [True, False], "deepspeed.zero_stage": [2, 3]}
+    trial.started()
+    trial.adapt(NO_MEMORY, 5)
+    assert trial.adapted == {"deepspeed.zero_stage": 3, "deepspeed.offload_optimizer": "cpu"}
+
+
+def test_a_refusal_that_no_adaptation_caused_is_the_trials_error():
+    trial, _ = recovery()
+    refusal = RequestError("bf16 is not there")
+    with pytest.raises(RequestError, match="bf16"):
+        trial.take_back(refusal, None)
+    trial.adapt(NO_MEMORY, 5)
+    trial.started()
+    with pytest.raises(RequestError, match="bf16"):
+        trial.take_back(refusal, None)
 
 
 def test_losses_are_told_and_counted_by_kind():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from tlcore.errors import OutOfMemory, RecipeError
+from tlcore.errors import OutOfMemory, RecipeError, RequestError
 from tlcore.recipe import Point, Recipe, plan_batch
 from tlcore.recipe.milder import milder, with_settings
 from tlcore.recipe.space import flat
@@ -51,6 +51,10 @@ class Recovery:
         self._trial, self._tell = trial, tell
         self._lost = dict(lost)
         self._plain = recipe
+        self._proven: Point = {}
+        self._untried: Point = {}
+        self._refused: set[str] = set()
+        self._error: OutOfMemory | None = None
         self.adapted = _that_stand(recipe, adapted)
         self.recipe = with_settings(recipe, self.adapted)
 
@@ -68,15 +72,40 @@ class Recovery:
     def adapt(self, error: OutOfMemory, step: int | None) -> None:
         """Take the next milder settings; the trial is to go on from `step`. Raises the error, with advice, where the recipe does
         not want that or nothing milder is left."""
-        changes = next(milder(self.recipe), None)
+        changes = self._next(self.recipe)
         if changes is None or self.recipe.failures.on_oom == "fail":
             raise _advised(error, self.recipe, changes)
+        self._proven, self._untried, self._error = self.adapted, changes, error
+        self._run_with({**self.adapted, **changes}, error, step)
+
+    def started(self) -> None:
+        """The trial could be started with its present settings."""
+        self._untried = {}
+
+    def take_back(self, refusal: RequestError, step: int | None) -> None:
+        """The last adaptation is one that the trial cannot start with (a model without activation checkpointing): take the one
+        after it instead. Raises the refusal where it is none of our doing."""
+        if not self._untried or self._error is None:
+            raise refusal
+        self._refused |= set(self._untried)
+        changes = self._next(with_settings(self._plain, self._proven))
+        if changes is None:
+            raise _advised(self._error, self.recipe, None)
+        self._untried = changes
+        self._run_with({**self._proven, **changes}, self._error, step)
+
+    def _next(self, recipe: Recipe) -> Point | None:
+        """The next milder settings that were not refused."""
+        steps = ({key: new for key, new in step.items() if key not in self._refused} for step in milder(recipe))
+        return next((step for step in steps if step), None)
+
+    def _run_with(self, adapted: Point, error: OutOfMemory, step: int | None) -> None:
         before = _settings(self.recipe)
-        self.adapted = {**self.adapted, **changes}
-        self.recipe = with_settings(self._plain, self.adapted)
+        self.adapted, self.recipe = adapted, with_settings(self._plain, adapted)
+        now = _settings(self.recipe)
         self._tell(
             "adapted",
-            changed={key: [before[key], value] for key, value in changes.items()},
+            changed={key: [before[key], now[key]] for key in now if now[key] != before[key]},
             reason=error.message,
             rank=error.fields.get("rank"),
             step=step,

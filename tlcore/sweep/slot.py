@@ -28,6 +28,7 @@ from tlcore.checkpoint import newest_step
 from tlcore.errors import (
     CheckpointIncompatible,
     OutOfMemory,
+    RequestError,
     StorageThrottled,
     StorageUnreachable,
     SweepError,
@@ -150,13 +151,15 @@ class Slot(tune.Trainable):
                 self._recovery.lost(lost.loss, lost.cause, lost.rank, self._known_step(), lost.node)
             except OutOfMemory as error:
                 self._recovery.adapt(error, self._known_step())
-                self._recipe = self._recovery.recipe
                 self._close_group()  # the other ranks wait in a collective for the one that ran out
+            except RequestError as error:
+                self._recovery.take_back(error, self._known_step())
+                self._close_group()
             except (StorageUnreachable, StorageThrottled) as error:
                 times = self._recovery.lost("storage", error.message, error.fields.get("rank"), self._known_step())
                 self._close_group()
                 time.sleep(pause_s(times))
-            self._started = False
+            self._recipe, self._started = self._recovery.recipe, False
 
     def _end_session(self) -> None:
         self._started = False
@@ -178,6 +181,7 @@ class Slot(tune.Trainable):
                 }
             )
             self._started = True
+            self._recovery.started()
         return group
 
     def _ensure_group(self) -> WorkerGroup:
