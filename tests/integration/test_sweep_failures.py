@@ -36,8 +36,8 @@ def sweep(directory, rates, failures, notes, **changes):
 
 @pytest.fixture(scope="module")
 def eventful(ray_session, tmp_path_factory):
-    """Four trials, one after another: t000 runs out of memory until its micro-batch is 2; a rank of t001 is stopped, and then the other
-    one hangs, which is once too often; t002's loss is not finite; t003 meets a store that is away and then loses a worker."""
+    """Four trials, one after another: t000 runs out of memory until its micro-batch is 2; a rank of t001 is stopped, and then the
+    other one hangs, which is once too often; t002's loss is not finite; t003 meets a store that is away and then loses a worker."""
     directory = tmp_path_factory.mktemp("eventful")
     fault(directory, "t000", "oom", fits=2)
     fault(directory, "t001", "stop")

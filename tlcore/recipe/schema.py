@@ -226,8 +226,9 @@ class FailuresSection(Section):
     max_hangs: NotNegative = 2
     """Times a trial resumes after its workers stood still."""
     hang_minutes: AboveZero = 10
-    """Minutes without a step of any worker, nor a batch of an evaluation, after which they count as hung; three times that while a
-    trial starts, compiles or waits for its checkpoint. Never less than three times the longest pause between steps seen before."""
+    """Minutes without a step of any worker, nor a batch of an evaluation, after which they count as hung; six times that while a
+    trial starts, three times while it compiles or waits for its checkpoint, and never less than three times the longest pause
+    between its steps so far."""
     max_storage: NotNegative = 10
     """Saves of a trial that may fail in a row, and times it resumes after the store was away, before the trial fails."""
     on_infeasible: Literal["refuse", "drop", "repair"] = "refuse"

@@ -32,9 +32,9 @@ if TYPE_CHECKING:  # the board loads this module, and needs no recipe
 
 LossKind = Literal["worker", "node", "hang", "storage"]
 
-SLOW_PHASES: Final = frozenset({"start", "first step", "save", "close"})
-"""Phases in which nothing is counted that moves: reading a model, compiling, waiting for a store."""
-SLOW_FACTOR: Final = 3.0
+PATIENCE: Final[Mapping[str, float]] = {"start": 6.0, "first step": 3.0, "save": 3.0, "close": 3.0}
+"""Phases in which nothing is counted that moves (reading data and a model, compiling, waiting for a store), and how many times as
+long they may take."""
 GAP_FACTOR: Final = 3.0
 AVOID_AFTER: Final = 3
 AVOID_FACTOR: Final = 3.0
@@ -103,8 +103,8 @@ def hang_limit_s(stands: Iterable[Stand], hang_s: float, longest_gap_s: float) -
     Longer while a rank is in a phase in which nothing moves that could be counted, and never less than three times the longest
     pause between two steps (or two batches of an evaluation) that these ranks have shown.
     """
-    slow = any(stand.phase in SLOW_PHASES for stand in stands)
-    return max(hang_s * (SLOW_FACTOR if slow else 1.0), GAP_FACTOR * longest_gap_s)
+    patience = max((PATIENCE.get(stand.phase, 1.0) for stand in stands), default=1.0)
+    return max(hang_s * patience, GAP_FACTOR * longest_gap_s)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from tlcore.errors import OutOfMemory, SlotFailed, SweepError, TlcoreError, TrainError
 from tlcore.sweep.controller import NoRestart, ProcessGroup
-from tlcore.sweep.failures import SLOW_FACTOR, LossKind, hang_limit_s, who_is_behind
+from tlcore.sweep.failures import PATIENCE, LossKind, hang_limit_s, who_is_behind
+from tlcore.sweep.kernel import has_killed, oom_kills_on
 from tlcore.sweep.mailbox import RankFailure, RankInfo, Status, open_mailbox
 from tlcore.sweep.resources import Shape, label_selector
 from tlcore.sweep.worker import HEARTBEAT_S, worker_loop
@@ -74,7 +75,7 @@ class GroupSettings:
     @property
     def collective_s(self) -> int:
         """When a collective ends by itself; later than its ranks count as hung, so that it is told which one is behind."""
-        return max(COLLECTIVE_S, int(2 * SLOW_FACTOR * self.hang_s))
+        return max(COLLECTIVE_S, int(2 * max(PATIENCE.values()) * self.hang_s))
 
 
 def worker_environment(shape: Shape) -> dict[str, str]:
@@ -228,6 +229,12 @@ class WorkerGroup:
             ranks = ", ".join(str(info.rank) for info in lost)
             return GroupLost(f"node {lost[0].node} died with rank {ranks}", lost[0].rank, "node", lost[0].node_id)
         first = found[0][0]
+        if first.node_id is not None and has_killed(first.oom_kills, oom_kills_on(first.node_id)):
+            return OutOfMemory(
+                f"{_name(first)} was killed, and the kernel says that it killed for want of memory there",
+                rank=first.rank,
+                step=None,
+            )
         return GroupLost(f"{_name(first)} died", first.rank, "worker", first.node_id)
 
     def _dead_ranks(self) -> list[tuple[RankInfo, Exception]]:

@@ -26,7 +26,7 @@ LEAVE = "leave"
 @dataclass(frozen=True)
 class RankInfo:
     """One rank as it introduced itself: `node` an address, `node_id` Ray's own name of it, `actor` to probe or kill, `place` its
-    group's placement group."""
+    group's placement group, `oom_kills` the kernel's count on its node (`kernel.py`)."""
 
     rank: int
     world_size: int
@@ -35,6 +35,7 @@ class RankInfo:
     actor: Any = None
     place: Any = None
     node_id: str | None = None
+    oom_kills: int | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tlcore.engine.process import prepare_process
 from tlcore.errors import TlcoreError
 from tlcore.recipe import apply_point, recipe_from_dict
 from tlcore.sweep.board import ProgressFeed
+from tlcore.sweep.kernel import oom_kills
 from tlcore.sweep.mailbox import LEAVE, RankFailure, RankInfo, Stand
 from tlcore.sweep.stand import Lookout
 
@@ -147,6 +148,7 @@ class Link:
             context.current_actor,
             place,
             context.get_node_id(),
+            oom_kills(),
         )
         self._over = threading.Event()
         self._lookout: Lookout | None = None
