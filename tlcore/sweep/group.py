@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,37 +205,16 @@ class WorkerGroup:
         return {info.node_id for info in self._ranks if info.node_id is not None}
 
     def _lost_between(self, number: int) -> Exception:
-        return self._why_dead() or GroupLost(f"the workers were restarted during command {number}")
+        return why_dead(self._dead_ranks(), _dead_nodes, oom_kills_on) or GroupLost(
+            f"the workers were restarted during command {number}"
+        )
 
     def _judge(self, failures: tuple[RankFailure, ...]) -> Exception:
         """Whose fault is it? A rank whose neighbour died fails in a collective before the death is known."""
         time.sleep(SETTLE_S)
-        return self._why_dead() or as_error(next((each for each in failures if each.error is not None), failures[0]))
-
-    def _why_dead(self) -> Exception | None:
-        """What happened to ranks whose process is gone; those that Ray Train took down after another one's death count last. A
-        node that died is one loss, whatever ran there."""
-        found = self._dead_ranks()
-        if not found:
-            return None
-        killed = next((info for info, error in found if isinstance(error, OutOfMemoryError)), None)
-        if killed is not None:
-            return OutOfMemory(
-                f"{_name(killed)} was killed by Ray: its node was running out of memory", rank=killed.rank, step=None
-            )
-        gone = _dead_nodes({info.node_id for info, error in found if isinstance(error, ActorUnavailableError)})
-        lost = [info for info, _ in found if info.node_id in gone]
-        if lost:
-            ranks = ", ".join(str(info.rank) for info in lost)
-            return GroupLost(f"node {lost[0].node} died with rank {ranks}", lost[0].rank, "node", lost[0].node_id)
-        first = found[0][0]
-        if first.node_id is not None and has_killed(first.oom_kills, oom_kills_on(first.node_id)):
-            return OutOfMemory(
-                f"{_name(first)} was killed, and the kernel says that it killed for want of memory there",
-                rank=first.rank,
-                step=None,
-            )
-        return GroupLost(f"{_name(first)} died", first.rank, "worker", first.node_id)
+        return why_dead(self._dead_ranks(), _dead_nodes, oom_kills_on) or as_error(
+            next((each for each in failures if each.error is not None), failures[0])
+        )
 
     def _dead_ranks(self) -> list[tuple[RankInfo, Exception]]:
         probes = {info.rank: info.actor.__ray_ready__.remote() for info in self._ranks}
@@ -273,6 +252,39 @@ class WorkerGroup:
             raise SlotFailed(
                 f"the worker group ended: {self._ended}", hint="see the Ray Train controller's log in the log directory"
             )
+
+
+def why_dead(
+    found: Sequence[tuple[RankInfo, Exception]],
+    dead_nodes: Callable[[set[str | None]], set[str]],
+    kills_on: Callable[[str], int | None],
+) -> GroupLost | OutOfMemory | None:
+    """What happened to ranks whose process is gone; those that Ray Train took down after another one's death come last. A node
+    that died is one loss, whatever ran there.
+
+    Args:
+        found: each dead rank, and what Ray says when it is called.
+        dead_nodes: which nodes are dead, given those that may be.
+        kills_on: the kernel's count of its kills for want of memory on a node.
+    """
+    if not found:
+        return None
+    killed = next((info for info, error in found if isinstance(error, OutOfMemoryError)), None)
+    if killed is not None:
+        return _killed(killed, "by Ray: its node was running out of memory")
+    gone = dead_nodes({info.node_id for info, error in found if isinstance(error, ActorUnavailableError)})
+    lost = [info for info, _ in found if info.node_id in gone]
+    if lost:
+        ranks = ", ".join(str(info.rank) for info in lost)
+        return GroupLost(f"node {lost[0].node} died with rank {ranks}", lost[0].rank, "node", lost[0].node_id)
+    first = found[0][0]
+    if first.node_id is not None and has_killed(first.oom_kills, kills_on(first.node_id)):
+        return _killed(first, "by the kernel, which says that it killed for want of memory there")
+    return GroupLost(f"{_name(first)} died", first.rank, "worker", first.node_id)
+
+
+def _killed(info: RankInfo, by: str) -> OutOfMemory:
+    return OutOfMemory(f"{_name(info)} was killed {by}", rank=info.rank, step=None)
 
 
 def _name(info: RankInfo) -> str:

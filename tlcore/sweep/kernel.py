@@ -1,8 +1,8 @@
 """Whether the kernel has killed processes for want of memory: the only trace that such a kill leaves for those who live on.
 
-A rank that the kernel kills dies by SIGKILL without a word, as one does that an operator kills. What tells them apart is the kernel's
-count of its own kills: of the container where there is one, else of the machine. Each rank notes it when it joins; `group.py` has it
-read again on the node of a rank that died.
+A rank that the kernel kills dies by SIGKILL without a word, as one does that an operator kills. What tells them apart is the
+kernel's count of its own kills: of the container where there is one, else of the machine. Each rank notes it when it joins;
+`group.py` has it read again on the node of a rank that died.
 """
 
 from __future__ import annotations
