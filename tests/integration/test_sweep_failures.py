@@ -36,19 +36,19 @@ def sweep(directory, rates, failures, notes, **changes):
 
 @pytest.fixture(scope="module")
 def eventful(ray_session, tmp_path_factory):
-    """Four trials, one after another: t000 runs out of memory until its micro-batch is 2; a rank of t001 is stopped, and then the
-    other one hangs, which is once too often; t002's loss is not finite; t003 meets a store that is away and then loses a worker."""
+    """Four trials, one after another: t000's loss is not finite; t001 runs out of memory until its micro-batch is 2; t002 meets a
+    store that is away and then loses a worker; a rank of t003 is stopped, and then the other one hangs, which is once too often."""
     directory = tmp_path_factory.mktemp("eventful")
-    fault(directory, "t000", "oom", fits=2)
-    fault(directory, "t001", "stop")
-    fault(directory, "t002", "nan", rank=0)
-    fault(directory, "t003", "storage", rank=0)
+    fault(directory, "t000", "nan", rank=0)
+    fault(directory, "t001", "oom", fits=2)
+    fault(directory, "t002", "storage", rank=0)
+    fault(directory, "t003", "stop")
 
     def act(event):
-        if (event["kind"], event["trial"]) == ("lost", "t001"):
-            fault(directory, "t001", "hang", rank=0)
-        if (event["kind"], event["trial"], event.get("loss")) == ("lost", "t003", "storage"):
-            fault(directory, "t003", "kill", rank=0)
+        if (event["kind"], event["trial"], event.get("loss")) == ("lost", "t002", "storage"):
+            fault(directory, "t002", "kill", rank=0)
+        if (event["kind"], event["trial"]) == ("lost", "t003"):
+            fault(directory, "t003", "hang", rank=0)
 
     notes = Notes(act)
     outcome = sweep(directory, RATES, FAILURES, notes, search=SEARCH)
@@ -70,33 +70,33 @@ def micro_batches(sweep, trial):
 
 def test_out_of_memory_is_adapted_until_it_fits_and_the_trial_goes_on(eventful):
     (entry,) = eventful.notes.of("adapted")
-    assert (entry["trial"], entry["changed"]) == ("t000", {"train.micro_batch_size": [4, 2]})
+    assert (entry["trial"], entry["changed"]) == ("t001", {"train.micro_batch_size": [4, 2]})
     assert entry["reason"].startswith("rank 1 ran out of device memory at step 7, asking for 2.50 GiB")
     assert (entry["rank"], entry["asked_bytes"], entry["step"]) == (1, 5 * 2**29, None)
-    trial = eventful.outcome.state.trials["t000"]
+    trial = eventful.outcome.state.trials["t001"]
     assert (trial.status, trial.adapted) == ("completed", {"train.micro_batch_size": 2})
-    assert trial.point == {"train.learning_rate": 5e-4}
-    assert micro_batches(eventful, "t000") == [4, 4, 2, 2]
-    assert not lost(eventful, "t000")
+    assert trial.point == {"train.learning_rate": 6e-4}
+    assert micro_batches(eventful, "t001") == [4, 4, 2, 2]
+    assert not lost(eventful, "t001")
 
 
 def test_an_adaptation_is_of_its_trial_alone(eventful):
-    assert set(micro_batches(eventful, "t001")) == {4}
+    assert set(micro_batches(eventful, "t002")) == {4}
 
 
 def test_a_stopped_rank_is_said_not_to_answer_and_its_trial_is_started_again(eventful):
-    entry = lost(eventful, "t001")[0]
+    entry = lost(eventful, "t003")[0]
     assert (entry["loss"], entry["rank"], entry["step"]) == ("hang", 1, None)
     assert "rank 1 (pid" in entry["cause"]
-    assert "does not answer, last seen at step 7 (advance)" in entry["cause"]
-    assert len(resumed_from(eventful, "t001")) == 2
+    assert "does not answer, last seen" in entry["cause"]
+    assert len(resumed_from(eventful, "t003")) == 2
 
 
 def test_a_rank_that_hangs_is_named_with_its_step_and_stack_once_hangs_are_too_many(eventful):
-    assert [(entry["loss"], entry["rank"]) for entry in lost(eventful, "t001")] == [("hang", 1), ("hang", 0)]
-    error = eventful.outcome.errors["t001"]
+    assert [(entry["loss"], entry["rank"]) for entry in lost(eventful, "t003")] == [("hang", 1), ("hang", 0)]
+    error = eventful.outcome.errors["t003"]
     assert (error["error"], error["rank"]) == ("TrialHung", 0)
-    assert "trial t001 hung 2 times, more than failures.max_hangs=1" in error["message"]
+    assert "trial t003 hung 2 times, more than failures.max_hangs=1" in error["message"]
     assert "rank 0 (pid" in error["message"]
     assert "is at step 7 (advance)" in error["message"]
     assert "lose_itself: time.sleep(3600)" in error["message"]
@@ -104,22 +104,22 @@ def test_a_rank_that_hangs_is_named_with_its_step_and_stack_once_hangs_are_too_m
 
 
 def test_a_diverged_trial_is_not_tried_again_and_the_sweep_goes_on(eventful):
-    error = eventful.outcome.errors["t002"]
+    error = eventful.outcome.errors["t000"]
     assert error["error"] == "Diverged"
     assert "the loss is nan" in error["message"]
-    assert len(resumed_from(eventful, "t002")) == 1
-    assert not lost(eventful, "t002")
+    assert len(resumed_from(eventful, "t000")) == 1
+    assert not lost(eventful, "t000")
 
 
 def test_storage_trouble_and_a_lost_worker_are_counted_apart(eventful):
-    assert [(entry["loss"], entry["rank"]) for entry in lost(eventful, "t003")] == [("storage", 0), ("worker", 0)]
-    assert eventful.outcome.state.trials["t003"].status == "completed"
+    assert [(entry["loss"], entry["rank"]) for entry in lost(eventful, "t002")] == [("storage", 0), ("worker", 0)]
+    assert eventful.outcome.state.trials["t002"].status == "completed"
 
 
 def test_what_befell_a_trial_is_journalled_when_it_happens(eventful):
     entries = read_journal(eventful.outcome.run.open())
     assert entries == eventful.notes.events
-    kinds = [entry["kind"] for entry in entries if entry["trial"] == "t000"]
+    kinds = [entry["kind"] for entry in entries if entry["trial"] == "t001"]
     assert kinds == ["suggested", "started", "adapted", "result", "completed"]
 
 
