@@ -6,7 +6,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
 
 from tlcore.errors import OutOfMemory
-from tlcore.sweep.group import COLLECTIVE_S, GroupLost, GroupSettings, why_dead
+from tlcore.sweep.group import COLLECTIVE_S, GroupLost, GroupSettings, WorkerGroup, why_dead
 from tlcore.sweep.mailbox import RankInfo
 from tlcore.sweep.resources import Shape
 
@@ -70,3 +70,23 @@ def test_a_kill_by_the_kernel_for_want_of_memory_is_out_of_memory():
 def test_a_collective_ends_by_itself_later_than_its_ranks_count_as_hung(tmp_path, hang_s, collective_s):
     settings = GroupSettings(Shape(2, 1.0, 0.0, "pack"), "a:B", "board", tmp_path, "g", hang_s)
     assert settings.collective_s == collective_s
+
+
+@pytest.mark.parametrize(
+    ("told", "nodes", "avoid", "serves"),
+    [
+        ((), ["aa"], [], True),
+        ((), ["aa", "bb"], ["bb"], False),
+        ((), ["aa"], ["bb"], True),
+        ((), [], ["bb"], False),
+        (("bb",), [], ["bb"], True),
+        (("bb",), ["aa"], ["bb", "aa"], False),
+    ],
+)
+def test_a_group_serves_where_its_ranks_are_or_will_be_off_the_nodes_to_avoid(tmp_path, told, nodes, avoid, serves):
+    shape = Shape(2, 1.0, 0.0, "pack")
+    group = WorkerGroup.__new__(WorkerGroup)  # its mailbox would be an actor
+    group.settings = GroupSettings(shape, "a:B", "board", tmp_path, "g", 6.0, told)
+    group._ranks = [rank(number, node) for number, node in enumerate(nodes)]
+    assert group.serves(shape, avoid) is serves
+    assert not group.serves(Shape(1, 1.0, 0.0, "pack"), avoid)

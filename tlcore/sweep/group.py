@@ -200,9 +200,13 @@ class WorkerGroup:
         for info in self._ranks:
             ray.kill(info.actor)
 
-    def nodes(self) -> set[str]:
-        """Ray's ids of the nodes where the ranks are; empty while they are not known."""
-        return {info.node_id for info in self._ranks if info.node_id is not None}
+    def serves(self, shape: Shape, avoid: Collection[str]) -> bool:
+        """Whether this group will do for a trial of a shape that keeps away from some nodes. One that is being restarted will do
+        only if it was told to keep away from them: Ray Train may put it anywhere."""
+        if self.settings.shape != shape:
+            return False
+        nodes = {info.node_id for info in self._ranks}
+        return set(avoid) <= set(self.settings.avoid) or (bool(nodes) and not nodes & set(avoid))
 
     def _lost_between(self, number: int) -> Exception:
         return why_dead(self._dead_ranks(), _dead_nodes, oom_kills_on) or GroupLost(

@@ -187,7 +187,7 @@ class Slot(tune.Trainable):
     def _ensure_group(self) -> WorkerGroup:
         shape = shape_of(self._recipe, self._run["cluster_has_gpus"])
         avoid = self._avoid(shape) if not self._started else ()
-        if self._group is not None and (self._group.settings.shape != shape or self._group.nodes() & set(avoid)):
+        if self._group is not None and not self._group.serves(shape, avoid):
             self._close_group()
         if self._group is None:
             self._groups += 1
