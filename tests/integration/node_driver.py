@@ -1,7 +1,7 @@
 """A driver with a cluster of several nodes of its own: `node_driver.py DIRECTORY` leaves what befell two sweeps in `found.json`.
 
-In the first, workers die again and again on one node, the only one with processors, until another one joins when the sweep says
-that it avoids the first. In the second, the node on which a trial's ranks are dies.
+In the first, workers die again and again on one node, the only one with free processors, until those of another one are given back
+when the sweep says that it avoids the first. In the second, the node on which a trial's ranks are dies.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweep_bench import Notes, make_recipe, read_trace
 
 from tlcore.sweep import SweepOptions, run_sweep
@@ -31,16 +32,26 @@ def run(directory, failures, act):
     return {"status": outcome.trials[0].status, "nodes": nodes, "events": notes.events}
 
 
+@ray.remote(num_cpus=4)
+class Tenant:
+    """Holds a whole node."""
+
+    def ready(self):
+        return True
+
+
 def avoided(cluster, directory):
-    bad = cluster.add_node(num_cpus=4)
-    cluster.wait_for_nodes()
+    bad, good = sorted(cluster.worker_nodes, key=lambda node: node.node_id)
+    where = NodeAffinitySchedulingStrategy(good.node_id, soft=False)
+    tenant = Tenant.options(scheduling_strategy=where).remote()
+    ray.get(tenant.ready.remote())
     directory.mkdir(parents=True)
     fault = {"kind": "kill", "rank": 1, "step": 3, "times": 9, "node": bad.node_id}
     (directory / "t000.fault").write_text(json.dumps(fault))
 
     def act(event):
         if event["kind"] == "avoided":
-            cluster.add_node(num_cpus=4)
+            ray.kill(tenant)
 
     return {"bad": bad.node_id, **run(directory, {"max_lost_workers": 8}, act)}
 
@@ -66,6 +77,9 @@ def ranks_node():
 def main(directory):
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=4)
+    cluster.wait_for_nodes()
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     ray.init(
         address=cluster.address,

@@ -28,7 +28,7 @@ def of(events, kind):
     return [event for event in events if event["kind"] == kind]
 
 
-def test_a_node_that_keeps_failing_gets_no_more_workers_once_there_is_another(found):
+def test_a_node_that_keeps_failing_gets_no_more_workers_where_another_one_will_do(found):
     seen = found["avoided"]
     assert seen["status"] == "completed"
     (entry,) = of(seen["events"], "avoided")
