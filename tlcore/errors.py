@@ -171,5 +171,11 @@ class WorkerLost(SweepError):
     retry_helps = True
 
 
+class TrialHung(SweepError):
+    """Ranks stood still, waiting for one that did not come, more often than the recipe allows."""
+
+    retry_helps = True
+
+
 class SlotFailed(SweepError):
     """A worker group could not be started, or failed more often than the recipe allows."""

@@ -119,3 +119,10 @@ def test_the_plan_says_what_comes_of_the_recipe():
     assert plan["  train.weight_decay"] == "choice [0, 0.1] when transfer.strategy is last_n or full"
     assert plan["  first 1"] == "{train.weight_decay: 0.1}"
     assert plan["digest"] == recipe.digest()
+
+
+def test_the_plan_says_what_a_trial_survives():
+    plan = {row.topic: row.text for row in resolved_plan(recipe_with(failures={"on_oom": "adapt", "max_hangs": 1}))}
+    assert plan["failures"] == (
+        "a trial survives 3 lost workers, 3 lost nodes, 1 hang (of 10 minutes); out of memory it goes on with milder settings"
+    )

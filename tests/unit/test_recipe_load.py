@@ -50,7 +50,7 @@ search:
   first: []
   from: null
 budget: {hours: null, worker_hours: null, bytes: null}
-failures: {max_lost_workers: 3, max_storage: 10}
+failures: {on_oom: adapt, max_lost_workers: 3, max_lost_nodes: 3, max_hangs: 2, hang_minutes: 10, max_storage: 10}
 report: {baselines: []}
 track: {tensorboard: false, mlflow: null, wandb: null}
 storage: s3://bucket/prefix

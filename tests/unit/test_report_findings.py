@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from tlcore.report.findings import front_table, lineage_json, lineage_lines, warmed_line
+from tlcore.report.findings import front_table, lineage_json, lineage_lines, loss_lines, warmed_line
 from tlcore.storage.journal import SweepState
 
 pytestmark = pytest.mark.unit
@@ -83,3 +83,16 @@ def test_a_warm_start_says_what_was_used_and_what_did_not_fit():
     entry = {"kind": "warmed", "trial": None, "source": "file:///old/run", "used": [{}, {}], "unused": 3}
     assert warmed_line([entry]) == ["began with 2 results of file:///old/run; 3 did not fit"]
     assert warmed_line([{**entry, "unused": 0}]) == ["began with 2 results of file:///old/run"]
+
+
+def test_what_was_lost_is_told_by_trial_and_kind_and_nodes_by_name():
+    entries = [
+        {"kind": "suggested", "trial": "t000", "point": {}},
+        {"kind": "suggested", "trial": "t001", "point": {}},
+        *({"kind": "lost", "trial": "t001", "loss": loss} for loss in ("worker", "worker", "hang", "storage")),
+        {"kind": "avoided", "trial": None, "node": "ab12", "losses": 3, "trials": ["t001"]},
+    ]
+    assert loss_lines(SweepState.from_entries(entries), entries) == [
+        "t001 had 2 lost workers, 1 hang, 1 time without its store",
+        "node ab12 was avoided after 3 losses of t001",
+    ]

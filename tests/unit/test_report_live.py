@@ -302,3 +302,33 @@ def test_a_fallback_is_told_with_both_steps_and_the_reason():
     assert lines_of([*EVENTS, {"kind": "fell_back", "trial": "t000", **passed_over}]).splitlines()[-1] == (
         "04:45:00 t000 restored at step=200: the checkpoint of step 300 is damaged: cas/ab/ab12: the chunk is missing"
     )
+
+
+ADAPTED = {
+    "kind": "adapted",
+    "trial": "t000",
+    "changed": {"train.micro_batch_size": [8, 4]},
+    "reason": "rank 1 ran out of device memory",
+    "rank": 1,
+    "step": 16,
+}
+
+
+def test_an_adaptation_is_told_with_both_values_its_step_and_its_reason():
+    assert lines_of([*EVENTS, ADAPTED]).splitlines()[-1] == (
+        "04:45:00 t000 adapted train.micro_batch_size=8->4 step=16 reason: rank 1 ran out of device memory"
+    )
+
+
+def test_the_table_says_what_a_running_trial_was_adapted_to():
+    assert any(
+        line.startswith("t000 ran out of memory; it goes with train.micro_batch_size 4")
+        for line in drawn(sweep([*EVENTS, ADAPTED]), 100)
+    )
+
+
+def test_a_node_that_is_avoided_is_told_with_the_trials_that_lost_workers_there():
+    avoided = {"kind": "avoided", "trial": None, "node": "ab12", "losses": 3, "trials": ["t000", "t002"]}
+    assert lines_of([*EVENTS, avoided]).splitlines()[-1] == (
+        "04:45:00 sweep avoids node=ab12 after 3 losses of t000, t002"
+    )

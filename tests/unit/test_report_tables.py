@@ -127,3 +127,11 @@ def test_resume_line_names_a_program_that_exists(monkeypatch, tmp_path):
     assert program() == ["bin/tlcore"]
     monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path))
     assert program() == ["tlcore"]
+
+
+def test_final_table_says_what_a_trial_was_adapted_to():
+    adapted = [*ROWS, row("t004", "full", {1.0: 0.7}, adapted={"train.micro_batch_size": 4, "deepspeed.zero_stage": 3})]
+    console = Console(file=io.StringIO(), width=100)
+    assert text_of(final_table(adapted, "eval_accuracy", "max", console)).splitlines()[-1] == (
+        "t004 ran out of memory; it goes with train.micro_batch_size 4, deepspeed.zero_stage 3"
+    )

@@ -110,7 +110,7 @@ def test_fold_follows_a_trial_through_its_states():
         seen.append(state.trials["t000"].status)
     trial = state.trials["t000"]
     assert seen == ["waiting", "running", "running", "running", "running", "stopped"]
-    assert (trial.fraction, trial.checkpoint_step, trial.lost_workers, trial.reason) == (0.5, 20, 1, "scheduler")
+    assert (trial.fraction, trial.checkpoint_step, trial.losses, trial.reason) == (0.5, 20, {"worker": 1}, "scheduler")
     assert trial.final("eval_accuracy") == 0.7
     assert trial.ended
 
@@ -162,3 +162,54 @@ def test_best_prefers_the_deeper_of_equals_and_skips_what_has_no_value():
     state.apply(result("t002", 1.0, None, 10))
     assert state.best("eval_accuracy", "max").trial == "t001"
     assert SweepState().best("eval_accuracy", "max") is None
+
+
+def test_losses_are_counted_by_kind_and_old_entries_are_lost_workers():
+    entries = [
+        suggested("t000"),
+        {"kind": "lost", "trial": "t000", "rank": 1},
+        {"kind": "lost", "trial": "t000", "rank": 1, "loss": "hang"},
+        {"kind": "lost", "trial": "t000", "rank": 1, "loss": "hang"},
+        {"kind": "lost", "trial": "t000", "rank": None, "slot": "abc"},
+    ]
+    assert SweepState.from_entries(entries).trials["t000"].losses == {"worker": 1, "hang": 2, "slot": 1}
+
+
+def test_what_a_trial_was_adapted_to_adds_up_and_leaves_its_point_alone():
+    entries = [
+        suggested("t000", **{"train.learning_rate": 1e-4}),
+        {"kind": "adapted", "trial": "t000", "changed": {"train.micro_batch_size": [4, 2]}},
+        {"kind": "adapted", "trial": "t000", "changed": {"train.micro_batch_size": [2, 1]}},
+        {"kind": "adapted", "trial": "t000", "changed": {"deepspeed.zero_stage": [2, 3]}},
+    ]
+    trial = SweepState.from_entries(entries).trials["t000"]
+    assert trial.adapted == {"train.micro_batch_size": 1, "deepspeed.zero_stage": 3}
+    assert trial.point == {"train.learning_rate": 1e-4}
+
+
+def test_nodes_are_avoided_until_the_sweep_is_resumed():
+    avoided = {"kind": "avoided", "trial": None, "node": "abc", "losses": 3, "trials": ["t000"]}
+    assert SweepState.from_entries([avoided]).avoided == ["abc"]
+    assert SweepState.from_entries([avoided, {"kind": "resumed", "trial": None}]).avoided == []
+
+
+def test_a_put_that_is_tried_again_is_the_same_entry(store):
+    """Its first attempt may have arrived: then another time of day in it would look like another driver."""
+    times = iter([datetime(2026, 11, 21, second=second, tzinfo=UTC) for second in range(9)])
+
+    def twice(put):
+        put()
+        return put()
+
+    seen = []
+
+    class Watched:
+        url = store.url
+
+        def put_if_absent(self, key, data):
+            seen.append((key, bytes(data)))
+            return True
+
+    Journal(Watched(), lambda: next(times), ask=twice).append("suggested", "t000", point={})
+    assert len(seen) == 2
+    assert seen[0] == seen[1]

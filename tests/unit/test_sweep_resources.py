@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from ray._private.label_utils import validate_label_selector
 
 from tlcore.errors import CannotPlace
-from tlcore.sweep.resources import Node, Shape, check_placeable, has_room
+from tlcore.sweep.resources import NODE_ID, Node, Shape, can_avoid, check_placeable, has_room, label_selector, without
 
 pytestmark = pytest.mark.unit
 
@@ -109,3 +110,18 @@ def test_our_own_workers_are_not_counted_as_others_whether_placed_or_not():
 def test_different_shapes_share_what_there_is():
     assert has_room(shape(1, cpus=2), [shape(2)], [node(4)])
     assert not has_room(shape(1, cpus=3), [shape(2)], [node(4)])
+
+
+def test_a_node_is_avoided_where_the_others_will_do():
+    nodes = [Node({"CPU": 4.0}, {NODE_ID: name}) for name in ("aa", "bb")]
+    assert can_avoid(nodes, ["aa"], shape(4))
+    assert not can_avoid(nodes, ["aa"], shape(5))
+    assert not can_avoid(nodes, ["aa", "bb"], shape(1))
+    assert without(nodes, ["aa"]) == nodes[1:]
+
+
+def test_ray_is_asked_for_the_labels_and_for_other_nodes():
+    assert label_selector(shape(1), []) is None
+    assert label_selector(shape(1, disk="fast"), []) == {"disk": "fast"}
+    assert label_selector(shape(1, disk="fast"), ["aa", "bb"]) == {"disk": "fast", NODE_ID: "!in(aa, bb)"}
+    assert validate_label_selector(label_selector(shape(1), ["aa" * 28])) is None

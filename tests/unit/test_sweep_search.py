@@ -278,3 +278,18 @@ def test_a_repaired_point_is_what_the_slot_gets_and_what_a_resume_finds():
     assert facts["repaired"] == {"train.micro_batch_size": ["auto", 2]}
     again = Harness(recipe(), [{"kind": "suggested", "trial": "t000", **facts}, {"kind": "resumed"}])
     assert again.take(1)[0].config["point"] == trial.config["point"]
+
+
+def test_what_a_trial_lost_and_was_adapted_to_goes_with_it():
+    hang = {"kind": "lost", "trial": "t000", "loss": "hang"}
+    smaller = {"kind": "adapted", "trial": "t000", "changed": {"train.micro_batch_size": [4, 2]}}
+    (first, *_) = Harness(recipe(), [suggested("t000"), hang, smaller]).take()
+    assert (first.config["lost"], first.config["adapted"]) == ({"hang": 1}, {"train.micro_batch_size": 2})
+
+    harness = Harness(recipe())
+    first, second, *_ = harness.take()
+    for entry in (hang, smaller):
+        harness.state.apply(entry)
+        harness.source.heed(entry)
+    assert (first.config["lost"], first.config["adapted"]) == ({"hang": 1}, {"train.micro_batch_size": 2})
+    assert (second.config["lost"], second.config["adapted"]) == ({}, {})

@@ -6,11 +6,11 @@ import pickle
 
 import pytest
 
-from tlcore.errors import DataError
+from tlcore.errors import DataError, OutOfMemory
 from tlcore.recipe import recipe_from_dict
 from tlcore.sweep import worker
 from tlcore.sweep.group import as_error
-from tlcore.sweep.mailbox import LEAVE
+from tlcore.sweep.mailbox import LEAVE, Stand
 from tlcore.sweep.worker import SessionHost, describe_failure, serve
 
 pytestmark = pytest.mark.unit
@@ -138,3 +138,41 @@ def test_other_errors_become_a_train_error_that_names_rank_and_kind():
     assert type(error).__name__ == "TrainError"
     assert error.message == "rank 1: KeyError: 'logits'"
     assert "KeyError" in error.fields["traceback"]
+
+
+def test_running_out_of_memory_travels_as_our_error_with_rank_and_step():
+    failure = describe_failure(2, MemoryError("no room"), 7)
+    error = as_error(pickle.loads(pickle.dumps(failure)))  # noqa: S301 (what Ray does between processes)
+    assert isinstance(error, OutOfMemory)
+    assert (error.fields["rank"], error.fields["step"]) == (2, 7)
+    assert "rank 2 ran out of host memory at step 7" in error.message
+
+
+class Looked:
+    """A session that looks at its host from inside."""
+
+    step, phase, ticks = 5, "evaluate", 3
+
+    def __init__(self, *args):
+        self.seen = []
+
+    def advance(self, fraction, commit):
+        self.seen.append(HOST[0].stand())
+        return Report()
+
+    def close(self):
+        pass
+
+
+HOST = []
+
+
+def test_a_host_says_where_its_rank_stands_and_that_it_is_idle_between_commands(monkeypatch):
+    made = Looked()
+    monkeypatch.setattr(worker, "import_factory", lambda path: lambda *args: made)
+    HOST[:] = [SessionHost("fake:Session", None)]
+    HOST[0].perform(start("t000"))
+    assert HOST[0].stand() == Stand(None, "idle")
+    HOST[0].perform(advance(0.5))
+    assert made.seen == [Stand(5, "evaluate", 3)]
+    assert HOST[0].step == 5

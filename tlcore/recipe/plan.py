@@ -40,6 +40,7 @@ def resolved_plan(recipe: Recipe) -> list[PlanRow]:
         PlanRow("workers", _workers(recipe)),
         PlanRow("reports", f"at {_listed(report_fractions(recipe))} of {_count(recipe.train.epochs, 'epoch')}"),
         PlanRow("checkpoints", _checkpoints(recipe)),
+        PlanRow("failures", _failures(recipe)),
         *_search(recipe),
         PlanRow("storage", recipe.storage),
         PlanRow("digest", recipe.digest()),
@@ -122,6 +123,17 @@ def _checkpoints(recipe: Recipe) -> str:
     ]
     when = ", ".join([*every, "at each report"])
     return f"{when}; the last {settings.keep_last} and the best {settings.keep_best} of a trial are kept"
+
+
+def _failures(recipe: Recipe) -> str:
+    most = recipe.failures
+    memory = {"fail": "fails", "adapt": "goes on with milder settings"}[most.on_oom]
+    survived = [
+        _count(most.max_lost_workers, "lost worker"),
+        _count(most.max_lost_nodes, "lost node"),
+        f"{_count(most.max_hangs, 'hang')} (of {_count(most.hang_minutes, 'minute')})",
+    ]
+    return f"a trial survives {', '.join(survived)}; out of memory it {memory}"
 
 
 def _search(recipe: Recipe) -> Iterator[PlanRow]:

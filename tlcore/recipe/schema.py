@@ -217,11 +217,20 @@ class FailuresSection(Section):
     """What happens when a trial cannot go on."""
 
     on_oom: Literal["fail", "adapt"] = "fail"
-    """Out of memory: fail the trial, or halve the micro-batch, then shard more."""
+    """Out of memory: fail the trial, or start it again from its checkpoint with less: half the micro-batch (the global batch
+    stays), then recomputed activations, a higher ZeRO stage, offload of optimizer state, of parameters."""
     max_lost_workers: NotNegative = 3
-    """Times a trial resumes after a worker or its node died."""
+    """Times a trial resumes after a worker process died."""
+    max_lost_nodes: NotNegative = 3
+    """Times a trial resumes after a node died, however many of its workers were there."""
+    max_hangs: NotNegative = 2
+    """Times a trial resumes after its workers stood still."""
+    hang_minutes: AboveZero = 10
+    """Minutes without a step of any worker, nor a batch of an evaluation, after which they count as hung; six times that while a
+    trial starts, three times while it compiles or waits for its checkpoint, and never less than three times the longest pause
+    between its steps so far."""
     max_storage: NotNegative = 10
-    """Saves of a trial that may fail before the trial does."""
+    """Saves of a trial that may fail in a row, and times it resumes after the store was away, before the trial fails."""
     on_infeasible: Literal["refuse", "drop", "repair"] = "refuse"
     """Points of the space whose batch, place or memory cannot be: refuse the sweep before it starts, drop them (such a trial does
     not run and counts as failed), or repair them: smaller micro-batch, recomputed activations, higher ZeRO stage, offload."""

@@ -83,7 +83,6 @@ UNBUILT: Final = (
     Unbuilt("budget.hours", _given, "null, with search.trials as the limit"),
     Unbuilt("budget.worker_hours", _given, "null, with search.trials as the limit"),
     Unbuilt("budget.bytes", _given, "null, with checkpoint.keep_last and checkpoint.keep_best as the limit"),
-    Unbuilt("failures.on_oom", "adapt"),
     Unbuilt("report.baselines", _given, "[], with scratch among the choices of transfer.strategy"),
     Unbuilt("track.tensorboard", _given, "false"),
     Unbuilt("track.mlflow", _given, "null"),

@@ -1,4 +1,4 @@
-"""What a search did besides trying points: takeovers, several metrics at once, an earlier sweep's results.
+"""What a search did besides trying points: takeovers, several metrics at once, an earlier sweep's results, what was lost.
 
 Owns the words and the Pareto table; the facts are the journal's. Called by `runs.py`.
 """
@@ -6,7 +6,7 @@ Owns the words and the Pareto table; the facts are the journal's. Called by `run
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -56,3 +56,26 @@ def warmed_line(entries: Iterable[Entry]) -> list[str]:
         for entry in entries
         if entry["kind"] == "warmed"
     ]
+
+
+_LOST: Final = {
+    "worker": ("lost worker", "lost workers"),
+    "node": ("lost node", "lost nodes"),
+    "hang": ("hang", "hangs"),
+    "storage": ("time without its store", "times without its store"),
+    "slot": ("lost slot", "lost slots"),
+}
+
+
+def loss_lines(state: SweepState, entries: Iterable[Entry]) -> list[str]:
+    """What befell each trial, and which nodes were avoided for it."""
+    told = [f"{trial.trial} had {_losses(trial)}" for trial in state.trials.values() if trial.losses]
+    return told + [
+        f"node {entry['node']} was avoided after {entry['losses']} losses of {', '.join(entry['trials'])}"
+        for entry in entries
+        if entry["kind"] == "avoided"
+    ]
+
+
+def _losses(trial: TrialState) -> str:
+    return ", ".join(figures.count(times, *_LOST.get(loss, (loss, loss))) for loss, times in trial.losses.items())

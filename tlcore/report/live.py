@@ -23,7 +23,7 @@ from tlcore.recipe import Recipe
 from tlcore.report import figures
 from tlcore.report.cells import trial_table
 from tlcore.report.rows import RUNNING, WAITING, Estimate, TrialRow, estimate, ranked
-from tlcore.report.tables import failure_lines
+from tlcore.report.tables import adapted_lines, failure_lines
 from tlcore.report.view import SweepView
 from tlcore.storage import newest_run
 from tlcore.storage.journal import Entry, read_journal
@@ -143,13 +143,20 @@ def render(view: SweepView, ahead: Estimate, elapsed_s: float, console: Console)
 
 
 def _failures(rows: Sequence[TrialRow]) -> list[Text]:
-    lines = list(failure_lines(rows).values())
+    running = [row for row in rows if not row.ended]
+    return [
+        *_newest(list(failure_lines(rows).values()), "failure"),
+        *_newest(list(adapted_lines(running).values()), "adaptation"),
+    ]
+
+
+def _newest(lines: list[Text], what: str) -> list[Text]:
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
     earlier = len(lines) - _MOST_FAILURES
     if earlier <= 0:
         return lines
-    return [*lines[earlier:], Text(f"{figures.count(earlier, 'earlier failure')} not shown", "red")]
+    return [*lines[earlier:], Text(f"{figures.count(earlier, f'earlier {what}')} not shown", lines[-1].style)]
 
 
 def chosen(rows: Sequence[TrialRow], mode: str, most: int) -> list[TrialRow]:
@@ -249,6 +256,8 @@ class LineDisplay(Display):
             return f"sweep resumed ({_by_state(self.view.rows()) or 'no trial yet'})"
         if kind == "unknown":
             return f"the check before the sweep leaves open: {'; '.join(event['reasons'])}"
+        if kind == "avoided":
+            return f"sweep avoids node={event['node']} after {event['losses']} losses of {', '.join(event['trials'])}"
         if row is None:
             return ""
         measured = f"rung={figures.share(row.rung)} {self.view.metric}={figures.metric(row.metric)}"
@@ -264,6 +273,11 @@ class LineDisplay(Display):
             return " ".join([row.trial, measured, *_training(row)])
         if kind == "lost":
             return f"{row.trial} lost rank={event.get('rank')} step={event.get('step')} cause: {event.get('cause')}"
+        if kind == "adapted":
+            changed = (
+                f"{key}={figures.sampled(old)}->{figures.sampled(new)}" for key, (old, new) in event["changed"].items()
+            )
+            return " ".join([row.trial, "adapted", *changed, f"step={event.get('step')} reason: {event.get('reason')}"])
         if kind == "fell_back":
             passed_over = f"the checkpoint of step {event.get('instead')} is damaged: {event.get('reason')}"
             return f"{row.trial} restored at step={event.get('step')}: {passed_over}"

@@ -24,7 +24,8 @@ class TrialRow:
     `rung` is the deepest fraction of the trial's own epochs at which it was evaluated, `fraction` where it is now;
     `metric` is the searched metric at the last report, `by_rung` the same at every fraction reported. `reason` says why
     it stopped or failed. `stall_s` is how long the last save kept training, `save_bytes_per_s` how fast its new bytes
-    went, `saves` what all saves took by the last report (`SaveTotals` of `train/`), each on rank 0.
+    went, `saves` what all saves took by the last report (`SaveTotals` of `train/`), each on rank 0. `adapted` is what it runs with,
+    besides its point, since memory ran out; `losses` how often a worker, a node or more was lost to it.
     """
 
     trial: str
@@ -43,6 +44,8 @@ class TrialRow:
     saves: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
     by_rung: Mapping[float, float] = field(default_factory=dict)
+    adapted: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:

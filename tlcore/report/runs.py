@@ -20,7 +20,7 @@ from rich.text import Text
 from tlcore.errors import ObjectMissing, RecipeError
 from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict
 from tlcore.report import figures
-from tlcore.report.findings import front_table, lineage_json, lineage_lines, warmed_line
+from tlcore.report.findings import front_table, lineage_json, lineage_lines, loss_lines, warmed_line
 from tlcore.report.rows import RUNNING, UNFINISHED, TrialRow
 from tlcore.report.tables import best_lines, final_table, gain_line
 from tlcore.report.view import SweepView
@@ -215,6 +215,7 @@ def show_parts(run: StoredRun, console: Console) -> list[RenderableType]:
     if len(metrics) > 1:
         parts += [Text(), front_table(view.state, metrics, modes)]
     sentences = [*_findings(run), *warmed_line(run.entries), *lineage_lines(view.state)]
+    sentences += loss_lines(view.state, run.entries)
     return [*parts, Text(), *map(Text, sentences)] if sentences else parts
 
 

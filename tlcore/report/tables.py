@@ -25,14 +25,14 @@ SCRATCH = "scratch"
 
 
 def final_table(rows: Sequence[TrialRow], metric: str, mode: str, console: Console) -> RenderableType:
-    """All trials by `metric`, best first, and below them why any failed."""
+    """All trials by `metric`, best first, and below them why any failed, and what any was adapted to."""
     best = best_of(rows, mode)
     table = trial_table(ranked(rows, mode), metric, best.trial if best else None, console, live=False)
     hints = {row.trial: row.reason.partition("\n")[2] for row in rows}
     parts: list[RenderableType] = [table]
     for trial, line in failure_lines(rows).items():
         parts += [line, Text(f"  {hints[trial]}")] if hints[trial] else [line]
-    return Group(*parts)
+    return Group(*parts, *adapted_lines(rows).values())
 
 
 def failure_lines(rows: Iterable[TrialRow]) -> dict[str, Text]:
@@ -42,6 +42,19 @@ def failure_lines(rows: Iterable[TrialRow]) -> dict[str, Text]:
         for row in rows
         if row.state == FAILED
     }
+
+
+def adapted_lines(rows: Iterable[TrialRow]) -> dict[str, Text]:
+    """One line for each trial that runs with other settings than its point says, since memory ran out."""
+    return {
+        row.trial: Text(f"{row.trial} ran out of memory; it goes with {_settings(row.adapted)}", "yellow")
+        for row in rows
+        if row.adapted
+    }
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path} {figures.sampled(value)}" for path, value in settings.items())
 
 
 def best_lines(row: TrialRow, metric: str, difference: Mapping[str, tuple[Any, Any]]) -> list[str]:

@@ -87,6 +87,8 @@ class SweepView:
             saves=facts.get("saves") or {},
             reason=_reason(trial),
             by_rung={fraction: value for fraction, value in measured if value is not None},
+            adapted=dict(trial.adapted),
+            losses=dict(trial.losses),
         )
 
 

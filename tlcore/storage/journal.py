@@ -16,8 +16,12 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
                                                        it goes on from another trial's checkpoint at `step`, with a new point
                                                        (`changed`: setting -> [the parent's value, its own]); `metrics` are the
                                                        parent's there
-    lost       rank, cause, step, slot                 a worker died; the trial went on from its checkpoint at `step`; `slot`
-                                                       only where the slot itself died
+    lost       rank, cause, step, loss, node, slot     a command was lost; the trial goes on from its checkpoint at `step`; `loss`
+                                                       is worker, node, hang or storage; `slot` only where the slot itself died
+    adapted    changed, reason, rank, step, asked_bytes
+                                                       memory ran out; the trial goes on from its checkpoint at `step` with less
+                                                       (`changed`: setting -> [before, now]; its point stays)
+    avoided    node, losses, trials                    this node of the cluster lost these trials' workers; it gets no more
     fell_back  step, instead, reason                   it was restored at `step`; the checkpoint at `instead` is damaged
     stopped    reason                                  ended early on purpose ("scheduler")
     completed  -                                       ran to the end of its own epochs
@@ -58,6 +62,8 @@ KINDS: Final = frozenset(
         "paused",
         "took_over",
         "lost",
+        "adapted",
+        "avoided",
         "fell_back",
         "stopped",
         "completed",
@@ -77,10 +83,18 @@ class Journal:
         store: rooted at the run.
         clock: current time, timezone-aware.
         start: number of the next entry: how many there are.
+        ask: performs one put and returns what it returned; the place for trying again where the store is away for longer than its
+            own client has patience. It gets the same bytes each time, so an answer that was lost does no harm.
     """
 
-    def __init__(self, store: ObjectStore, clock: Callable[[], datetime], start: int = 0) -> None:
-        self._store = store
+    def __init__(
+        self,
+        store: ObjectStore,
+        clock: Callable[[], datetime],
+        start: int = 0,
+        ask: Callable[[Callable[[], bool]], bool] = lambda put: put(),
+    ) -> None:
+        self._store, self._ask = store, ask
         self._clock = clock
         self._next = start
 
@@ -98,8 +112,8 @@ class Journal:
             "trial": trial,
             **_finite(facts),
         }
-        key = journal_key(self._next)
-        if not self._store.put_if_absent(key, encode_json(entry)):
+        key, data = journal_key(self._next), encode_json(entry)
+        if not self._ask(lambda: self._store.put_if_absent(key, data)):
             raise StaleWriter(
                 f"another driver wrote {key} in {self._store.url}: this sweep was resumed elsewhere",
                 hint="let that driver go on; this one has stopped without changing anything more",
@@ -148,7 +162,8 @@ class Takeover:
 @dataclass
 class TrialState:
     """One trial as the journal tells it. `results` is in order of arrival; a resumed trial may repeat a fraction, and what it
-    took over from another trial stands among them as the parent reported it. `lineage` is in order, mostly empty."""
+    took over from another trial stands among them as the parent reported it. `lineage` is in order, mostly empty. `losses`
+    counts by kind; `adapted` is what the trial runs with, besides its point, since memory ran out."""
 
     trial: str
     point: dict[str, Any]
@@ -157,7 +172,8 @@ class TrialState:
     lineage: list[Takeover] = field(default_factory=list)
     life_began: int = 0
     reason: str = ""
-    lost_workers: int = 0
+    losses: dict[str, int] = field(default_factory=dict)
+    adapted: dict[str, Any] = field(default_factory=dict)
     failure: Entry | None = None
     repaired: dict[str, Any] = field(default_factory=dict)
 
@@ -189,12 +205,14 @@ class TrialState:
 
 @dataclass
 class SweepState:
-    """A whole sweep, folded from its journal; trials are in the order in which they were suggested."""
+    """A whole sweep, folded from its journal; trials are in the order in which they were suggested. `avoided` are the nodes that
+    the present driver's slots keep away from: who resumes a sweep may have mended them."""
 
     trials: dict[str, TrialState] = field(default_factory=dict)
     entries: int = 0
     resumes: int = 0
     finished: bool = False
+    avoided: list[str] = field(default_factory=list)
 
     @classmethod
     def from_entries(cls, entries: Iterable[Entry]) -> SweepState:
@@ -221,6 +239,8 @@ class SweepState:
             self._resume()
         elif kind == "finished":
             self.finished = True
+        elif kind == "avoided":
+            self.avoided.append(entry["node"])
         elif trial in self.trials:
             _apply_to_trial(self.trials[trial], entry)
 
@@ -248,6 +268,7 @@ class SweepState:
     def _resume(self) -> None:
         self.resumes += 1
         self.finished = False
+        self.avoided = []
         for trial in self.unfinished():
             trial.status = "waiting"
 
@@ -269,7 +290,10 @@ def _apply_to_trial(trial: TrialState, entry: Entry) -> None:
     elif kind == "took_over":
         _take_over(trial, entry)
     elif kind == "lost":
-        trial.lost_workers += 1
+        loss = "slot" if "slot" in entry else entry.get("loss", "worker")
+        trial.losses[loss] = trial.losses.get(loss, 0) + 1
+    elif kind == "adapted":
+        trial.adapted.update({key: now for key, (_, now) in entry["changed"].items()})
     elif kind == "completed":
         trial.status = "completed"
     elif kind == "stopped":

@@ -3,7 +3,9 @@
 Owns what is true only for the moment; what must last is in the journal. One small actor per sweep, found by its name, beside the
 driver and gone with it. Rank 0 of each slot writes at most twice a second and waits for no answer; the driver reads. Slots
 register their mailbox here, so that an interrupt reaches them while they wait for their ranks, and their workers' placement
-group, so that the driver can free it when a slot was killed and cannot.
+group, so that the driver can free it when a slot was killed and cannot. What befalls a trial between two reports is told here and
+fetched by the driver for the journal; told before the next report, so the driver finds it here when that arrives. As all losses
+come by, the record of nodes is kept here.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+
+from tlcore.sweep.failures import NodeRecord
 
 NAMESPACE = "tlcore"
 PUSH_EVERY_S = 0.5
@@ -25,6 +29,8 @@ class Board:
         self._mailboxes: dict[str, Any] = {}
         self._places: dict[str, Any] = {}
         self._stopping = False
+        self._notes: list[dict[str, Any]] = []
+        self._nodes = NodeRecord()
 
     def push(self, trial: str, progress: dict[str, Any]) -> None:
         """Replace what is known of a trial."""
@@ -47,6 +53,24 @@ class Board:
         """The placement group that a dead slot held, or None; asked once."""
         self._mailboxes.pop(slot, None)
         return self._places.pop(slot, None)
+
+    def tell(self, note: dict[str, Any]) -> None:
+        """Take what is to be journalled: `kind`, `trial` and the kind's facts. A loss counts against its node."""
+        self._notes.append(note)
+        if note["kind"] == "lost" and note.get("loss") in {"worker", "hang"}:
+            alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+            avoided = self._nodes.note(note["trial"], note.get("node"), alive)
+            if avoided is not None:
+                self._notes.append({"kind": "avoided", "trial": None, **avoided})
+
+    def notes(self) -> list[dict[str, Any]]:
+        """What was told and not fetched yet, in order."""
+        told, self._notes = self._notes, []
+        return told
+
+    def avoided(self) -> list[str]:
+        """Ids of the nodes that get no more workers where others will do."""
+        return self._nodes.avoided
 
     def stop(self) -> None:
         """Wake every slot with the order to stop, now and whenever one registers."""

@@ -23,6 +23,7 @@ from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.util import remove_placement_group
 
+from tlcore.checkpoint.patience import Patience
 from tlcore.errors import SweepError, TlcoreError
 from tlcore.recipe import Recipe
 from tlcore.storage import RunRef
@@ -32,7 +33,7 @@ from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
 from tlcore.sweep.fit import Admit, admit_all
 from tlcore.sweep.recorder import Halt, JournalCallback, Recorder
-from tlcore.sweep.resources import Cluster, Shape, has_room, shape_of
+from tlcore.sweep.resources import Cluster, Shape, can_avoid, has_room, shape_of, without
 from tlcore.sweep.schedulers import make_seats
 from tlcore.sweep.search import TrialSource, Waiting, trials_wanted
 from tlcore.sweep.searchers import make_searcher
@@ -42,6 +43,8 @@ from tlcore.sweep.takeover import can_clone, make_own
 from tlcore.sweep.warm import earlier_results
 
 DISPLAY_EVERY_S: Final = 0.5
+JOURNAL_ATTEMPTS: Final = 5
+"""Each is a minute of the store's own client; a store that is away for five of them ends the driver, and a resume goes on."""
 
 
 class Driver:
@@ -73,7 +76,8 @@ class Driver:
         self._earlier = earlier
         self._store = run.open()
         self._entries = read_journal(self._store)
-        journal = Journal(self._store, lambda: datetime.now(UTC), start=len(self._entries))
+        patience = Patience(JOURNAL_ATTEMPTS)
+        journal = Journal(self._store, lambda: datetime.now(UTC), start=len(self._entries), ask=patience.ask)
         self._recorder = Recorder(journal, SweepState.from_entries(self._entries), display)
         self._cluster = Cluster()
         self._conductor = Conductor(self._recorder, self._clone)
@@ -172,10 +176,14 @@ class Driver:
             admit=self._admit,
         )
         self._conductor.hands = source
+        self._recorder.listeners.append(source.heed)
         return source
 
     def _room(self, shape: Shape, live: Sequence[Shape]) -> bool:
-        return has_room(shape, live, self._cluster.nodes(), self._cluster.available())
+        nodes, avoid = self._cluster.nodes(), self.state.avoided
+        return has_room(
+            shape, live, without(nodes, avoid) if can_avoid(nodes, avoid, shape) else nodes, self._cluster.available()
+        )
 
     def _fit(self, source: TrialSource, scratch: Path) -> None:
         try:
@@ -212,8 +220,10 @@ class Driver:
         self._board_actor = open_board(name)
         try:
             ray.get(self._board_actor.snapshot.remote())
+            self._recorder.notes = lambda: list(ray.get(self._board_actor.notes.remote()))
             yield name
         finally:
+            self._recorder.notes = list
             ray.kill(self._board_actor)
 
     @contextmanager
@@ -234,7 +244,10 @@ class Driver:
             if self._halt.asked and not told:
                 self._board_actor.stop.remote()
                 told = True
-            with suppress(RayError):  # too slow once, or the cluster is going: the driver's own thread will say so
+            with suppress(
+                RayError, TlcoreError
+            ):  # too slow once, or the cluster is going: the driver's own thread will say so
+                self._recorder.take_notes()
                 snapshot = ray.get(self._board_actor.snapshot.remote(), timeout=5.0)
                 running = {trial.trial for trial in self.state.trials.values() if trial.status == "running"}
                 self._recorder.progress({name: facts for name, facts in snapshot.items() if name in running})

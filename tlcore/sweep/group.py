@@ -4,8 +4,9 @@ Owns the group's life: start, one command at a time on all ranks, noticing that 
 has restarted the ranks, and leaving nothing behind. What a trial is, and what to do after a loss, is the slot's business.
 
 A dead rank is noticed in three ways, the first one wins: Ray Train restarts the group and its ranks join as a new generation
-(seconds); another rank fails in a collective and a probe then finds the dead one (seconds); no heartbeat for `SILENT_S`, after
-which the rank is killed so that Ray Train restarts the group (a frozen process). Called by `slot.py`.
+(seconds); another rank fails in a collective and a probe then finds the dead one (seconds); no heartbeat for `SILENT_S` (a frozen
+process). Ranks that live and stand still are noticed by what their heartbeats say (`failures.hang_limit_s`). Frozen or still, all
+ranks are then killed, so that Ray Train restarts the group. Called by `slot.py`.
 """
 
 from __future__ import annotations
@@ -13,21 +14,24 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, OutOfMemoryError, RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from tlcore.errors import SlotFailed, SweepError, TlcoreError, TrainError
+from tlcore.errors import OutOfMemory, SlotFailed, SweepError, TlcoreError, TrainError
 from tlcore.sweep.controller import NoRestart, ProcessGroup
+from tlcore.sweep.failures import PATIENCE, LossKind, hang_limit_s, who_is_behind
+from tlcore.sweep.kernel import has_killed, oom_kills_on
 from tlcore.sweep.mailbox import RankFailure, RankInfo, Status, open_mailbox
-from tlcore.sweep.resources import Shape
-from tlcore.sweep.worker import worker_loop
+from tlcore.sweep.resources import Shape, label_selector
+from tlcore.sweep.worker import HEARTBEAT_S, worker_loop
 
 POLL_S = 5.0
 START_S = 900.0
@@ -36,6 +40,10 @@ PROBE_S = 10.0
 LEAVE_S = 20.0
 SETTLE_S = 1.0
 COLLECTIVE_S = 1800
+NODE_S = 30.0
+"""How long Ray may take to say that a node is dead, from when its workers no longer answer."""
+_QUIET_S = 4 * HEARTBEAT_S
+"""Silence by which a rank is known not to answer."""
 
 
 class Cancelled(SweepError):
@@ -43,23 +51,31 @@ class Cancelled(SweepError):
 
 
 class GroupLost(Exception):
-    """The generation that was asked is gone; the next one may carry on. `cause` is a sentence."""
+    """The generation that was asked is gone; the next one may carry on. `cause` is a sentence; `node` is Ray's id of the node where
+    `rank` was."""
 
-    def __init__(self, cause: str, rank: int | None = None) -> None:
+    def __init__(self, cause: str, rank: int | None = None, loss: LossKind = "worker", node: str | None = None) -> None:
         super().__init__(cause)
-        self.cause = cause
-        self.rank = rank
+        self.cause, self.rank, self.loss, self.node = cause, rank, loss, node
 
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """How to make the group: where Ray Train may write its few small files, and what the ranks run."""
+    """How to make the group: where Ray Train may write its few small files, and what the ranks run. `hang_s` is the recipe's
+    `failures.hang_minutes` in seconds; on the nodes in `avoid` no worker is put."""
 
     shape: Shape
     session: str
     board: str
     scratch: Path
     name: str
+    hang_s: float = 600.0
+    avoid: tuple[str, ...] = ()
+
+    @property
+    def collective_s(self) -> int:
+        """When a collective ends by itself; later than its ranks count as hung, so that it is told which one is behind."""
+        return max(COLLECTIVE_S, int(2 * max(PATIENCE.values()) * self.hang_s))
 
 
 def worker_environment(shape: Shape) -> dict[str, str]:
@@ -99,13 +115,13 @@ class WorkerGroup:
                     "session": self.settings.session,
                     "board": self.settings.board,
                 },
-                backend_config=ProcessGroup("nccl" if shape.gpus else "gloo", COLLECTIVE_S),
+                backend_config=ProcessGroup("nccl" if shape.gpus else "gloo", self.settings.collective_s),
                 scaling_config=ScalingConfig(
                     num_workers=shape.workers,
                     use_gpu=shape.gpus > 0,
                     resources_per_worker=shape.per_worker,
                     placement_strategy=shape.placement.upper(),
-                    label_selector=dict(shape.labels) or None,
+                    label_selector=label_selector(shape, self.settings.avoid),
                 ),
                 run_config=RunConfig(
                     name=self.settings.name,
@@ -165,7 +181,7 @@ class WorkerGroup:
                 raise Cancelled("the sweep is being stopped")
             if status.verdict == "failed":
                 raise self._judge(status.failures)
-            self._check_silent(status)
+            self._check_still(status)
             self._check_alive()
 
     def close(self, healthy: bool) -> None:
@@ -184,39 +200,54 @@ class WorkerGroup:
         for info in self._ranks:
             ray.kill(info.actor)
 
-    def _lost_between(self, number: int) -> GroupLost:
-        dead = self._dead_ranks()
-        return _died(dead[0]) if dead else GroupLost(f"the workers were restarted during command {number}")
+    def serves(self, shape: Shape, avoid: Collection[str]) -> bool:
+        """Whether this group will do for a trial of a shape that keeps away from some nodes. One that is being restarted will do
+        only if it was told to keep away from them: Ray Train may put it anywhere."""
+        if self.settings.shape != shape:
+            return False
+        nodes = {info.node_id for info in self._ranks}
+        return set(avoid) <= set(self.settings.avoid) or (bool(nodes) and not nodes & set(avoid))
+
+    def _lost_between(self, number: int) -> Exception:
+        return why_dead(self._dead_ranks(), _dead_nodes, oom_kills_on) or GroupLost(
+            f"the workers were restarted during command {number}"
+        )
 
     def _judge(self, failures: tuple[RankFailure, ...]) -> Exception:
         """Whose fault is it? A rank whose neighbour died fails in a collective before the death is known."""
         time.sleep(SETTLE_S)
-        dead = self._dead_ranks()
-        return _died(dead[0]) if dead else as_error(failures[0])
+        return why_dead(self._dead_ranks(), _dead_nodes, oom_kills_on) or as_error(
+            next((each for each in failures if each.error is not None), failures[0])
+        )
 
-    def _dead_ranks(self) -> list[RankInfo]:
-        """Ranks whose process is gone; those that Ray Train took down after another one's death come last."""
+    def _dead_ranks(self) -> list[tuple[RankInfo, Exception]]:
         probes = {info.rank: info.actor.__ray_ready__.remote() for info in self._ranks}
         deadline = time.monotonic() + PROBE_S
-        died: list[RankInfo] = []
-        taken_down: list[RankInfo] = []
+        died: list[tuple[RankInfo, Exception]] = []
+        taken_down: list[tuple[RankInfo, Exception]] = []
         for info in self._ranks:
             try:
                 ray.get(probes[info.rank], timeout=max(0.1, deadline - time.monotonic()))
-            except RayActorError as error:
-                (taken_down if "ray.kill" in str(error) else died).append(info)
+            except (RayActorError, OutOfMemoryError) as error:
+                (taken_down if "ray.kill" in str(error) else died).append((info, error))
             except GetTimeoutError:
                 continue  # busy, not dead
         return died + taken_down
 
-    def _check_silent(self, status: Status) -> None:
-        for info in self._ranks:
-            if status.silent_s.get(info.rank, 0.0) > SILENT_S:
-                ray.kill(info.actor)
-                raise GroupLost(
-                    f"rank {info.rank} (pid {info.pid} on {info.node}) gave no sign of life for {SILENT_S:.0f} s",
-                    info.rank,
-                )
+    def _check_still(self, status: Status) -> None:
+        """Give the generation up when a rank is silent, or when none has moved for too long."""
+        hang_s = self.settings.hang_s
+        silent = {rank: quiet_s for rank, quiet_s in status.silent_s.items() if quiet_s > _QUIET_S}
+        waited_for = [info for info in self._ranks if info.rank not in status.answers]
+        stands = {info.rank: status.stands[info.rank] for info in waited_for if info.rank in status.stands}
+        still = status.still_s > hang_limit_s(stands.values(), hang_s, status.longest_gap_s)
+        if not waited_for or not (still or max(silent.values(), default=0.0) > max(_QUIET_S, min(SILENT_S, hang_s))):
+            return
+        behind = who_is_behind(waited_for, stands, silent, status.still_s)
+        node = next((info.node_id for info in waited_for if info.rank == behind.rank), None)
+        gone = _dead_nodes() if behind.rank in silent else set()
+        self._kill_ranks()
+        raise GroupLost(behind.cause, behind.rank, "node" if node in gone else "hang", node)
 
     def _check_alive(self) -> None:
         if ray.get(self.mailbox.is_cancelled.remote()):
@@ -227,8 +258,51 @@ class WorkerGroup:
             )
 
 
-def _died(info: RankInfo) -> GroupLost:
-    return GroupLost(f"rank {info.rank} (pid {info.pid} on {info.node}) died", info.rank)
+def why_dead(
+    found: Sequence[tuple[RankInfo, Exception]],
+    dead_nodes: Callable[[set[str | None]], set[str]],
+    kills_on: Callable[[str], int | None],
+) -> GroupLost | OutOfMemory | None:
+    """What happened to ranks whose process is gone; those that Ray Train took down after another one's death come last. A node
+    that died is one loss, whatever ran there.
+
+    Args:
+        found: each dead rank, and what Ray says when it is called.
+        dead_nodes: which nodes are dead, given those that may be.
+        kills_on: the kernel's count of its kills for want of memory on a node.
+    """
+    if not found:
+        return None
+    killed = next((info for info, error in found if isinstance(error, OutOfMemoryError)), None)
+    if killed is not None:
+        return _killed(killed, "by Ray: its node was running out of memory")
+    gone = dead_nodes({info.node_id for info, error in found if isinstance(error, ActorUnavailableError)})
+    lost = [info for info, _ in found if info.node_id in gone]
+    if lost:
+        ranks = ", ".join(str(info.rank) for info in lost)
+        return GroupLost(f"node {lost[0].node} died with rank {ranks}", lost[0].rank, "node", lost[0].node_id)
+    first = found[0][0]
+    if first.node_id is not None and has_killed(first.oom_kills, kills_on(first.node_id)):
+        return _killed(first, "by the kernel, which says that it killed for want of memory there")
+    return GroupLost(f"{_name(first)} died", first.rank, "worker", first.node_id)
+
+
+def _killed(info: RankInfo, by: str) -> OutOfMemory:
+    return OutOfMemory(f"{_name(info)} was killed {by}", rank=info.rank, step=None)
+
+
+def _name(info: RankInfo) -> str:
+    return f"rank {info.rank} (pid {info.pid} on {info.node})"
+
+
+def _dead_nodes(unreachable: Collection[str | None] = ()) -> set[str]:
+    """Which nodes are dead, once that is known of those whose workers no longer answer (`NODE_S` at most)."""
+    deadline = time.monotonic() + NODE_S
+    while True:
+        alive = {node["NodeID"]: node["Alive"] for node in ray.nodes()}
+        if time.monotonic() > deadline or not any(alive.get(node, False) for node in unreachable if node):
+            return {node for node, lives in alive.items() if not lives}
+        time.sleep(0.5)
 
 
 def as_error(failure: RankFailure) -> TlcoreError:

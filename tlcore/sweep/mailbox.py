@@ -25,7 +25,8 @@ LEAVE = "leave"
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One rank as it introduced itself: `node` an address, `actor` to probe or kill, `place` its group's placement group."""
+    """One rank as it introduced itself: `node` an address, `node_id` Ray's own name of it, `actor` to probe or kill, `place` its
+    group's placement group, `oom_kills` the kernel's count on its node (`kernel.py`)."""
 
     rank: int
     world_size: int
@@ -33,6 +34,33 @@ class RankInfo:
     pid: int
     actor: Any = None
     place: Any = None
+    node_id: str | None = None
+    oom_kills: int | None = None
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where a rank stands in its command: what its heartbeat carries.
+
+    `step` and `ticks` grow while it gets on; the last two are there once it has not moved for some seconds: whether its innermost
+    frame waits for other ranks, and its stack, innermost frame last.
+    """
+
+    step: int | None = None
+    phase: str = "idle"
+    ticks: int = 0
+    waits: bool = False
+    stack: str = ""
+
+    @property
+    def mark(self) -> tuple[int | None, str, int]:
+        """What changes when the rank moves."""
+        return self.step, self.phase, self.ticks
+
+    @property
+    def place(self) -> str:
+        """`at step 12 (evaluate)`."""
+        return f"at step {self.step} ({self.phase})" if self.step is not None else f"in {self.phase}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +83,36 @@ class Status:
     answers: dict[int, Any] = field(default_factory=dict)
     failures: tuple[RankFailure, ...] = ()
     silent_s: dict[int, float] = field(default_factory=dict)
+    stands: dict[int, Stand] = field(default_factory=dict)
+    still_s: float = 0.0
+    longest_gap_s: float = 0.0
+
+
+class Movement:
+    """Where the ranks of one generation stand, since when none of them has moved, and their longest pause so far."""
+
+    def __init__(self, now_s: float) -> None:
+        self.stands: dict[int, Stand] = {}
+        self.longest_gap_s = 0.0
+        self._moved_s = now_s
+
+    def rest(self, now_s: float) -> None:
+        """Something new was asked: what was before it is no pause."""
+        self._moved_s = now_s
+
+    def note(self, rank: int, stand: Stand, now_s: float) -> None:
+        """Take where a rank stands."""
+        before = self.stands.get(rank, Stand())
+        self.stands[rank] = stand
+        if before.mark == stand.mark:
+            return
+        if before.phase == stand.phase:
+            self.longest_gap_s = max(self.longest_gap_s, now_s - self._moved_s)
+        self._moved_s = now_s
+
+    def still_s(self, now_s: float) -> float:
+        """Seconds since any rank moved."""
+        return now_s - self._moved_s
 
 
 class Ledger:
@@ -69,6 +127,7 @@ class Ledger:
         self._commands: list[dict[str, Any]] = []
         self._answers: dict[int, dict[int, Any]] = {}
         self._failures: dict[int, list[RankFailure]] = {}
+        self._movement = Movement(clock())
         self.generation = 0
         self.closed = False
         self.cancelled = False
@@ -89,6 +148,7 @@ class Ledger:
         self._group = group
         self.generation += 1
         self._ranks, self._heard, self._commands, self._answers, self._failures = {}, {}, [], {}, {}
+        self._movement = Movement(self._clock())
 
     def complete(self) -> bool:
         """Whether every rank of the present generation has joined."""
@@ -98,16 +158,19 @@ class Ledger:
         """The present generation's ranks, by rank."""
         return [self._ranks[rank] for rank in sorted(self._ranks)]
 
-    def beat(self, group: str, rank: int) -> None:
-        """Note a sign of life."""
+    def beat(self, group: str, rank: int, stand: Stand | None = None) -> None:
+        """Note a sign of life, and where the rank stands."""
         if group == self._group and rank in self._ranks:
             self._heard[rank] = self._clock()
+            if stand is not None:
+                self._movement.note(rank, stand, self._heard[rank])
 
     def post(self, generation: int, command: dict[str, Any]) -> int | None:
         """Queue a command for every rank of a generation. Returns its number, or None when the generation is void."""
         if generation != self.generation or self.closed:
             return None
         self._commands.append(command)
+        self._movement.rest(self._clock())
         return len(self._commands) - 1
 
     def command(self, group: str, number: int) -> dict[str, Any] | None:
@@ -143,7 +206,17 @@ class Ledger:
             verdict = "answered"
         now = self._clock()
         silent = {rank: now - heard for rank, heard in self._heard.items()}
-        return Status(verdict, self.generation, dict(answers), failures, silent)
+        moves = self._movement
+        return Status(
+            verdict,
+            self.generation,
+            dict(answers),
+            failures,
+            silent,
+            dict(moves.stands),
+            moves.still_s(now),
+            moves.longest_gap_s,
+        )
 
 
 class Mailbox:
@@ -156,8 +229,8 @@ class Mailbox:
     async def join(self, group: str, info: RankInfo) -> bool:
         return bool(await self._change(lambda: self._ledger.join(group, info)))
 
-    async def beat(self, group: str, rank: int) -> None:
-        self._ledger.beat(group, rank)
+    async def beat(self, group: str, rank: int, stand: Stand | None = None) -> None:
+        self._ledger.beat(group, rank, stand)
 
     async def post(self, generation: int, command: dict[str, Any]) -> int | None:
         number: int | None = await self._change(lambda: self._ledger.post(generation, command))

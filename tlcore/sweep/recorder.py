@@ -1,8 +1,8 @@
 """From what Tune tells to the journal and the display: the only place where a sweep's history is written.
 
 Owns the form of the entries, and that each is durable when it is told to anybody; the order of a report and its decisions is the
-conductor's. Owns also the decision to stop the whole sweep when the very first thing that happens is an error in the request
-(a missing column is missing in every trial). Called by Tune's controller, in the driver's thread, and by `runner.py`.
+conductor's. Has the whole sweep stopped where `failures.py` says that every trial would fail alike (a missing column is missing in
+every trial). Called by Tune's controller, in the driver's thread, and by the driver, which has what the slots tell written at once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 
 from tlcore.errors import TlcoreError, WorkerLost
-from tlcore.storage.journal import Entry, Journal, SweepState
+from tlcore.storage.journal import Entry, Journal, SweepState, TrialState
 from tlcore.sweep.display import Display
+from tlcore.sweep.failures import is_hopeless
 from tlcore.sweep.search import SlotTrial
 from tlcore.sweep.seats import Seats
 from tlcore.sweep.slot import REPORT, slot_name
@@ -43,7 +44,10 @@ class Recorder:
         self.journal, self.state, self.display = journal, state, display
         self.error: TlcoreError | None = None
         self.listeners: list[Callable[[Entry], None]] = []
-        self._lock = threading.Lock()
+        self.notes: Callable[[], list[dict[str, Any]]] = list
+        """Fetches what the slots told; each is `kind`, `trial` and facts."""
+        self._told: list[dict[str, Any]] = []
+        self._lock, self._taking = threading.Lock(), threading.Lock()
         self._reported: str | None = None
 
     def record(self, kind: str, trial: str | None = None, **facts: Any) -> Entry:
@@ -62,13 +66,21 @@ class Recorder:
         return entry
 
     def result(self, trial: str, report: Mapping[str, Any]) -> None:
-        """Write a trial's report, and what it lost since the one before. Called before anything is decided about it."""
-        for lost in report["lost"]:
-            self.record("lost", trial, **lost)
+        """Write a trial's report, after what befell it since the one before. Called before anything is decided about it."""
+        self.take_notes()
         for passed_over in report.get("fell_back", ()):
             self.record("fell_back", trial, **passed_over)
         self.record("result", trial, **{key: report[key] for key in _RESULT_KEYS if key in report})
         self._reported = trial
+
+    def take_notes(self) -> None:
+        """Write what the slots have told since the last time."""
+        with self._taking:
+            self._told += self.notes()
+            while self._told:
+                note = dict(self._told[0])
+                self.record(note.pop("kind"), note.pop("trial"), **note)
+                self._told.pop(0)
 
     def was_written(self, trial: str) -> bool:
         """Whether the report that Tune tells of now was written; asked once for each."""
@@ -144,6 +156,7 @@ class JournalCallback(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial's slot died and another one will take it up."""
+        self._recorder.take_notes()
         self._free(self._slots[trial.trial_id])
         slot = self._slots[trial.trial_id]
         self._recorder.record("lost", trial.trial_id, rank=None, cause="the slot's process died", step=None, slot=slot)
@@ -156,9 +169,17 @@ class JournalCallback(Callback):
         error = cause_of(trial)
         if isinstance(trial.failure, RayActorError) and trial.trial_id in self._slots:
             self._free(self._slots[trial.trial_id])
-        self._recorder.record("failed", trial.trial_id, **failure_facts(error))
-        if error.exit_code == 2 and not any(state.results for state in self._recorder.state.trials.values()):
+        self._recorder.take_notes()
+        if self._is_hopeless(error, self._recorder.state.trials, trial.trial_id):
             self._halt.fail(error)
+        self._recorder.record("failed", trial.trial_id, **failure_facts(error))
+
+    def _is_hopeless(self, error: TlcoreError, trials: Mapping[str, TrialState], trial: str) -> bool:
+        if any(state.results for state in trials.values()):
+            return False
+        failed = ((state.point, state.failure) for state in trials.values() if state.failure is not None)
+        earlier = [(point, failure["error"], failure["message"]) for point, failure in failed]
+        return is_hopeless(error, trials[trial].point, earlier)
 
 
 def cause_of(trial: SlotTrial) -> TlcoreError:

@@ -19,6 +19,8 @@ from tlcore.errors import CannotPlace
 from tlcore.recipe import Recipe
 
 HEAD_RESOURCE: Final = "node:__internal_head__"
+NODE_ID: Final = "ray.io/node-id"
+"""The label by which Ray names every node."""
 _SLIVER: Final = 0.0001
 _MOST_SHAPES: Final = 64
 _EPSILON: Final = 1e-6
@@ -59,6 +61,25 @@ def shape_of(recipe: Recipe, cluster_has_gpus: bool) -> Shape:
     gpus = float(cluster_has_gpus) if asked.gpus_per_worker == "auto" else float(asked.gpus_per_worker)
     labels = tuple(sorted(asked.labels.items()))
     return Shape(asked.workers, float(asked.cpus_per_worker), gpus, asked.placement, labels)
+
+
+def without(nodes: Sequence[Node], avoid: Iterable[str]) -> list[Node]:
+    """The nodes but those of these ids."""
+    kept_out = set(avoid)
+    return [node for node in nodes if node.labels.get(NODE_ID) not in kept_out]
+
+
+def can_avoid(nodes: Sequence[Node], avoid: Iterable[str], shape: Shape) -> bool:
+    """Whether a trial of this shape can be placed on the other nodes."""
+    return Plan(without(nodes, avoid)).put(shape)
+
+
+def label_selector(shape: Shape, avoid: Sequence[str]) -> dict[str, str] | None:
+    """What Ray asks of a worker's node: the shape's labels, and that it is none of those to avoid."""
+    labels = dict(shape.labels)
+    if avoid:
+        labels[NODE_ID] = f"!in({', '.join(avoid)})"
+    return labels or None
 
 
 class Plan:

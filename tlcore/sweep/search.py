@@ -221,6 +221,8 @@ class TrialSource(SearchAlgorithm):
             "point": self._admit(state.point).point,
             "reached": state.fraction,
             "life": len(state.lineage),
+            "lost": dict(state.losses),
+            "adapted": dict(state.adapted),
             "run": self._run,
         }
 
@@ -237,6 +239,13 @@ class TrialSource(SearchAlgorithm):
             return False
         self._places.take(trial, shape)
         return True
+
+    def heed(self, entry: Mapping[str, Any]) -> None:
+        """What a trial lost, and what it was adapted to, goes with it to its next slot. Called for every journal entry."""
+        trial = self._trials.get(entry["trial"] or "")
+        if trial is not None and entry["kind"] in {"lost", "adapted"}:
+            state = self._state.trials[trial.trial_id]
+            trial.set_config({**trial.config, "lost": dict(state.losses), "adapted": dict(state.adapted)})
 
     def move(self, trial: Trial | None, name: str) -> None:
         """Give a trial the config, and the shape, of what the journal now says of it."""

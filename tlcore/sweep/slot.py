@@ -1,11 +1,12 @@
 """A slot: the Tune `Trainable` that runs one trial after another in one warm worker group.
 
 Owns what a trial is to Tune: a step is the way to the next report fraction, a checkpoint is a pointer of a few bytes to a committed
-manifest, a reset is the next trial in the same processes. Owns also what happens when ranks die: the trial is started again in
-the restarted group from its newest manifest and the interrupted command is repeated, as often as the recipe allows.
+manifest, a reset is the next trial in the same processes. Owns also what happens when a command is lost: the trial is started again
+from its newest manifest, in the restarted group or a new one, and the command is repeated, as long as `recovery.py` says so.
 Does not own the ranks (`group.py`), the training (`train/`) or any decision of the search. Made by Tune; its `config` is what
-`search.py` put in: {"trial", "point", "reached", "life", "run": {...}}, all plain JSON values. A life begins when the trial takes
-over another one's state; its checkpoint is then in the store as the trial's own, and pointers of an earlier life say nothing.
+`search.py` put in: {"trial", "point", "reached", "life", "lost", "adapted", "run": {...}}, all plain JSON values. A life begins
+when the trial takes over another one's state; its checkpoint is then in the store as the trial's own, and pointers of an earlier
+life say nothing.
 
 Where the scheduler may have a trial wait or take it as a donor, the report waits for the checkpoint to be committed.
 
@@ -15,6 +16,7 @@ The worker group is replaced before the next trial when the trial failed, and al
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +25,20 @@ import ray
 from ray import tune
 
 from tlcore.checkpoint import newest_step
-from tlcore.errors import CheckpointIncompatible, SweepError, WorkerLost
+from tlcore.errors import (
+    CheckpointIncompatible,
+    OutOfMemory,
+    RequestError,
+    StorageThrottled,
+    StorageUnreachable,
+    SweepError,
+)
 from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions, scheduler_fractions
 from tlcore.storage import open_store
 from tlcore.sweep.board import find_board
 from tlcore.sweep.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
-from tlcore.sweep.resources import shape_of
+from tlcore.sweep.recovery import Recovery, pause_s
+from tlcore.sweep.resources import Cluster, Shape, can_avoid, shape_of
 
 POINTER: Final = "pointer.json"
 TIME_ATTR: Final = "progress"
@@ -68,14 +78,15 @@ class Slot(tune.Trainable):
         self._run: dict[str, Any] = config["run"]
         self._trial: str = config["trial"]
         self._point: dict[str, Any] = config["point"]
-        self._recipe: Recipe = apply_point(recipe_from_dict(self._run["recipe"]), self._point)
+        recipe = apply_point(recipe_from_dict(self._run["recipe"]), self._point)
+        self._recovery = Recovery(self._trial, recipe, config["lost"], config["adapted"], self._tell)
+        self._recipe: Recipe = self._recovery.recipe
         self._fractions = report_fractions(self._recipe)
         self._commits = scheduler_fractions(self._recipe) if self._recipe.search.scheduler.pauses else ()
         self._reached: float = config["reached"]
         self._life: int = config["life"]
         self._checkpoint_step: int | None = None
         self._started = False
-        self._losses: list[dict[str, Any]] = []
 
     def step(self) -> dict[str, Any]:
         """Train to the next report fraction and say how it stands there.
@@ -86,7 +97,6 @@ class Slot(tune.Trainable):
         """
         fraction = next_fraction(self._fractions, self._reached)
         done = fraction >= self._fractions[-1] - _EPSILON
-        losses = len(self._losses)
         self._healthy = False
         command = {"op": "advance", "fraction": fraction, "commit": fraction in self._commits}
         report: dict[str, Any] = self._command(command)
@@ -95,7 +105,7 @@ class Slot(tune.Trainable):
             self._end_session()
         self._healthy = True
         self._reached, self._checkpoint_step = fraction, report["checkpoint_step"]
-        facts = {**report, "fraction": fraction, "lost": self._losses[losses:], "group": self._group_name()}
+        facts = {**report, "fraction": fraction, "group": self._group_name()}
         return {
             **report["metrics"],
             TIME_ATTR: fraction,
@@ -136,11 +146,20 @@ class Slot(tune.Trainable):
         """Perform a command in the started trial; after a loss start it again from its newest manifest and repeat."""
         while True:
             try:
-                group = self._ensure_started()
-                return group.run(command)
+                return self._ensure_started().run(command)
             except GroupLost as lost:
-                self._note_loss(lost)
-                self._started = False
+                self._recovery.lost(lost.loss, lost.cause, lost.rank, self._known_step(), lost.node)
+            except OutOfMemory as error:
+                self._recovery.adapt(error, self._known_step())
+                self._close_group()  # the other ranks wait in a collective for the one that ran out
+            except RequestError as error:
+                self._recovery.take_back(error, self._known_step())
+                self._close_group()
+            except (StorageUnreachable, StorageThrottled) as error:
+                times = self._recovery.lost("storage", error.message, error.fields.get("rank"), self._known_step())
+                self._close_group()
+                time.sleep(pause_s(times))
+            self._recipe, self._started = self._recovery.recipe, False
 
     def _end_session(self) -> None:
         self._started = False
@@ -154,7 +173,7 @@ class Slot(tune.Trainable):
                 {
                     "op": "start",
                     "recipe": self._run["recipe"],
-                    "point": self._point,
+                    "point": {**self._point, **self._recovery.adapted},
                     "trial": self._trial,
                     "run_url": self._run["url"],
                     "resume_step": self._newest_step(),
@@ -162,16 +181,24 @@ class Slot(tune.Trainable):
                 }
             )
             self._started = True
+            self._recovery.started()
         return group
 
     def _ensure_group(self) -> WorkerGroup:
         shape = shape_of(self._recipe, self._run["cluster_has_gpus"])
-        if self._group is not None and self._group.settings.shape != shape:
+        avoid = self._avoid(shape) if not self._started else ()
+        if self._group is not None and not self._group.serves(shape, avoid):
             self._close_group()
         if self._group is None:
             self._groups += 1
             settings = GroupSettings(
-                shape, self._run["session"], self._run["board"], Path(self._run["scratch"]), self._group_name()
+                shape,
+                self._run["session"],
+                self._run["board"],
+                Path(self._run["scratch"]),
+                self._group_name(),
+                self._recipe.failures.hang_minutes * 60,
+                avoid,
             )
             self._group = WorkerGroup(settings)
             if not ray.get(self._board.register.remote(self._slot, self._group.mailbox)):
@@ -182,22 +209,23 @@ class Slot(tune.Trainable):
             self._board.hold.remote(self._slot, place)
         return self._group
 
-    def _note_loss(self, lost: GroupLost) -> None:
-        step = self._newest_step()
-        self._losses.append({"rank": lost.rank, "cause": lost.cause, "step": step})
-        allowed = self._recipe.failures.max_lost_workers
-        if len(self._losses) > allowed:
-            raise WorkerLost(
-                f"trial {self._trial} lost workers {len(self._losses)} times (last: {lost.cause}), "
-                f"more than failures.max_lost_workers={allowed}",
-                hint="see the node's memory and system log; raise failures.max_lost_workers where nodes come and go",
-                trial=self._trial,
-                rank=lost.rank,
-                step=step,
-            ) from lost
+    def _avoid(self, shape: Shape) -> tuple[str, ...]:
+        """Nodes that the sweep avoids, unless a trial of this shape has nowhere else to go."""
+        avoid: list[str] = ray.get(self._board.avoided.remote())
+        return tuple(avoid) if avoid and can_avoid(Cluster().nodes(), avoid, shape) else ()
+
+    def _tell(self, kind: str, **facts: Any) -> None:
+        """Have the driver write this into the journal; it is on its way when this returns."""
+        ray.get(self._board.tell.remote({"kind": kind, "trial": self._trial, **facts}))
 
     def _newest_step(self) -> int | None:
         return newest_step(open_store(self._run["url"]), self._trial)
+
+    def _known_step(self) -> int | None:
+        """The newest step to go on from; None also where the store does not say."""
+        with suppress(StorageUnreachable, StorageThrottled):
+            return self._newest_step()
+        return None
 
     def _check_metric(self, metrics: dict[str, float]) -> None:
         for wanted in self._run["metrics"]:

@@ -19,18 +19,26 @@ from typing import Any, Protocol
 
 import ray
 
+from tlcore.engine.exhausted import as_out_of_memory
 from tlcore.engine.process import prepare_process
 from tlcore.errors import TlcoreError
 from tlcore.recipe import apply_point, recipe_from_dict
 from tlcore.sweep.board import ProgressFeed
-from tlcore.sweep.mailbox import LEAVE, RankFailure, RankInfo
+from tlcore.sweep.kernel import oom_kills
+from tlcore.sweep.mailbox import LEAVE, RankFailure, RankInfo, Stand
+from tlcore.sweep.stand import Lookout
 
 HEARTBEAT_S = 2.0
+IDLE = "idle"
 POLL_S = 20.0
 
 
 class Session(Protocol):
-    """One trial on one rank; every call is made on all ranks."""
+    """One trial on one rank; every call is made on all ranks.
+
+    Where it has them, `step`, `phase` (a word) and `ticks` (a count that grows while it gets on within a step) are read by the
+    heartbeat's thread: they tell a slow rank from one that hangs.
+    """
 
     def advance(self, fraction: float, commit: bool = False) -> Any:
         """Train to a fraction of the trial's own epochs, evaluate, begin to save, and with `commit` wait until that is
@@ -63,9 +71,24 @@ class SessionHost:
         self._path = session
         self._feed = feed
         self._session: Session | None = None
+        self._op = IDLE
+
+    def stand(self) -> Stand:
+        """Where this rank is now; for any thread."""
+        session, op = self._session, self._op
+        if session is None or op != "advance":
+            return Stand(None, op)
+        return Stand(getattr(session, "step", None), getattr(session, "phase", op), getattr(session, "ticks", 0))
 
     def perform(self, command: dict[str, Any]) -> Any:
         """Do one command and return its plain answer."""
+        self._op = command["op"]
+        try:
+            return self._perform(command)
+        finally:
+            self._op = IDLE
+
+    def _perform(self, command: dict[str, Any]) -> Any:
         op = command["op"]
         if op == "start":
             return self._start(command)
@@ -92,16 +115,22 @@ class SessionHost:
         if session is not None:
             session.close()
 
+    @property
+    def step(self) -> int | None:
+        """The session's step, where there is a session that has one."""
+        return getattr(self._session, "step", None)
+
     def drop(self) -> None:
         """Forget the session after an error: closing it might wait for ranks that hang."""
         self._session = None
 
 
-def describe_failure(rank: int, error: BaseException) -> RankFailure:
-    """A rank's error in a form that any process can read; errors of ours travel as themselves."""
+def describe_failure(rank: int, error: BaseException, step: int | None = None) -> RankFailure:
+    """A rank's error in a form that any process can read; errors of ours travel as themselves, and whatever says that memory ran
+    out travels as OutOfMemory."""
     text = "".join(traceback.format_exception(error))
-    own = error if isinstance(error, TlcoreError) else None
-    message = error.message if isinstance(error, TlcoreError) else str(error)
+    own = error if isinstance(error, TlcoreError) else as_out_of_memory(error, rank, step)
+    message = own.message if own is not None else str(error)
     return RankFailure(rank, type(error).__name__, message, text, own)
 
 
@@ -112,14 +141,24 @@ class Link:
         context, place = ray.get_runtime_context(), ray.util.get_current_placement_group()
         self._mailbox, self._group, self.rank = mailbox, place.id.hex(), rank
         self._info = RankInfo(
-            rank, world_size, ray.util.get_node_ip_address(), os.getpid(), context.current_actor, place
+            rank,
+            world_size,
+            ray.util.get_node_ip_address(),
+            os.getpid(),
+            context.current_actor,
+            place,
+            context.get_node_id(),
+            oom_kills(),
         )
         self._over = threading.Event()
+        self._lookout: Lookout | None = None
 
-    def join(self) -> bool:
-        """Introduce this rank and start the heartbeat. False: the group is void, leave."""
+    def join(self, stand: Callable[[], Stand]) -> bool:
+        """Introduce this rank and start the heartbeat, which tells where the calling thread stands. False: the group is void,
+        leave."""
         if not ray.get(self._mailbox.join.remote(self._group, self._info)):
             return False
+        self._lookout = Lookout(stand, threading.get_ident(), time.monotonic)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return True
 
@@ -144,7 +183,7 @@ class Link:
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_S):
-            self._mailbox.beat.remote(self._group, self.rank)
+            self._mailbox.beat.remote(self._group, self.rank, self._lookout.look() if self._lookout else None)
 
 
 def serve(link: Link, host: SessionHost) -> None:
@@ -154,7 +193,7 @@ def serve(link: Link, host: SessionHost) -> None:
         try:
             value = host.perform(command)
         except Exception as error:  # noqa: BLE001 (the rank's edge: whatever went wrong is the slot's to judge)
-            failure = describe_failure(link.rank, error)
+            failure = describe_failure(link.rank, error, host.step)
             print(failure.traceback, file=sys.stderr, flush=True)  # noqa: T201 (to the worker's own log file)
             host.drop()
             link.fail(number, failure)
@@ -172,10 +211,11 @@ def worker_loop(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     link = Link(config["mailbox"], rank, world_size)
-    if not link.join():
-        return
     feed = ProgressFeed(config["board"], time.monotonic) if rank == 0 and config["board"] else None
+    host = SessionHost(config["session"], feed.for_trial if feed else None)
+    if not link.join(host.stand):
+        return
     try:
-        serve(link, SessionHost(config["session"], feed.for_trial if feed else None))
+        serve(link, host)
     finally:
         link.close()

@@ -6,6 +6,8 @@ Owns the evaluation loop, and that all ranks judge the same model. Called by `se
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -18,13 +20,19 @@ EVALUATION_BATCH = 64
 
 
 def evaluate(
-    task: Task, module: torch.nn.Module, split: str, device: torch.device, rank: int = 0, world_size: int = 1
+    task: Task,
+    module: torch.nn.Module,
+    split: str,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """The task's metrics on `split`, equal on every rank. Buffers (running statistics of a batch norm) become rank 0's first:
     each rank's are of its own samples, and a checkpoint holds rank 0's.
 
     Samples are dealt out longest first, so that ranks pad alike. Every rank runs the same number of batches, since under ZeRO-3 a
-    forward pass is a collective; one that has run out runs a filler, which counts nothing.
+    forward pass is a collective; one that has run out runs a filler, which counts nothing. `after_batch` is called after each.
     """
     longest_first = np.argsort(-np.asarray(task.lengths(split)), kind="stable")
     metrics = task.metrics()
@@ -36,6 +44,7 @@ def evaluate(
         for start in range(0, len(longest_first), EVALUATION_BATCH * world_size):
             own = longest_first[start : start + EVALUATION_BATCH * world_size][rank::world_size]
             metrics.update(module, to_device(task.collate(split, own), device))
+            after_batch()
     finally:
         for child in was_training:
             child.training = True

@@ -67,6 +67,8 @@ class TrialSession:
         inherits: the trial once took over another one's state: the checkpoint may have been written with another global batch
             (training goes on at the same sample) and with other parameters trained (`ShardedModel.restore`).
 
+    `step`, `phase` and `ticks` (batches of evaluations) say where it is, to another thread that looks on.
+
     Raises:
         RecipeError, DataError, ModelError: what the recipe names cannot be used on this many ranks.
         CheckpointIncompatible: the checkpoint is of another model, data or order.
@@ -97,7 +99,7 @@ class TrialSession:
         self._inherits = inherits
         self.order = self._course([(0, recipe.train.global_batch_size)])
         self._cadence = Cadence.of(recipe)
-        self.step = 0
+        self.step, self.phase, self.ticks = 0, "first step", 0
         self._loss = math.nan
         self._fell_back: list[dict[str, Any]] = []
         claim = decide(lambda: claim_attempt(self._store, trial))
@@ -137,10 +139,13 @@ class TrialSession:
         while self.step < target:
             self.train_step()
         self._look()
+        self.phase = "evaluate"
         metrics = self._evaluate()
+        self.phase = "save"
         self._save(metrics)
         if commit or self.step == self.total_steps:
             self._saver.wait()
+        self.phase = "first step" if not self._prepared else "train"
         report = Report(
             self.step,
             self.total_steps,
@@ -190,6 +195,7 @@ class TrialSession:
             # Not earlier: the optimizer makes its state in its first step.
             self._saver.prepare(self.model)
             self._prepared = True
+            self.phase = "train"
         self._samples += samples
         self._losses.append(loss)
         due = self._cadence.due_by_step(self.step, self.order.steps_per_epoch)
@@ -203,7 +209,9 @@ class TrialSession:
         """Save, or do as `checkpoint.when_late` says where a rank has two saves under way; the same on all ranks."""
         when_late = self.recipe.checkpoint.when_late
         if has_room or when_late == "wait":
+            self.phase = "save"
             self._save({})
+            self.phase = "train"
         elif when_late == "skip":
             self._due, self._saved_at = False, time.monotonic()
         # newest: it stays due, and the state of the first look that finds room is saved.
@@ -255,11 +263,17 @@ class TrialSession:
         )
 
     def _evaluate(self) -> dict[str, float]:
-        found = evaluate(self.task, self.model.module, "validation", self.model.device, self.rank, self.world_size)
+        model = self.model
+        found = evaluate(
+            self.task, model.module, "validation", model.device, self.rank, self.world_size, self._count_batch
+        )
         for name, value in found.items():
             if not math.isfinite(value):
                 self._fail_diverged(f"eval_{name}", value)
         return {f"eval_{name}": value for name, value in found.items()}
+
+    def _count_batch(self) -> None:
+        self.ticks += 1
 
     def _save(self, metrics: dict[str, float]) -> None:
         self._saver.save(self.model, self.step, {**self._position(), "loss": finite(self._loss)}, metrics)

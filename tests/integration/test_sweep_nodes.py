@@ -1,0 +1,49 @@
+"""Nodes on a real cluster of several: one that keeps failing is avoided, one that dies with two ranks is one loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.long]
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("nodes")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
+    words = [sys.executable, str(HERE / "node_driver.py"), str(directory)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=540, check=False)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return json.loads((directory / "found.json").read_text())
+
+
+def of(events, kind):
+    return [event for event in events if event["kind"] == kind]
+
+
+def test_a_node_that_keeps_failing_gets_no_more_workers_where_another_one_will_do(found):
+    seen = found["avoided"]
+    assert seen["status"] == "completed"
+    (entry,) = of(seen["events"], "avoided")
+    assert (entry["node"], entry["losses"], entry["trials"]) == (seen["bad"], 3, ["t000"])
+    lost = of(seen["events"], "lost")
+    assert {(event["loss"], event["node"], event["rank"]) for event in lost} == {("worker", seen["bad"], 1)}
+    assert 3 <= len(lost) <= 5
+    assert set(seen["nodes"][:-1]) == {seen["bad"]}
+    assert seen["nodes"][-1] != seen["bad"]
+
+
+def test_a_node_that_dies_with_two_ranks_is_one_loss_of_a_node(found):
+    seen = found["lost"]
+    assert seen["status"] == "completed"
+    (entry,) = of(seen["events"], "lost")
+    assert (entry["loss"], entry["node"], entry["step"]) == ("node", seen["gone"][0], 5)
+    assert "died with rank 0, 1" in entry["cause"]
+    assert seen["nodes"][-1] != seen["gone"][0]

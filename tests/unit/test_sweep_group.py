@@ -1,0 +1,92 @@
+"""What is made of ranks whose process is gone, by what Ray and the kernel say of them."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
+
+from tlcore.errors import OutOfMemory
+from tlcore.sweep.group import COLLECTIVE_S, GroupLost, GroupSettings, WorkerGroup, why_dead
+from tlcore.sweep.mailbox import RankInfo
+from tlcore.sweep.resources import Shape
+
+pytestmark = pytest.mark.unit
+
+DIED, UNAVAILABLE = ActorDiedError(), ActorUnavailableError("no answer", b"1" * 16)
+
+
+def rank(number, node="aa", oom_kills=2):
+    return RankInfo(number, 3, "10.0.0.7", 100 + number, node_id=node, oom_kills=oom_kills)
+
+
+def judged(*found, dead=(), kills=2):
+    return why_dead(found, lambda unreachable: set(dead), lambda node: kills)
+
+
+def test_nobody_died():
+    assert judged() is None
+
+
+def test_a_process_that_died_is_a_lost_worker():
+    found = judged((rank(1), DIED), (rank(0), DIED))
+    assert isinstance(found, GroupLost)
+    assert (found.loss, found.rank, found.node) == ("worker", 1, "aa")
+    assert found.cause == "rank 1 (pid 101 on 10.0.0.7) died"
+
+
+def test_all_ranks_of_a_node_that_died_are_one_loss():
+    found = judged((rank(2, "bb"), DIED), (rank(0), UNAVAILABLE), (rank(1), UNAVAILABLE), dead=["aa"])
+    assert (found.loss, found.rank, found.node) == ("node", 0, "aa")
+    assert found.cause == "node 10.0.0.7 died with rank 0, 1"
+
+
+def test_only_nodes_whose_ranks_do_not_answer_are_waited_for():
+    asked = []
+
+    def dead_nodes(unreachable):
+        asked.append(unreachable)
+        return set()
+
+    why_dead([(rank(0), DIED), (rank(1, "bb"), UNAVAILABLE)], dead_nodes, lambda node: 2)
+    assert asked == [{"bb"}]
+
+
+def test_a_kill_by_rays_memory_monitor_is_out_of_memory():
+    found = judged(
+        (rank(0), DIED), (rank(1), OutOfMemoryError("Task was killed due to the node running low on memory."))
+    )
+    assert isinstance(found, OutOfMemory)
+    assert found.fields["rank"] == 1
+    assert "rank 1 (pid 101 on 10.0.0.7) was killed by Ray" in found.message
+
+
+def test_a_kill_by_the_kernel_for_want_of_memory_is_out_of_memory():
+    found = judged((rank(0), DIED), kills=3)
+    assert isinstance(found, OutOfMemory)
+    assert "rank 0 (pid 100 on 10.0.0.7) was killed by the kernel" in found.message
+
+
+@pytest.mark.parametrize(("hang_s", "collective_s"), [(6.0, COLLECTIVE_S), (600.0, 7200)])
+def test_a_collective_ends_by_itself_later_than_its_ranks_count_as_hung(tmp_path, hang_s, collective_s):
+    settings = GroupSettings(Shape(2, 1.0, 0.0, "pack"), "a:B", "board", tmp_path, "g", hang_s)
+    assert settings.collective_s == collective_s
+
+
+@pytest.mark.parametrize(
+    ("told", "nodes", "avoid", "serves"),
+    [
+        ((), ["aa"], [], True),
+        ((), ["aa", "bb"], ["bb"], False),
+        ((), ["aa"], ["bb"], True),
+        ((), [], ["bb"], False),
+        (("bb",), [], ["bb"], True),
+        (("bb",), ["aa"], ["bb", "aa"], False),
+    ],
+)
+def test_a_group_serves_where_its_ranks_are_or_will_be_off_the_nodes_to_avoid(tmp_path, told, nodes, avoid, serves):
+    shape = Shape(2, 1.0, 0.0, "pack")
+    group = WorkerGroup.__new__(WorkerGroup)  # its mailbox would be an actor
+    group.settings = GroupSettings(shape, "a:B", "board", tmp_path, "g", 6.0, told)
+    group._ranks = [rank(number, node) for number, node in enumerate(nodes)]
+    assert group.serves(shape, avoid) is serves
+    assert not group.serves(Shape(1, 1.0, 0.0, "pack"), avoid)
