@@ -6,7 +6,7 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     warmed     source, used, unused                    results of an earlier sweep that the searcher starts from: the fitting
                                                        ones (point, fraction, metrics each) and how many did not fit
     suggested  point, of                               a trial's place in the search space; how many trials are wanted in all
-    started    slot                                    the trial runs (again) in this slot
+    started    slot, workers                           the trial runs (again) in this slot, on so many workers
     result     step, total_steps, fraction, metrics, checkpoint_step, loss, samples_per_s
     paused     -                                       the scheduler has it wait at its last report
     took_over  parent, step, fraction, point, changed, metrics
@@ -153,6 +153,7 @@ class TrialState:
     life_began: int = 0
     reason: str = ""
     lost_workers: int = 0
+    workers: int | None = None
     failure: Entry | None = None
 
     @property
@@ -246,7 +247,7 @@ def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
 def _apply_to_trial(trial: TrialState, entry: Entry) -> None:
     kind = entry["kind"]
     if kind == "started":
-        trial.status = "running"
+        trial.status, trial.workers = "running", entry.get("workers")
     elif kind == "result":
         trial.results.append(
             TrialResult(entry["step"], entry["fraction"], entry["metrics"], entry.get("checkpoint_step"))

@@ -149,6 +149,7 @@ class Driver:
             has_ready=self._conductor.has_ready,
             population=scheduler.population is not None,
             pauses=scheduler.pauses,
+            idle=self._conductor.idle,
         )
         source = TrialSource(
             self._recipe,
@@ -163,8 +164,8 @@ class Driver:
         self._conductor.hands = source
         return source
 
-    def _room(self, shape: Shape, live: Sequence[Shape]) -> bool:
-        return has_room(shape, live, self._cluster.nodes(), self._cluster.available())
+    def _room(self, shape: Shape, live: Sequence[Shape], idle: Sequence[Shape]) -> bool:
+        return has_room(shape, live, self._cluster.nodes(), self._cluster.available(), idle)
 
     def _fit(self, source: TrialSource, scratch: Path) -> None:
         try:

@@ -106,6 +106,7 @@ class WorkerGroup:
                     resources_per_worker=shape.per_worker,
                     placement_strategy=shape.placement.upper(),
                     label_selector=dict(shape.labels) or None,
+                    accelerator_type=shape.accelerator,
                 ),
                 run_config=RunConfig(
                     name=self.settings.name,

@@ -22,7 +22,16 @@ from types import FrameType
 from typing import Any, Final
 
 from tlcore.errors import RequestError, SweepError
-from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict, trial_point
+from tlcore.recipe import (
+    Recipe,
+    apply_point,
+    difference,
+    recipe_from_dict,
+    resizing_rungs,
+    trial_point,
+    with_workers,
+    world_sizes,
+)
 from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, probe
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.display import Display
@@ -145,13 +154,16 @@ def _find_run(recipe: Recipe) -> RunRef:
 
 def _check_fits(recipe: Recipe, cluster: Cluster) -> None:
     nodes, gpus = cluster.nodes(), cluster.has_gpus()
+    setting = "search.scheduler.asha.workers" if resizing_rungs(recipe) else "resources.workers"
     seen: set[Shape] = set()
     for index in range(trials_wanted(recipe)):
         # whatever the searcher, its points come from the same domains
-        shape = shape_of(apply_point(recipe, trial_point(recipe, recipe.train.seed, index)), gpus)
-        if shape not in seen:
-            seen.add(shape)
-            check_placeable(shape, nodes)
+        trial = apply_point(recipe, trial_point(recipe, recipe.train.seed, index))
+        for workers in world_sizes(trial):
+            shape = shape_of(with_workers(trial, workers), gpus)
+            if shape not in seen:
+                seen.add(shape)
+                check_placeable(shape, nodes, setting=setting)
 
 
 def _check_progress(state: SweepState, halt: Halt, interrupted: bool, logs: Path) -> None:

@@ -20,12 +20,13 @@ from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
-from tlcore.recipe import Recipe, apply_point, grid_points
+from tlcore.recipe import Recipe, apply_point, grid_points, with_workers, workers_at
 from tlcore.storage.journal import SweepState, TrialState
 from tlcore.sweep.resources import Shape, Slivers
 from tlcore.sweep.searchers import Searcher
 
-Room = Callable[[Shape, Sequence[Shape]], bool]
+Room = Callable[[Shape, Sequence[Shape], Sequence[Shape]], bool]
+"""Whether a trial of a shape fits beside the live ones; last, the shapes that idle slots hold and give back when asked."""
 Record = Callable[..., Any]
 
 
@@ -59,8 +60,8 @@ class SlotTrial(Trial):
 class Places:
     """The trials that hold a place in the cluster, by Tune's own word on which of them wait."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, room: Room, idle: Callable[[], Sequence[Shape]]) -> None:
+        self._room, self._idle = room, idle
         self._held: dict[str, tuple[Trial, Shape]] = {}
 
     def has_room(self, shape: Shape) -> bool:
@@ -68,7 +69,7 @@ class Places:
         # Tune pauses a trial when its slot can serve another one, no sooner: then its place is free
         self._held = {name: held for name, held in self._held.items() if held[0].status != Trial.PAUSED}
         shapes = [shape for _, shape in self._held.values()]
-        return not shapes or self._room(shape, shapes)
+        return not shapes or self._room(shape, shapes, self._idle())
 
     def take(self, trial: Trial, shape: Shape) -> None:
         """Note a trial that starts."""
@@ -84,13 +85,15 @@ class Waiting:
     """What the scheduler has to say about waiting trials.
 
     `is_paused` by trial name, for a trial that is about to be handed to Tune; `has_ready`: whether one waits only for room;
-    `population`: every trial waits for the scheduler's choice, also at its beginning; `pauses`: whether any trial ever waits.
+    `population`: every trial waits for the scheduler's choice, also at its beginning; `pauses`: whether any trial ever waits;
+    `idle`: what each warm slot without a trial asked Tune for.
     """
 
     is_paused: Callable[[str], bool] = lambda trial: False
     has_ready: Callable[[], bool] = lambda: False
     population: bool = False
     pauses: bool = False
+    idle: Callable[[], Sequence[Any]] = list
 
 
 class TrialSource(SearchAlgorithm):
@@ -125,8 +128,8 @@ class TrialSource(SearchAlgorithm):
         self._index = len(state.trials)
         self._wanted = trials_wanted(recipe)
         self._shape_of, self._record = shape_of, record
-        self._places = Places(room)
         self._slivers = Slivers()
+        self._places = Places(room, self._idle)
         self._spec: dict[str, Any] = {}
         self._staged: TrialState | None = None
         self._staged_at = 0
@@ -150,7 +153,7 @@ class TrialSource(SearchAlgorithm):
             return None
         is_new = staged.trial == trial_name(self._index)
         waits = self._waiting.population or (not is_new and self._waiting.is_paused(staged.trial))
-        shape = self._shape_of(apply_point(self._recipe, staged.point))
+        shape = self._shape(staged)
         if not waits and ((is_new and self._waiting.has_ready()) or not self._places.has_room(shape)):
             return None
         self._staged = None
@@ -183,7 +186,7 @@ class TrialSource(SearchAlgorithm):
     def _trial(self, state: TrialState, shape: Shape) -> Trial:
         trial = SlotTrial(
             self._spec["run"],
-            config=self._config(state),
+            config=self._config(state, shape),
             trial_id=state.trial,
             storage=self._spec["storage"],
             evaluated_params=state.point,
@@ -198,13 +201,24 @@ class TrialSource(SearchAlgorithm):
         self._open.add(state.trial)
         return trial
 
-    def _config(self, state: TrialState) -> dict[str, Any]:
+    def _idle(self) -> list[Shape]:
+        """What warm slots without a trial hold; a slot with fresh processes for every trial holds none between two."""
+        warm = self._recipe.resources.isolation == "warm"
+        return self._slivers.shapes(self._waiting.idle()) if warm else []
+
+    def _shape(self, state: TrialState) -> Shape:
+        """What the trial takes from where it stands, to the next rung at least."""
+        recipe = apply_point(self._recipe, state.point)
+        return self._shape_of(with_workers(recipe, workers_at(recipe, state.fraction)))
+
+    def _config(self, state: TrialState, shape: Shape) -> dict[str, Any]:
         """What the slot must know; all of it from the journal."""
         return {
             "trial": state.trial,
             "point": dict(state.point),
             "reached": state.fraction,
             "life": len(state.lineage),
+            "workers": shape.workers,
             "run": self._run,
         }
 
@@ -214,22 +228,25 @@ class TrialSource(SearchAlgorithm):
         """Tune's trial of that name, once it was handed to Tune."""
         return self._trials.get(name)
 
-    def start(self, trial: Trial) -> bool:
-        """Take a place for a waiting trial. False: there is none."""
-        shape = self._shape_of(apply_point(self._recipe, trial.config["point"]))
-        if not self._places.has_room(shape):
-            return False
-        self._places.take(trial, shape)
-        return True
+    def start(self, trials: Sequence[Trial]) -> Trial | None:
+        """Take a place for the first of these waiting trials that fits, and give it what it has from there on. None: none fits."""
+        too_big: set[Shape] = set()
+        for trial in trials:
+            shape = self._shape(self._state.trials[trial.trial_id])
+            if shape not in too_big and self._places.has_room(shape):
+                self.move(trial, trial.trial_id)
+                self._places.take(trial, shape)
+                return trial
+            too_big.add(shape)
+        return None
 
     def move(self, trial: Trial | None, name: str) -> None:
         """Give a trial the config, and the shape, of what the journal now says of it."""
         if trial is not None:
             state = self._state.trials[name]
-            trial.set_config(self._config(state))
-            trial.placement_group_factory = self._slivers.request(
-                self._shape_of(apply_point(self._recipe, state.point))
-            )
+            shape = self._shape(state)
+            trial.set_config(self._config(state, shape))
+            trial.placement_group_factory = self._slivers.request(shape)
 
     # What Tune tells.
 

@@ -4,8 +4,9 @@ Owns what a trial is to Tune: a step is the way to the next report fraction, a c
 manifest, a reset is the next trial in the same processes. Owns also what happens when ranks die: the trial is started again in
 the restarted group from its newest manifest and the interrupted command is repeated, as often as the recipe allows.
 Does not own the ranks (`group.py`), the training (`train/`) or any decision of the search. Made by Tune; its `config` is what
-`search.py` put in: {"trial", "point", "reached", "life", "run": {...}}, all plain JSON values. A life begins when the trial takes
-over another one's state; its checkpoint is then in the store as the trial's own, and pointers of an earlier life say nothing.
+`search.py` put in: {"trial", "point", "reached", "life", "workers", "run": {...}}, all plain JSON values. A life begins when the
+trial takes over another one's state; its checkpoint is then in the store as the trial's own, and pointers of an earlier life say
+nothing. A trial that has more workers from a rung on comes back to a slot of that shape and is restored there at that world size.
 
 Where the scheduler may have a trial wait or take it as a donor, the report waits for the checkpoint to be committed.
 
@@ -24,7 +25,7 @@ from ray import tune
 
 from tlcore.checkpoint import newest_step
 from tlcore.errors import CheckpointIncompatible, SweepError, WorkerLost
-from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions, scheduler_fractions
+from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions, scheduler_fractions, with_workers
 from tlcore.storage import open_store
 from tlcore.sweep.board import find_board
 from tlcore.sweep.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
@@ -73,6 +74,7 @@ class Slot(tune.Trainable):
         self._commits = scheduler_fractions(self._recipe) if self._recipe.search.scheduler.pauses else ()
         self._reached: float = config["reached"]
         self._life: int = config["life"]
+        self._workers: int = config["workers"]
         self._checkpoint_step: int | None = None
         self._started = False
         self._losses: list[dict[str, Any]] = []
@@ -165,7 +167,7 @@ class Slot(tune.Trainable):
         return group
 
     def _ensure_group(self) -> WorkerGroup:
-        shape = shape_of(self._recipe, self._run["cluster_has_gpus"])
+        shape = shape_of(with_workers(self._recipe, self._workers), self._run["cluster_has_gpus"])
         if self._group is not None and self._group.settings.shape != shape:
             self._close_group()
         if self._group is None:
