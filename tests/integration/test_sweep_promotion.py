@@ -73,7 +73,10 @@ def of(notes, trial, kind):
 
 
 def test_all_survivors_come_to_their_end_though_each_wants_all_there_is(promoted):
-    assert {trial.trial: trial.status for trial in promoted.outcome.trials} == {"t000": "completed", "t001": "completed"}
+    assert {trial.trial: trial.status for trial in promoted.outcome.trials} == {
+        "t000": "completed",
+        "t001": "completed",
+    }
     for trial in ("t000", "t001"):
         kinds = [event["kind"] for event in promoted.notes.events if event["trial"] == trial]
         assert kinds[:5] == ["suggested", "started", "result", "paused", "started"]

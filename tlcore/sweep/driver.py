@@ -30,6 +30,7 @@ from tlcore.storage.journal import Entry, Journal, SweepState, Takeover, TrialSt
 from tlcore.sweep.board import open_board
 from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
+from tlcore.sweep.growth import Demand, Growth, read_growth
 from tlcore.sweep.recorder import Halt, JournalCallback, Recorder
 from tlcore.sweep.resources import Cluster, Shape, has_room, shape_of
 from tlcore.sweep.schedulers import make_seats
@@ -74,6 +75,7 @@ class Driver:
         self._seats = make_seats(recipe, self._conductor)
         self._conductor.seats = self._seats
         self._searcher = make_searcher(recipe)
+        self._demand, self._growth = Demand(), Growth()
 
     @property
     def state(self) -> SweepState:
@@ -133,7 +135,8 @@ class Driver:
             self._seats.end(trial.trial)
 
     def _source(self, scratch: Path, board: str) -> TrialSource:
-        gpus = self._cluster.has_gpus()
+        self._growth = read_growth(self._cluster.nodes())
+        gpus = self._cluster.has_gpus() or self._growth.has_gpus()
         facts = {
             "url": self._run.url,
             "recipe": self._recipe.to_dict(),
@@ -165,7 +168,15 @@ class Driver:
         return source
 
     def _room(self, shape: Shape, live: Sequence[Shape], idle: Sequence[Shape]) -> bool:
-        return has_room(shape, live, self._cluster.nodes(), self._cluster.available(), idle)
+        fits = has_room(shape, live, self._cluster.nodes(), self._cluster.available(), idle)
+        if not fits and self._growth.exists:
+            self._demand.ask(shape, self._waiting_trials())
+        return fits
+
+    def _waiting_trials(self) -> int:
+        """Trials that would run now if there were room."""
+        trials = list(self.state.trials.values())  # the driver's thread may add one meanwhile
+        return trials_wanted(self._recipe) - len(trials) + sum(trial.status == "waiting" for trial in trials)
 
     def _fit(self, source: TrialSource, scratch: Path) -> None:
         try:
@@ -216,6 +227,7 @@ class Driver:
         finally:
             over.set()
             watcher.join()
+            self._demand.settle(0)
 
     def _watch(self, over: threading.Event) -> None:
         """Feed the display; when the sweep is to stop, tell the slots, which wait for their ranks and hear nobody else."""
@@ -225,6 +237,7 @@ class Driver:
                 self._board_actor.stop.remote()
                 told = True
             with suppress(RayError):  # too slow once, or the cluster is going: the driver's own thread will say so
+                self._demand.settle(self._waiting_trials())
                 snapshot = ray.get(self._board_actor.snapshot.remote(), timeout=5.0)
                 running = {trial.trial for trial in self.state.trials.values() if trial.status == "running"}
                 self._recorder.progress({name: facts for name, facts in snapshot.items() if name in running})

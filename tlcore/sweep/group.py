@@ -25,6 +25,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from tlcore.errors import SlotFailed, SweepError, TlcoreError, TrainError
 from tlcore.sweep.controller import NoRestart, ProcessGroup
+from tlcore.sweep.growth import waits_for_room
 from tlcore.sweep.mailbox import RankFailure, RankInfo, Status, open_mailbox
 from tlcore.sweep.resources import Shape
 from tlcore.sweep.worker import worker_loop
@@ -133,6 +134,8 @@ class WorkerGroup:
                 self.generation, self._ranks = found
                 return self._ranks[0].place
             self._check_alive()
+            if waits_for_room(self.settings.shape):  # others hold it, or an autoscaler makes it: no sign of a failure
+                deadline = time.monotonic() + START_S
         raise SlotFailed(
             f"{self.settings.shape} did not start within {START_S:.0f} s",
             hint="see what holds the cluster's resources (`ray status`), or lower resources.workers",

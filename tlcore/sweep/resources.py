@@ -43,6 +43,11 @@ class Shape:
         """Ray resources of one worker."""
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
+    @property
+    def bundle(self) -> dict[str, float]:
+        """One worker as Ray reserves it: its resources, and a sliver of its accelerator type's."""
+        return self.per_worker | ({f"{ACCELERATOR}{self.accelerator}": 0.001} if self.accelerator else {})
+
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
         kind = f" ({self.accelerator})" if self.accelerator else ""
@@ -54,15 +59,16 @@ class Shape:
         """Whether a node is of the kind asked for, whatever room it has."""
         if self.accelerator and not node.resources.get(f"{ACCELERATOR}{self.accelerator}"):
             return False
-        return all(_selects(wanted, node.labels.get(key)) for key, wanted in self.labels)
+        return not node.labels_known or all(_selects(wanted, node.labels.get(key)) for key, wanted in self.labels)
 
 
 @dataclass(frozen=True)
 class Node:
-    """One live node: what it has in all, and its labels."""
+    """One node: what it has in all, and its labels, where they are known."""
 
     resources: Mapping[str, float]
     labels: Mapping[str, str]
+    labels_known: bool = True
 
 
 def _selects(wanted: str, value: str | None) -> bool:

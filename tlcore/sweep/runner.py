@@ -36,6 +36,7 @@ from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, prob
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.display import Display
 from tlcore.sweep.driver import Driver
+from tlcore.sweep.growth import read_growth
 from tlcore.sweep.outcome import SweepOutcome
 from tlcore.sweep.quiet import quiet_ray
 from tlcore.sweep.recorder import Halt
@@ -153,7 +154,9 @@ def _find_run(recipe: Recipe) -> RunRef:
 
 
 def _check_fits(recipe: Recipe, cluster: Cluster) -> None:
-    nodes, gpus = cluster.nodes(), cluster.has_gpus()
+    nodes = cluster.nodes()
+    growth = read_growth(nodes)
+    gpus = cluster.has_gpus() or growth.has_gpus()
     setting = "search.scheduler.asha.workers" if resizing_rungs(recipe) else "resources.workers"
     seen: set[Shape] = set()
     for index in range(trials_wanted(recipe)):
@@ -161,9 +164,9 @@ def _check_fits(recipe: Recipe, cluster: Cluster) -> None:
         trial = apply_point(recipe, trial_point(recipe, recipe.train.seed, index))
         for workers in world_sizes(trial):
             shape = shape_of(with_workers(trial, workers), gpus)
-            if shape not in seen:
+            if shape not in seen and not growth.is_open:
                 seen.add(shape)
-                check_placeable(shape, nodes, setting=setting)
+                check_placeable(shape, nodes, growth.could_come or (), setting)
 
 
 def _check_progress(state: SweepState, halt: Halt, interrupted: bool, logs: Path) -> None:
