@@ -129,6 +129,7 @@ class TrialSource(SearchAlgorithm):
         self._wanted = trials_wanted(recipe)
         self._shape_of, self._record = shape_of, record
         self._slivers = Slivers()
+        self._shapes: dict[tuple[Any, ...], Shape] = {}
         self._places = Places(room, self._idle)
         self._spec: dict[str, Any] = {}
         self._staged: TrialState | None = None
@@ -208,8 +209,11 @@ class TrialSource(SearchAlgorithm):
 
     def _shape(self, state: TrialState) -> Shape:
         """What the trial takes from where it stands, to the next rung at least."""
-        recipe = apply_point(self._recipe, state.point)
-        return self._shape_of(with_workers(recipe, workers_at(recipe, state.fraction)))
+        key = (*sorted(state.point.items()), state.fraction)
+        if key not in self._shapes:  # asked for many times a second while a trial waits
+            recipe = apply_point(self._recipe, state.point)
+            self._shapes[key] = self._shape_of(with_workers(recipe, workers_at(recipe, state.fraction)))
+        return self._shapes[key]
 
     def _config(self, state: TrialState, shape: Shape) -> dict[str, Any]:
         """What the slot must know; all of it from the journal."""
