@@ -122,6 +122,7 @@ class Conductor(TrialScheduler):
         """The resource requests of slots that Tune keeps warm for trials to come."""
         if self._controller is None:
             return []
+        # Tune tells nobody which slots it keeps; it throws them away as soon as one of another request is wanted
         kept = self._controller._tune_controller._actor_cache._cached_objects
         return [request for request, slots in kept.items() for _ in slots]
 

@@ -75,6 +75,7 @@ class Driver:
         self._seats = make_seats(recipe, self._conductor)
         self._conductor.seats = self._seats
         self._searcher = make_searcher(recipe)
+        self._wanted = trials_wanted(recipe)
         self._demand, self._growth = Demand(), Growth()
 
     @property
@@ -176,7 +177,7 @@ class Driver:
     def _waiting_trials(self) -> int:
         """Trials that would run now if there were room."""
         trials = list(self.state.trials.values())  # the driver's thread may add one meanwhile
-        return trials_wanted(self._recipe) - len(trials) + sum(trial.status == "waiting" for trial in trials)
+        return self._wanted - len(trials) + sum(trial.status == "waiting" for trial in trials)
 
     def _fit(self, source: TrialSource, scratch: Path) -> None:
         try:
