@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rank_server import start
 from ray_fixtures import CPUS
 from rich.console import Console
 from sweep_bench import Notes
@@ -26,11 +27,11 @@ DATA = Path(__file__).parents[1] / "data" / "tiny_reviews.csv"
 RUNGS = (0.25, 0.5, 1.0)
 
 
-def make_recipe(directory, trials, workers):
+def make_recipe(directory):
     """Equal trials: each is as good as the others, so all of them pass every rung, whoever comes first."""
     return recipe_from_dict(
         {
-            "name": "promoted" if workers else "alone",
+            "name": "promoted",
             "task": "text-classification",
             "model": {"source": str(directory / "model")},
             "data": {"train": str(DATA), "validation": 0.2, "labels": ["negative", "positive"], "max_length": 16},
@@ -40,9 +41,9 @@ def make_recipe(directory, trials, workers):
             "storage": str(directory / "store"),
             "search": {
                 "space": {"train.weight_decay": {"choice": [0.01, 0.02]}},
-                "first": [{"train.weight_decay": 0.01}] * trials,
-                "trials": trials,
-                "scheduler": {"asha": {"workers": workers}},
+                "first": [{"train.weight_decay": 0.01}] * 2,
+                "trials": 2,
+                "scheduler": {"asha": {"workers": [1, 2, 2]}},
                 "metric": "eval_loss",
                 "mode": "min",
             },
@@ -61,11 +62,11 @@ def without_dropout(model):
 def promoted(ray_session, tmp_path_factory):
     directory = tmp_path_factory.mktemp("promotion")
     without_dropout(make_small_bert(directory / "model"))
-    notes, alone = Notes(), Notes()
-    recipe = make_recipe(directory, 2, [1, 2, 2])
+    notes = Notes()
+    recipe = make_recipe(directory)
     outcome = run_sweep(recipe, SweepOptions(display=notes, logs=directory / "logs"))
-    run_sweep(make_recipe(directory, 1, None), SweepOptions(display=alone, logs=directory / "logs"))
-    return SimpleNamespace(recipe=recipe, outcome=outcome, notes=notes, alone=alone)
+    alone = start("ranks_alone", [{"world": 1, "cases": [{"recipe": recipe.to_dict()}]}], directory / "alone")
+    return SimpleNamespace(recipe=recipe, outcome=outcome, notes=notes, alone=alone[0][0])
 
 
 def of(notes, trial, kind):
@@ -102,9 +103,9 @@ def test_the_save_at_the_rung_is_committed_and_the_next_ones_are_of_more_ranks(p
 
 
 def test_the_loss_goes_on_as_it_does_on_one_worker(promoted):
-    alone = of(promoted.alone, "t000", "result")
-    assert [event["fraction"] for event in alone] == list(RUNGS)
-    assert len({event["loss"] for event in alone}) == len(alone), "equal losses prove nothing"
+    alone = promoted.alone
+    assert [report["fraction"] for report in alone] == list(RUNGS)
+    assert len({report["loss"] for report in alone}) == len(alone), "equal losses prove nothing"
     for trial in ("t000", "t001"):
         for here, there in zip(of(promoted.notes, trial, "result"), alone, strict=True):
             assert (here["step"], here["total_steps"]) == (there["step"], there["total_steps"])
