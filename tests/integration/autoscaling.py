@@ -51,9 +51,10 @@ def _config(address, head, workers):
 @contextmanager
 def growing_cluster(head, workers):
     """The environment for drivers on a cluster with a head of these resources; `workers`: type -> (resources, most nodes)."""
-    with socket.socket() as probe:
+    with socket.socket() as probe, socket.socket() as second:
         probe.bind(("", 0))
-        address = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+        second.bind(("", 0))
+        address, client = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}", second.getsockname()[1]
     mark, scratch = secrets.token_hex(8), Path(tempfile.mkdtemp(prefix="tlg-"))
     (scratch / "autoscaling.json").write_text(json.dumps(_config(address, head, workers)))
     ours = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_AUTH_MODE": "disabled", MARK: mark}
@@ -63,7 +64,11 @@ def growing_cluster(head, workers):
     command += [f"--num-cpus={head['CPU']}", "--num-gpus=0", "--include-dashboard=false", "--disable-usage-stats"]
     command += [f"--autoscaling-config={scratch / 'autoscaling.json'}", f"--temp-dir={scratch}/ray"]
     command += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=100000000"]
-    command += ["--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--ray-client-server-port=0"]
+    command += [
+        "--dashboard-agent-listen-port=0",
+        "--dashboard-agent-grpc-port=0",
+        f"--ray-client-server-port={client}",
+    ]
     log = (scratch / "start.log").open("w+b")
     started = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
