@@ -25,20 +25,22 @@ from cluster.processes import MARK, end
 from tlcore.sweep import run_sweep
 
 HERE = Path(__file__).parent
+HEAD = "ray.head.default"
+"""What the node provider calls the head, whatever the configuration says."""
 _UNUSED = ("initialization_commands", "setup_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")
 _UNUSED_TOO = ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
 
 
 def _config(address, head, workers):
     kinds = {name: {"resources": has, "min_workers": 0, "max_workers": most} for name, (has, most) in workers.items()}
-    kinds["head"] = {"resources": head, "max_workers": 0}
+    kinds[HEAD] = {"resources": head, "max_workers": 0}
     return {
         "cluster_name": "growing",
         "max_workers": 8,
         "upscaling_speed": 9999,
         "idle_timeout_minutes": 5,
-        "provider": {"type": "fake_multinode", "gcs_address": address},
-        "head_node_type": "head",
+        "provider": {"type": "fake_multinode", "gcs_address": address, "disable_node_updaters": True},
+        "head_node_type": HEAD,
         "available_node_types": {name: {"node_config": {}, **kind} for name, kind in kinds.items()},
         "auth": {},
         "docker": {},
