@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tlcore.errors import CannotPlace
-from tlcore.sweep.growth import MOST_NODES, Growth, could_come, is_autoscaled
+from tlcore.sweep.growth import MOST_NODES, Growth, check_can_come, could_come, is_autoscaled
 from tlcore.sweep.resources import Node, Shape, check_placeable
 
 pytestmark = pytest.mark.unit
@@ -29,6 +29,17 @@ def test_labels_of_nodes_to_come_are_not_known_so_nothing_is_refused_for_them():
     check_placeable(shape, [HEAD], nodes)
     with pytest.raises(CannotPlace, match="its autoscaler can add 2 x node with 8 CPU and 1 GPU"):
         check_placeable(shape, [HEAD], nodes[:2])
+
+
+def test_what_does_not_fit_today_is_refused_unless_nobody_knows_what_can_come(caplog):
+    shape = Shape(3, 1.0, 0.0, "pack")
+    with pytest.raises(CannotPlace, match="can never place it"):
+        check_can_come(shape, [HEAD], Growth(), "resources.workers")
+    check_can_come(shape, [HEAD], Growth(True, could_come([(WORKER, 1)], [HEAD])), "resources.workers")
+    assert caplog.messages == []
+    check_can_come(shape, [HEAD], Growth(True, None), "resources.workers")
+    (said,) = caplog.messages
+    assert said.startswith("a trial asks for 3 workers with 1 CPU each, pack, which the present nodes cannot hold")
 
 
 def test_gpus_may_come_where_none_are():

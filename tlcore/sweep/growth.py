@@ -16,6 +16,7 @@ Data read it). The open autoscalers report none: then a shape that fits nowhere 
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,8 @@ import ray
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
-from tlcore.sweep.resources import Node, Plan, Shape
+from tlcore.errors import CannotPlace
+from tlcore.sweep.resources import Node, Plan, Shape, check_placeable
 
 STATUS_KEY: Final = "__autoscaling_status"
 """Where the autoscaler's monitor on the head node leaves its report, JSON."""
@@ -66,6 +68,22 @@ def read_growth(nodes: Sequence[Node]) -> Growth:
         return Growth(True, could_come(kinds, nodes))
     report = _internal_kv_get(STATUS_KEY) if ray.is_initialized() else None
     return Growth(True, None) if report and is_autoscaled(json.loads(report)) else Growth()
+
+
+def check_can_come(shape: Shape, nodes: Sequence[Node], growth: Growth, setting: str) -> None:
+    """Raise CannotPlace for what neither these nodes nor those to come can ever hold; say so where nobody knows what can come.
+
+    Args:
+        setting: where the recipe says how many workers.
+    """
+    try:
+        check_placeable(shape, nodes, growth.could_come or (), setting)
+    except CannotPlace:
+        if not growth.is_open:
+            raise
+        logging.getLogger(__name__).warning(
+            "a trial asks for %s, which the present nodes cannot hold: it waits for what the autoscaler adds", shape
+        )
 
 
 def could_come(kinds: Sequence[tuple[dict[str, float], int]], nodes: Sequence[Node]) -> tuple[Node, ...]:

@@ -36,11 +36,11 @@ from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, prob
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.display import Display
 from tlcore.sweep.driver import Driver
-from tlcore.sweep.growth import read_growth
+from tlcore.sweep.growth import check_can_come, read_growth
 from tlcore.sweep.outcome import SweepOutcome
 from tlcore.sweep.quiet import quiet_ray
 from tlcore.sweep.recorder import Halt
-from tlcore.sweep.resources import Cluster, Shape, check_placeable, shape_of
+from tlcore.sweep.resources import Cluster, Shape, shape_of
 from tlcore.sweep.search import trials_wanted
 from tlcore.sweep.warm import find_earlier
 from tlcore.tasks import build_task
@@ -164,9 +164,9 @@ def _check_fits(recipe: Recipe, cluster: Cluster) -> None:
         trial = apply_point(recipe, trial_point(recipe, recipe.train.seed, index))
         for workers in world_sizes(trial):
             shape = shape_of(with_workers(trial, workers), gpus)
-            if shape not in seen and not growth.is_open:
+            if shape not in seen:
                 seen.add(shape)
-                check_placeable(shape, nodes, growth.could_come or (), setting)
+                check_can_come(shape, nodes, growth, setting)
 
 
 def _check_progress(state: SweepState, halt: Halt, interrupted: bool, logs: Path) -> None:
