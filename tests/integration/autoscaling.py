@@ -90,10 +90,11 @@ def drive(directory):
     recipe = recipe.model_copy(
         update={"search": recipe.search.model_copy(update={"scheduler": type(recipe.search.scheduler)()})}
     )
-    notes = Notes()
+    nodes = []
+    notes = Notes(lambda event: nodes.append(len(ray.nodes())) if event["kind"] == "result" else None)
     outcome = run_sweep(recipe, options(directory, notes))
     events = [(event["kind"], event["trial"]) for event in notes.events]
-    sys.stdout.write(json.dumps({"events": events, "nodes": len(ray.nodes()), "complete": outcome.complete}))
+    sys.stdout.write(json.dumps({"events": events, "nodes": max(nodes), "complete": outcome.complete}))
 
 
 if __name__ == "__main__":
