@@ -14,15 +14,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import ray
+from ray._raylet import GcsClient
 from sweep_bench import Notes, make_recipe, options
 
 from cluster.processes import MARK, end
 from tlcore.sweep import run_sweep
+from tlcore.sweep.growth import STATUS_KEY
 
 HERE = Path(__file__).parent
 HEAD = "ray.head.default"
@@ -75,11 +78,20 @@ def growing_cluster(head, workers):
     started = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         assert started.wait(120) == 0, (scratch / "start.log").read_text()
+        await_report(address)
         yield {**environment, "RAY_ADDRESS": address}
     finally:
         end(mark, [started.pid], int(psutil.boot_time()))
         log.close()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def await_report(address):
+    """The autoscaler's first report comes some seconds after the head is up."""
+    gcs, deadline = GcsClient(address), time.monotonic() + 60
+    while b"node_type_mapping" not in (gcs.internal_kv_get(STATUS_KEY.encode(), None) or b""):
+        assert time.monotonic() < deadline, "no report of the autoscaler"
+        time.sleep(0.5)
 
 
 def drive(directory):

@@ -93,10 +93,10 @@ def test_node_types_that_the_platform_reports_are_what_could_come(tmp_path):
             "from tlcore.sweep.growth import read_growth\n"
             "from tlcore.sweep.resources import Cluster\n"
             "growth = read_growth(Cluster().nodes())\n"
-            "print(growth.exists, [dict(node.resources) for node in growth.could_come], growth.has_gpus())"
+            "print(growth.exists, [sorted(node.resources.items()) for node in growth.could_come], growth.has_gpus())"
         )
         done = subprocess.run(
             [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, timeout=120, check=False
         )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[-1] == f"True {[{'CPU': 8, 'GPU': 1}] * 3} True"
+    assert done.stdout.splitlines()[-1] == f"True {[[('CPU', 8), ('GPU', 1)]] * 3} True"

@@ -58,6 +58,8 @@ def test_gpus_may_come_where_none_are():
         ({"active_nodes": {}, "idle_nodes": {"head-group": 1}}, True),
         ({"active_nodes": {}, "pending_nodes": [["10.0.0.1", "gpu", "waiting"]]}, True),
         ({"active_nodes": {}, "pending_launches": {"gpu": 2}}, True),
+        ({"active_nodes": {}, "node_type_mapping": {"ffff0": "ray.head.default"}}, True),
+        ({"active_nodes": {}, "node_type_mapping": {"ffff0": "node_ffff0"}}, False),
     ],
 )
 def test_a_cluster_made_by_hand_has_nodes_without_a_type_name(summary, expected):

@@ -105,6 +105,7 @@ def is_autoscaled(report: dict[str, Any]) -> bool:
     summary = report.get("autoscaler_report") or {}
     kinds = {*(summary.get("active_nodes") or {}), *(summary.get("idle_nodes") or {})}
     kinds |= {kind for _, kind, *_ in summary.get("pending_nodes") or ()} | {*(summary.get("pending_launches") or {})}
+    kinds |= {*(summary.get("node_type_mapping") or {}).values()}
     return any(not kind.startswith(_ANONYMOUS) for kind in kinds)
 
 
