@@ -105,8 +105,7 @@ def drive(directory):
     nodes = []
     notes = Notes(lambda event: nodes.append(len(ray.nodes())) if event["kind"] == "result" else None)
     outcome = run_sweep(recipe, options(directory, notes))
-    events = [(event["kind"], event["trial"]) for event in notes.events]
-    sys.stdout.write(json.dumps({"events": events, "nodes": max(nodes), "complete": outcome.complete}))
+    sys.stdout.write(json.dumps({"nodes": max(nodes), "complete": outcome.complete}))
 
 
 if __name__ == "__main__":
