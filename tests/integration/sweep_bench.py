@@ -1,7 +1,8 @@
 """What the sweep's integration tests share: recipes, a display that takes notes, a look around afterwards.
 
 As a script it is a driver in its own process, to be interrupted or killed: `sweep_bench.py DIRECTORY ACTION TRIAL FRACTION`
-runs or resumes the sweep in DIRECTORY and does ACTION (SIGINT, SIGKILL) to itself when TRIAL has reported FRACTION.
+runs or resumes the sweep in DIRECTORY and does ACTION (SIGINT, SIGKILL) to itself when TRIAL has reported FRACTION. Its file
+`rates.json` has the learning rates, or {"rates", "changes"} with more of `make_recipe`.
 """
 
 from __future__ import annotations
@@ -131,9 +132,10 @@ def drive(directory, action, trial, fraction):
         if (event["kind"], event["trial"], event.get("fraction")) == ("result", trial, fraction):
             os.kill(os.getpid(), getattr(signal, action))
 
-    rates = json.loads((Path(directory) / "rates.json").read_text())
+    given = json.loads((Path(directory) / "rates.json").read_text())
+    rates, changes = (given, {}) if isinstance(given, list) else (given["rates"], given["changes"])
     resume = (Path(directory) / "store").exists()
-    outcome = run_sweep(make_recipe(directory, rates), options(directory, Notes(act), resume))
+    outcome = run_sweep(make_recipe(directory, rates, **changes), options(directory, Notes(act), resume))
     sys.stdout.write(json.dumps({"interrupted": outcome.interrupted, "complete": outcome.complete}))
 
 

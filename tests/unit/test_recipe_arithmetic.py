@@ -7,7 +7,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tlcore.errors import RecipeError
-from tlcore.recipe import BatchPlan, plan_batch, recipe_from_dict, report_fractions, resolved_plan, scheduler_fractions
+from tlcore.recipe import (
+    BatchPlan,
+    plan_batch,
+    recipe_from_dict,
+    report_fractions,
+    resizing_rungs,
+    resolved_plan,
+    scheduler_fractions,
+    workers_at,
+    world_sizes,
+)
 from tlcore.recipe.batch import divisors
 
 pytestmark = pytest.mark.unit
@@ -125,4 +135,31 @@ def test_the_plan_says_what_a_trial_survives():
     plan = {row.topic: row.text for row in resolved_plan(recipe_with(failures={"on_oom": "adapt", "max_hangs": 1}))}
     assert plan["failures"] == (
         "a trial survives 3 lost workers, 3 lost nodes, 1 hang (of 10 minutes); out of memory it goes on with milder settings"
+    )
+
+
+def test_workers_follow_from_the_rung_that_was_passed():
+    recipe = recipe_with(search={"scheduler": {"asha": {"grace": 0.1, "reduction": 3, "workers": [1, 1, 2, 4]}}})
+    rungs = scheduler_fractions(recipe)
+    assert [workers_at(recipe, fraction) for fraction in (0.0, 0.05, *rungs, 1.0)] == [1, 1, 1, 2, 4, 4]
+    assert workers_at(recipe, 0.1 * 3) == 2, "floating-point rungs"
+    assert resizing_rungs(recipe) == rungs[1:]
+    assert world_sizes(recipe) == (1, 2, 4)
+    assert recipe.search.scheduler.pauses
+
+
+def test_without_workers_by_rung_a_trial_keeps_its_own():
+    recipe = recipe_with(resources={"workers": 2}, search={"scheduler": "asha"})
+    assert (workers_at(recipe, 0.7), resizing_rungs(recipe), world_sizes(recipe)) == (2, (), (2,))
+    assert not recipe.search.scheduler.pauses
+
+
+def test_the_plan_says_from_where_on_there_are_more_workers():
+    recipe = recipe_with(
+        resources={"gpus_per_worker": 1, "accelerator": "A100"},
+        search={"scheduler": {"asha": {"workers": [1, 2, 4]}}},
+    )
+    plan = {row.topic: row.text for row in resolved_plan(recipe)}
+    assert plan["workers"] == (
+        "1 per trial, 2 from 0.25 on, 4 from 0.5 on, 1 CPU and 1 GPU each on A100, pack, isolation warm"
     )

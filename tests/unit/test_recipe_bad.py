@@ -163,7 +163,39 @@ UNBUILT = {
     ),
     "workers by rung": (
         {"search.scheduler": {"asha": {"workers": [1, 2]}}},
-        ["search.scheduler.asha.workers: not built yet (got [1, 2]); built: null, the same workers at every rung"],
+        [
+            "search.scheduler.asha.workers: got [1, 2], 2 numbers for 2 rungs (at 0.25, 0.5); "
+            "give 3: on the way to each rung, and from the last one to the end"
+        ],
+    ),
+    "workers by rung that begin otherwise": (
+        {"search.scheduler": {"asha": {"workers": [2, 2, 4]}}},
+        [
+            "search.scheduler.asha.workers: got [2, 2, 4], which begins with 2, but resources.workers is 1; "
+            "set resources.workers to 2, or begin with 1"
+        ],
+    ),
+    "workers by rung over which the batch does not divide": (
+        {"search.scheduler": {"asha": {"workers": [1, 2, 3]}}},
+        [
+            "search.scheduler.asha.workers: got 3 workers, over which train.global_batch_size=32 does not divide; "
+            "give some of 1, 2, 4, or another batch"
+        ],
+    ),
+    "workers by rung that leave less than a micro-batch": (
+        {"search.scheduler": {"asha": {"workers": [1, 2, 4]}}, "train.micro_batch_size": 16},
+        [
+            "search.scheduler.asha.workers: got 4 workers, at which train.micro_batch_size: 16 does not divide a worker's "
+            "share of 8 samples (32 over 4 workers); give one of 1, 2, 4, 8, or auto"
+        ],
+    ),
+    "no workers at a rung": (
+        {"search.scheduler": {"asha": {"workers": [1, 0, 4]}}},
+        ["search.scheduler.asha.workers: got [1, 0, 4]; give a list of whole numbers or null"],
+    ),
+    "accelerator without a device": (
+        {"resources.accelerator": "A100", "resources.gpus_per_worker": 0},
+        ["resources.accelerator: got 'A100' with gpus_per_worker 0; set resources.gpus_per_worker, or take it out"],
     ),
     "elastic workers": (
         {"resources.workers": {"min": 1, "max": 4}},

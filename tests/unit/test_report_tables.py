@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -45,6 +46,20 @@ def test_final_table_is_sorted_by_metric_and_says_why_a_trial_failed():
         "t003   failed        -      -         -      -  -       full",
         "t003 failed: OutOfMemory: rank 1 of 2",
         "  halve train.micro_batch_size",
+    ]
+
+
+def test_workers_stand_in_the_table_where_trials_differ_in_them():
+    console = Console(file=io.StringIO(), width=100)
+    same = [replace(one, workers=2) for one in ROWS[:3]]
+    assert "workers" not in text_of(final_table(same, "eval_accuracy", "max", console))
+    grown = [replace(ROWS[0], workers=4), *same[1:], ROWS[3]]
+    assert text_of(final_table(grown, "eval_accuracy", "max", console)).splitlines()[:5] == [
+        "trial  state      workers  rung   step  accuracy  saved  lr      strategy",
+        "t000*  completed        4  100%  63/63    0.7812     63  3.1e-4  full",
+        "t002   stopped          2   25%  16/63    0.7100     63  3.1e-4  head",
+        "t001   stopped          2   50%  32/63    0.5000     63  3.1e-4  scratch",
+        "t003   failed           -     -      -         -      -  -       full",
     ]
 
 

@@ -53,8 +53,8 @@ class World:
     def trial(self, name):
         return self.trials.get(name)
 
-    def start(self, trial):
-        return self.room
+    def start(self, trials):
+        return trials[0] if self.room else None
 
     def move(self, trial, name):
         self.notes.append(("moved", name))
@@ -137,3 +137,20 @@ def test_a_slot_that_died_is_no_failure_to_the_scheduler():
     again.status = Trial.RUNNING
     world.conductor.on_trial_error(world, again)
     assert world.seats.seats["t001"].status == Trial.ERROR
+
+
+def test_survivors_of_a_rung_after_which_workers_change_wait_the_deepest_and_best_first_and_before_new_trials():
+    world = World({"asha": {"workers": [1, 1, 2]}}, trials=4)
+    for name in world.trials:
+        assert world.report(name, 0.25, 0.5) == "CONTINUE", "as many workers as before"
+    assert world.report("t000", 0.5, 0.5) == "PAUSE"
+    assert world.notes == [("result", "t000"), ("paused", "t000")]
+    assert world.report("t001", 0.5, 0.4) == "STOP"
+    assert world.report("t002", 0.5, 0.9) == "PAUSE"
+    assert not world.conductor.has_ready(), "Tune has not paused them yet"
+    for name in ("t000", "t002"):
+        world.trials[name].status = Trial.PAUSED
+    assert world.conductor.has_ready()
+    assert world.conductor.choose_trial_to_run(world) is world.trials["t002"]
+    world.room = False
+    assert world.conductor.choose_trial_to_run(world) is None

@@ -11,12 +11,13 @@ from tlcore.sweep.resources import NODE_ID, Node, Shape, can_avoid, check_placea
 pytestmark = pytest.mark.unit
 
 
-def node(cpu, gpu=0.0, **labels):
-    return Node({"CPU": cpu, "GPU": gpu} if gpu else {"CPU": cpu}, labels)
+def node(cpu, gpu=0.0, kind=None, **labels):
+    has = {"CPU": cpu, "GPU": gpu} if gpu else {"CPU": cpu}
+    return Node(has | ({f"accelerator_type:{kind}": 1.0} if kind else {}), labels)
 
 
-def shape(workers, cpus=1.0, gpus=0.0, placement="pack", **labels):
-    return Shape(workers, cpus, gpus, placement, tuple(sorted(labels.items())))
+def shape(workers, cpus=1.0, gpus=0.0, placement="pack", kind=None, **labels):
+    return Shape(workers, cpus, gpus, placement, tuple(sorted(labels.items())), kind)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,21 @@ def shape(workers, cpus=1.0, gpus=0.0, placement="pack", **labels):
         (shape(1, zone="a"), [node(8, zone="b")], False),
         (shape(1, zone="a"), [node(8, zone="b"), node(1, zone="a")], True),
         (shape(1), [], False),
+        (shape(2, gpus=0.6), [node(8, 1)], False),
+        (shape(2, gpus=0.6), [node(8, 2)], True),
+        (shape(3, gpus=0.6), [node(8, 2)], False),
+        (shape(6, gpus=0.3), [node(8, 2)], True),
+        (shape(7, gpus=0.3), [node(8, 2)], False),
+        (shape(4, gpus=0.6, placement="strict_pack"), [node(8, 3), node(8, 4)], True),
+        (shape(1, zone="!a"), [node(8, zone="a")], False),
+        (shape(1, zone="!a"), [node(8)], True),
+        (shape(1, zone="in(a, b)"), [node(8, zone="b")], True),
+        (shape(1, zone="in(a, b)"), [node(8, zone="c"), node(8)], False),
+        (shape(1, zone="!in(a,b)"), [node(8, zone="b")], False),
+        (shape(1, zone="!in(a,b)"), [node(8, zone="c")], True),
+        (shape(1, gpus=1, kind="A100"), [node(8, 1, "T4")], False),
+        (shape(2, gpus=1, kind="A100"), [node(8, 1, "T4"), node(8, 2, "A100")], True),
+        (shape(3, gpus=1, kind="A100"), [node(8, 1, "T4"), node(8, 2, "A100")], False),
     ],
 )
 def test_placeable(asked, nodes, fits):
@@ -66,6 +82,13 @@ def test_a_refusal_says_what_was_asked_what_is_there_and_what_to_change():
         (shape(2, gpus=1), [node(2)], "lower resources.cpus_per_worker=1 and resources.gpus_per_worker=1"),
         (shape(1, zone="a"), [node(2)], "resources.labels={'zone': 'a'}"),
         (shape(5, placement="strict_spread"), [node(9), node(9)], "set resources.workers to 2 or less"),
+        (
+            shape(1, gpus=1, kind="A100"),
+            [node(2, 1, "T4")],
+            "no node has accelerators of type resources.accelerator=A100",
+        ),
+        (shape(1, gpus=0.6, kind="T4", zone="a"), [node(2, 1, "T4")], "resources.labels={'zone': 'a'}"),
+        (shape(3, gpus=0.6), [node(9, 2)], "set resources.workers to 2 or less"),
     ],
 )
 def test_the_advice_fits_the_reason(asked, nodes, hint):
@@ -125,3 +148,28 @@ def test_ray_is_asked_for_the_labels_and_for_other_nodes():
     assert label_selector(shape(1, disk="fast"), []) == {"disk": "fast"}
     assert label_selector(shape(1, disk="fast"), ["aa", "bb"]) == {"disk": "fast", NODE_ID: "!in(aa, bb)"}
     assert validate_label_selector(label_selector(shape(1), ["aa" * 28])) is None
+
+
+def test_a_fraction_of_a_device_that_is_left_is_used_by_a_fraction_alone():
+    """Two devices, of each 0.4 is left: a pool of 0.8 would take a worker of 0.5."""
+    assert not has_room(shape(1, gpus=0.5), [shape(2, gpus=0.6)], [node(8, 2)])
+    assert has_room(shape(2, gpus=0.4), [shape(2, gpus=0.6)], [node(8, 2)])
+    assert not has_room(shape(1, gpus=1), [shape(1, gpus=0.1)], [node(8, 1)])
+    assert has_room(shape(1, gpus=1), [shape(2, gpus=0.1)], [node(8, 2)]), "fractions go to one device"
+
+
+def test_what_idle_slots_hold_is_neither_free_nor_others():
+    assert not has_room(shape(2), [shape(2)], [node(4)], {"CPU": 1})
+    assert has_room(shape(2), [shape(2)], [node(4)], {"CPU": 1}, [shape(1)])
+    assert not has_room(shape(4), [shape(2)], [node(4)], {"CPU": 1}, [shape(1)])
+
+
+def test_a_refusal_names_the_setting_that_asks_and_what_could_come():
+    with pytest.raises(CannotPlace) as refusal:
+        check_placeable(shape(8), [node(2)], [node(2), node(2)], "search.scheduler.asha.workers")
+    assert refusal.value.message == (
+        "a trial asks for 8 workers with 1 CPU each, pack; this cluster can never place it: it has a node with 2 CPU, "
+        "and its autoscaler can add 2 x node with 2 CPU"
+    )
+    assert refusal.value.hint == "set search.scheduler.asha.workers to 6 or less, ask for less per worker, or add nodes"
+    check_placeable(shape(6), [node(2)], [node(2), node(2)])

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.unit
 ALL = {
     "none": "none",
     "asha": {"asha": {"grace": 0.125, "reduction": 2}},
+    "asha with more workers": {"asha": {"grace": 0.125, "reduction": 2, "workers": [1, 2, 2, 4]}},
     "median": {"median": {"grace": 0.25, "interval": 0.125, "min_trials": 2}},
     "hyperband": {"hyperband": {"brackets": 3, "reduction": 2}},
     "bohb": {"bohb": {"brackets": 3, "reduction": 2}},

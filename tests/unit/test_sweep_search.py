@@ -48,7 +48,7 @@ class Harness:
         self,
         recipe,
         entries=(),
-        room=lambda shape, live: True,
+        room=lambda shape, live, idle: True,
         shape_of=lambda recipe: ANY_SHAPE,
         waiting=None,
         admit=admit_all,
@@ -127,7 +127,7 @@ def test_points_after_a_resume_are_those_of_the_uninterrupted_sweep():
 
 
 def test_no_more_trials_at_a_time_than_there_is_room_for_and_nothing_is_written_meanwhile():
-    harness = Harness(recipe(), room=lambda shape, live: len(live) < 2)
+    harness = Harness(recipe(), room=lambda shape, live, idle: len(live) < 2)
     assert [trial.trial_id for trial in harness.take()] == ["t000", "t001"]
     assert harness.source.next_trial() is None
     assert len(harness.written) == 2
@@ -137,7 +137,7 @@ def test_no_more_trials_at_a_time_than_there_is_room_for_and_nothing_is_written_
 
 
 def test_the_only_trial_starts_even_where_others_hold_the_cluster():
-    harness = Harness(recipe(), room=lambda shape, live: False)
+    harness = Harness(recipe(), room=lambda shape, live, idle: False)
     assert [trial.trial_id for trial in harness.take()] == ["t000"]
 
 
@@ -162,13 +162,16 @@ def test_slots_of_equal_shape_ask_for_the_same_and_of_others_for_something_else(
 def test_a_trial_that_waits_is_handed_over_as_a_paused_one_and_takes_no_place():
     paused = Waiting(is_paused=lambda trial: trial == "t000", pauses=True)
     harness = Harness(
-        recipe(trials=3), [suggested("t000"), suggested("t001")], room=lambda shape, live: len(live) < 1, waiting=paused
+        recipe(trials=3),
+        [suggested("t000"), suggested("t001")],
+        room=lambda shape, live, idle: len(live) < 1,
+        waiting=paused,
     )
     assert [(trial.trial_id, trial.status) for trial in harness.take()] == [("t000", "PAUSED"), ("t001", "PENDING")]
     waits = harness.source.trial("t000")
-    assert not harness.source.start(waits)
+    assert harness.source.start([waits]) is None
     harness.source.on_trial_complete("t001")
-    assert harness.source.start(waits)
+    assert harness.source.start([waits]) is waits
     waits.set_status("RUNNING")
     assert harness.take() == []
 
@@ -182,7 +185,7 @@ def test_what_the_scheduler_has_ready_comes_before_new_trials():
 
 
 def test_a_population_is_handed_over_whole_and_the_search_is_over_when_its_last_trial_is():
-    harness = Harness(recipe(), room=lambda shape, live: False, waiting=Waiting(population=True, pauses=True))
+    harness = Harness(recipe(), room=lambda shape, live, idle: False, waiting=Waiting(population=True, pauses=True))
     assert [trial.status for trial in harness.take()] == ["PAUSED"] * 4
     for name in ("t000", "t001", "t002", "t003"):
         assert not harness.source.is_finished()
@@ -191,7 +194,7 @@ def test_a_population_is_handed_over_whole_and_the_search_is_over_when_its_last_
 
 
 def test_a_trial_that_paused_gave_its_place_back_and_one_that_moved_has_its_new_life():
-    harness = Harness(recipe(), room=lambda shape, live: len(live) < 1, waiting=Waiting(pauses=True))
+    harness = Harness(recipe(), room=lambda shape, live, idle: len(live) < 1, waiting=Waiting(pauses=True))
     (first,) = harness.take()
     first.set_status("PAUSED")
     (second,) = harness.take()
@@ -200,6 +203,88 @@ def test_a_trial_that_paused_gave_its_place_back_and_one_that_moved_has_its_new_
     harness.source.move(first, first.trial_id)
     assert first.config["point"] == {"train.learning_rate": 3e-4}
     assert (first.config["reached"], first.config["life"]) == (0.25, 1)
+
+
+GROWING = {"scheduler": {"asha": {"workers": [1, 2, 4]}}}
+
+
+def shape_by_workers(recipe):
+    return Shape(recipe.resources.workers, 1.0, 0.0, "pack")
+
+
+def fits_in(cpus):
+    return lambda shape, live, idle: sum(one.workers for one in live) + shape.workers <= cpus
+
+
+def test_a_survivor_starts_again_with_the_workers_of_its_next_stretch_in_a_slot_of_that_shape():
+    entries = [suggested("t000"), result("t000", 0.25)]
+    paused = Waiting(is_paused=lambda trial: True, pauses=True)
+    harness = Harness(recipe(**GROWING), entries, shape_of=shape_by_workers, waiting=paused, room=fits_in(4))
+    waits, new = harness.take(2)
+    assert (waits.status, waits.config["workers"], new.config["workers"]) == ("PAUSED", 2, 1)
+    harness.state.apply(result("t000", 0.5))
+    assert harness.source.start([waits]) is None, "4 beside the new one are more than there are"
+    harness.source.on_trial_complete(new.trial_id)
+    before = waits.placement_group_factory
+    assert harness.source.start([waits]) is waits
+    assert (waits.config["workers"], waits.config["reached"]) == (4, 0.5)
+    assert waits.placement_group_factory not in (before, new.placement_group_factory)
+
+
+def test_a_survivor_that_fits_passes_one_that_does_not_and_each_shape_is_asked_about_once():
+    entries = [suggested("t000"), result("t000", 0.5), suggested("t001"), result("t001", 0.5)]
+    entries += [suggested("t002"), result("t002", 0.25)]
+    asked = []
+
+    def room(shape, live, idle):
+        asked.append(shape.workers)
+        return fits_in(3)(shape, live, idle)
+
+    paused = Waiting(is_paused=lambda trial: True, pauses=True)
+    harness = Harness(recipe(**GROWING), entries, shape_of=shape_by_workers, waiting=paused, room=room)
+    *waiting, new = harness.take(4)
+    assert new.trial_id == "t003"
+    assert harness.source.start(waiting) is waiting[2]
+    assert asked == [4, 2]
+
+
+def test_survivors_that_all_want_more_than_there_is_beside_each_other_go_one_after_the_other():
+    entries = [line for n in range(4) for line in (suggested(f"t00{n}"), result(f"t00{n}", 0.5))]
+    paused = Waiting(is_paused=lambda trial: True, pauses=True)
+    harness = Harness(recipe(**GROWING), entries, shape_of=shape_by_workers, waiting=paused, room=fits_in(4))
+    waiting = harness.take()
+    for trial in list(waiting):
+        assert harness.source.start(waiting) is trial
+        trial.set_status("RUNNING")
+        waiting.remove(trial)
+        assert harness.source.start(waiting) is None
+        harness.source.on_trial_complete(trial.trial_id)
+
+
+def test_what_idle_slots_hold_is_told_by_their_requests():
+    seen = []
+
+    def room(shape, live, idle):
+        seen.append(list(idle))
+        return True
+
+    kept = []
+    harness = Harness(recipe(), room=room, waiting=Waiting(idle=lambda: kept))
+    first = harness.source.next_trial()
+    first.create_placement_group_factory()  # as Tune does when it takes a trial in
+    kept.append(first.placement_group_factory)
+    harness.source.next_trial()
+    assert seen == [[ANY_SHAPE]]
+
+
+def test_slots_with_fresh_processes_for_each_trial_hold_nothing_between_two():
+    seen = []
+    own = recipe().model_copy(update={"resources": recipe().resources.model_copy(update={"isolation": "process"})})
+    kept = []
+    harness = Harness(own, room=lambda *args: seen.append(args[2]) or True, waiting=Waiting(idle=lambda: kept))
+    kept.append(harness.source.next_trial())
+    harness.source.next_trial()
+    assert seen == [[]]
 
 
 def test_a_sweep_that_stops_hands_out_nothing_more():

@@ -8,7 +8,14 @@ from tlcore.recipe.batch import BatchPlan, plan_batch
 from tlcore.recipe.domains import Domain
 from tlcore.recipe.load import load_recipe, recipe_from_dict
 from tlcore.recipe.plan import PlanRow, resolved_plan
-from tlcore.recipe.rungs import report_fractions, scheduler_fractions
+from tlcore.recipe.rungs import (
+    report_fractions,
+    resizing_rungs,
+    scheduler_fractions,
+    with_workers,
+    workers_at,
+    world_sizes,
+)
 from tlcore.recipe.schema import Recipe
 from tlcore.recipe.space import Point, apply_point, difference, grid_points, sample_point, trial_point
 
@@ -25,8 +32,12 @@ __all__ = [
     "plan_batch",
     "recipe_from_dict",
     "report_fractions",
+    "resizing_rungs",
     "resolved_plan",
     "sample_point",
     "scheduler_fractions",
     "trial_point",
+    "with_workers",
+    "workers_at",
+    "world_sizes",
 ]

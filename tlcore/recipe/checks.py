@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from tlcore.errors import Fault, RecipeError
-from tlcore.recipe.batch import plan_batch
+from tlcore.recipe.batch import divisors, plan_batch
 from tlcore.recipe.credentials import shown
 from tlcore.recipe.fields import close_to
 from tlcore.recipe.owned import owned_faults
+from tlcore.recipe.rungs import scheduler_fractions, world_sizes
 from tlcore.recipe.schema import METRICS, Recipe
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -123,6 +124,54 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
         yield from error.faults
 
 
+def _workers_by_rung(recipe: Recipe) -> Iterator[Fault]:
+    """The shape of `asha.workers`, and that the batch divides at every world size on the way."""
+    asha = recipe.search.scheduler.asha
+    if asha is None or asha.workers is None:
+        return
+    path, given, first = "search.scheduler.asha.workers", list(asha.workers), recipe.resources.workers
+    rungs = scheduler_fractions(recipe)
+    if len(given) != len(rungs) + 1:
+        where = ", ".join(f"{rung:.4g}" for rung in rungs) or "none"
+        text = f"got {shown(given)}, {_numbers(len(given))} for {_numbers(len(rungs), 'rung')} (at {where})"
+        yield Fault(path, f"{text}; give {len(rungs) + 1}: on the way to each rung, and from the last one to the end")
+    elif given[0] != first:
+        text = f"got {shown(given)}, which begins with {given[0]}, but resources.workers is {first}"
+        yield Fault(path, f"{text}; set resources.workers to {given[0]}, or begin with {first}")
+    else:
+        yield from _batch_by_rung(recipe, path)
+
+
+def _batch_by_rung(recipe: Recipe, path: str) -> Iterator[Fault]:
+    whole = recipe.train.global_batch_size
+    for workers in world_sizes(recipe)[1:]:
+        if whole % workers:
+            would_do = ", ".join(str(size) for size in divisors(whole) if size <= 2 * workers)
+            text = f"got {workers} workers, over which train.global_batch_size={whole} does not divide"
+            yield Fault(path, f"{text}; give some of {would_do}, or another batch")
+            return
+        try:
+            plan_batch(recipe, workers)
+        except RecipeError as error:
+            yield Fault(path, f"got {workers} workers, at which {error.faults[0]}")
+            return
+
+
+def _accelerator(recipe: Recipe) -> Iterator[Fault]:
+    needs = recipe.resources
+    if needs.accelerator is None:
+        return
+    path, got = "resources.accelerator", shown(needs.accelerator)
+    if not needs.accelerator.strip():
+        yield Fault(path, f"got {got}; give a type such as A100, or null for any")
+    elif needs.gpus_per_worker == 0:
+        yield Fault(path, f"got {got} with gpus_per_worker 0; set resources.gpus_per_worker, or take it out")
+
+
+def _numbers(count: int, what: str = "number") -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
 def _deepspeed(recipe: Recipe) -> Iterator[Fault]:
     settings = recipe.deepspeed
     if settings.offload_param != "none" and settings.zero_stage != 3:
@@ -175,6 +224,8 @@ _RULES: Final[tuple[Callable[[Recipe], Iterator[Fault]], ...]] = (
     _data,
     _transfer,
     _batch,
+    _workers_by_rung,
+    _accelerator,
     _deepspeed,
     _metric,
     _one_of,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tlcore.recipe.batch import BatchPlan, plan_batch
 from tlcore.recipe.domains import Number, in_words
 from tlcore.recipe.pairs import mutated_keys
-from tlcore.recipe.rungs import report_fractions
+from tlcore.recipe.rungs import report_fractions, resizing_rungs, workers_at
 from tlcore.recipe.schema import Recipe
 from tlcore.recipe.search_schema import Algorithm
 from tlcore.recipe.space import in_one_line, in_order
@@ -107,7 +107,9 @@ def _workers(recipe: Recipe) -> str:
         else f"{_count(needs.gpus_per_worker, 'GPU')} each"
     )
     each = f"{_count(needs.cpus_per_worker, 'CPU')} and {gpus}"
-    return f"{needs.workers} per trial, {each}, {needs.placement}, isolation {needs.isolation}"
+    kind = f" on {needs.accelerator}" if needs.accelerator else ""
+    more = "".join(f", {workers_at(recipe, rung)} from {rung:.4g} on" for rung in resizing_rungs(recipe))
+    return f"{needs.workers} per trial{more}, {each}{kind}, {needs.placement}, isolation {needs.isolation}"
 
 
 def _checkpoints(recipe: Recipe) -> str:

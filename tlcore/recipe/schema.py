@@ -173,7 +173,9 @@ class ResourcesSection(Section):
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
     """Workers on as few nodes as possible, or on as many; strict: exactly one node, or one each."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Node labels that a worker's node must have."""
+    """Node labels that a worker's node must have: label to value, `!value`, `in(a, b)` or `!in(a, b)`."""
+    accelerator: str | None = None
+    """Accelerator type of a worker's node as Ray names it, such as A100 or T4; null is any."""
     isolation: Literal["warm", "process"] = "warm"
     """warm: processes are reused from trial to trial; process: fresh ones for every trial."""
 

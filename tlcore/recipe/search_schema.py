@@ -27,7 +27,8 @@ class Asha(Section):
     reduction: Annotated[float, Field(ge=2)] = 2
     """Each rung lies this factor after the one before, and one in this many passes it."""
     workers: Annotated[tuple[Positive, ...], Field(strict=False)] | None = None
-    """Workers at each rung; null keeps `resources.workers`."""
+    """Workers on the way to each rung and, last, from there to the end: one number more than there are rungs, the first being
+    `resources.workers`; null keeps that. A trial that passes a rung goes on re-sharded on so many."""
 
 
 class HyperBand(Section):
@@ -105,7 +106,8 @@ class Scheduler(OneOf):
     @property
     def pauses(self) -> bool:
         """Whether a trial may stop at a rung and go on later, itself or as a copy: it must be committed there."""
-        return self.brackets is not None or self.population is not None
+        resizes = self.asha is not None and self.asha.workers is not None
+        return self.brackets is not None or self.population is not None or resizes
 
 
 class NoSettings(Section):

@@ -1,7 +1,8 @@
 """The table of trials, as wide as the terminal allows.
 
 Owns columns, headings and colors of the table that the live display, the end of a sweep and `tlcore show` share.
-Sampled values get a column each where there is room, one merged column where there is not. Called by `live.py` and
+Sampled values get a column each where there is room, one merged column where there is not; workers get one where trials differ
+in them. Called by `live.py` and
 `tables.py`.
 """
 
@@ -49,7 +50,8 @@ def _table(
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0) if not merged else (0, 1, 0, 0), header_style="bold")
     table.add_column("trial", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for heading in ("rung", "step"):
+    sized = _differ_in_workers(rows)
+    for heading in ("workers", "rung", "step") if sized else ("rung", "step"):
         table.add_column(heading, justify="right", no_wrap=True)
     if live:
         table.add_column("loss", justify="right", no_wrap=True)
@@ -63,8 +65,15 @@ def _table(
         for name in names.values():
             table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(*_cells(row, row.trial == best, names, merged=merged, live=live))
+        cells = _cells(row, row.trial == best, names, merged=merged, live=live)
+        if sized:
+            cells.insert(2, Text(figures.whole(row.workers)))
+        table.add_row(*cells)
     return table
+
+
+def _differ_in_workers(rows: Sequence[TrialRow]) -> bool:
+    return len({row.workers for row in rows if row.workers is not None}) > 1
 
 
 def _cells(row: TrialRow, is_best: bool, names: Mapping[str, str], *, merged: bool, live: bool) -> list[Text]:

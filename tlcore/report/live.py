@@ -268,7 +268,8 @@ class LineDisplay(Display):
             return f"{row.trial} would not fit and runs with {changed}"
         if kind == "started":
             values = (f"{path}={figures.sampled(value)}" for path, value in row.point.items())
-            return " ".join([row.trial, "started", *values])
+            workers = [f"workers={row.workers}"] if row.workers is not None else []
+            return " ".join([row.trial, "started", *workers, *values])
         if kind == "result":
             return " ".join([row.trial, measured, *_training(row)])
         if kind == "lost":

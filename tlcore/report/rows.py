@@ -23,9 +23,10 @@ class TrialRow:
 
     `rung` is the deepest fraction of the trial's own epochs at which it was evaluated, `fraction` where it is now;
     `metric` is the searched metric at the last report, `by_rung` the same at every fraction reported. `reason` says why
-    it stopped or failed. `stall_s` is how long the last save kept training, `save_bytes_per_s` how fast its new bytes
-    went, `saves` what all saves took by the last report (`SaveTotals` of `train/`), each on rank 0. `adapted` is what it runs with,
-    besides its point, since memory ran out; `losses` how often a worker, a node or more was lost to it.
+    it stopped or failed. `workers` are those it has, or had last. `stall_s` is how long the last save kept training,
+    `save_bytes_per_s` how fast its new bytes went, `saves` what all saves took by the last report (`SaveTotals` of `train/`),
+    each on rank 0. `adapted` is what it runs with, besides its point, since memory ran out; `losses` how often a worker, a node
+    or more was lost to it.
     """
 
     trial: str
@@ -43,6 +44,7 @@ class TrialRow:
     save_bytes_per_s: float | None = None
     saves: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
+    workers: int | None = None
     by_rung: Mapping[float, float] = field(default_factory=dict)
     adapted: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, int] = field(default_factory=dict)

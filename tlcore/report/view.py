@@ -86,6 +86,7 @@ class SweepView:
             save_bytes_per_s=facts.get("save_bytes_per_s"),
             saves=facts.get("saves") or {},
             reason=_reason(trial),
+            workers=trial.workers,
             by_rung={fraction: value for fraction, value in measured if value is not None},
             adapted=dict(trial.adapted),
             losses=dict(trial.losses),

@@ -9,7 +9,7 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     suggested  point, of, repaired                     a trial's place in the search space; how many trials are wanted in all;
                                                        `repaired`, if any: setting -> [suggested, what it runs with]
     dropped    point, of, error, message, hint         suggested, and not run: it cannot fit (`failures.on_infeasible`)
-    started    slot                                    the trial runs (again) in this slot
+    started    slot, workers                           the trial runs (again) in this slot, on so many workers
     result     step, total_steps, fraction, metrics, checkpoint_step, loss, samples_per_s
     paused     -                                       the scheduler has it wait at its last report
     took_over  parent, step, fraction, point, changed, metrics
@@ -174,6 +174,7 @@ class TrialState:
     reason: str = ""
     losses: dict[str, int] = field(default_factory=dict)
     adapted: dict[str, Any] = field(default_factory=dict)
+    workers: int | None = None
     failure: Entry | None = None
     repaired: dict[str, Any] = field(default_factory=dict)
 
@@ -280,7 +281,7 @@ def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
 def _apply_to_trial(trial: TrialState, entry: Entry) -> None:
     kind = entry["kind"]
     if kind == "started":
-        trial.status = "running"
+        trial.status, trial.workers = "running", entry.get("workers")
     elif kind == "result":
         trial.results.append(
             TrialResult(entry["step"], entry["fraction"], entry["metrics"], entry.get("checkpoint_step"))

@@ -11,7 +11,7 @@ Does not own any rule of a scheduler (`seats.py` and behind it). Called by Tune'
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ray.tune.experiment import Trial
@@ -37,8 +37,8 @@ class Hands(Protocol):
     def trial(self, name: str) -> Trial | None:
         """Tune's trial of that name, once it was handed to Tune."""
 
-    def start(self, trial: Trial) -> bool:
-        """Whether there is room to start a waiting trial; if so its place is taken."""
+    def start(self, trials: Sequence[Trial]) -> Trial | None:
+        """The first of these waiting trials that there is room for, its place taken; None where none fits."""
 
     def move(self, trial: Trial | None, name: str) -> None:
         """Give a trial the config of the state that the journal now has for it."""
@@ -99,7 +99,7 @@ class Conductor(TrialScheduler):
         """The waiting trial to start now, if there is room. Tune starts by itself what never waited."""
         self._controller = tune_controller
         found = self._ready()
-        return found if found is not None and self.hands is not None and self.hands.start(found) else None
+        return self.hands.start(found) if found and self.hands is not None else None
 
     def debug_string(self) -> str:
         """One line for Tune's own log."""
@@ -112,12 +112,19 @@ class Conductor(TrialScheduler):
 
     def has_ready(self) -> bool:
         """Whether a trial waits only for room; it comes before new ones."""
-        return self._ready() is not None
+        return bool(self._ready())
 
-    def _ready(self) -> Trial | None:
-        seat = self.seats.choose()
-        trial = None if seat is None else self._trial(seat.trial_id)
-        return trial if trial is not None and trial.status == Trial.PAUSED else None
+    def _ready(self) -> list[Trial]:
+        trials = [self._trial(seat.trial_id) for seat in self.seats.ready()]
+        return [trial for trial in trials if trial is not None and trial.status == Trial.PAUSED]
+
+    def idle(self) -> list[Any]:
+        """The resource requests of slots that Tune keeps warm for trials to come."""
+        if self._controller is None:
+            return []
+        # Tune tells nobody which slots it keeps; it throws them away as soon as one of another request is wanted
+        kept = self._controller._tune_controller._actor_cache._cached_objects
+        return [request for request, slots in kept.items() for _ in slots]
 
     # Effects of decisions about other trials.
 

@@ -32,6 +32,7 @@ from tlcore.sweep.board import open_board
 from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
 from tlcore.sweep.fit import Admit, admit_all
+from tlcore.sweep.growth import Demand, Growth, read_growth
 from tlcore.sweep.recorder import Halt, JournalCallback, Recorder
 from tlcore.sweep.resources import Cluster, Shape, can_avoid, has_room, shape_of, without
 from tlcore.sweep.schedulers import make_seats
@@ -84,6 +85,8 @@ class Driver:
         self._seats = make_seats(recipe, self._conductor)
         self._conductor.seats = self._seats
         self._searcher = make_searcher(recipe)
+        self._wanted = trials_wanted(recipe)
+        self._demand, self._growth = Demand(), Growth()
 
     @property
     def state(self) -> SweepState:
@@ -147,7 +150,8 @@ class Driver:
             self._seats.end(trial.trial)
 
     def _source(self, scratch: Path, board: str) -> TrialSource:
-        gpus = self._cluster.has_gpus()
+        self._growth = read_growth(self._cluster.nodes())
+        gpus = self._cluster.has_gpus() or self._growth.has_gpus()
         facts = {
             "url": self._run.url,
             "recipe": self._recipe.to_dict(),
@@ -163,6 +167,7 @@ class Driver:
             has_ready=self._conductor.has_ready,
             population=scheduler.population is not None,
             pauses=scheduler.pauses,
+            idle=self._conductor.idle,
         )
         source = TrialSource(
             self._recipe,
@@ -179,11 +184,18 @@ class Driver:
         self._recorder.listeners.append(source.heed)
         return source
 
-    def _room(self, shape: Shape, live: Sequence[Shape]) -> bool:
+    def _room(self, shape: Shape, live: Sequence[Shape], idle: Sequence[Shape]) -> bool:
         nodes, avoid = self._cluster.nodes(), self.state.avoided
-        return has_room(
-            shape, live, without(nodes, avoid) if can_avoid(nodes, avoid, shape) else nodes, self._cluster.available()
-        )
+        there = without(nodes, avoid) if can_avoid(nodes, avoid, shape) else nodes
+        fits = has_room(shape, live, there, self._cluster.available(), idle)
+        if not fits and self._growth.exists:
+            self._demand.ask(shape, self._waiting_trials())
+        return fits
+
+    def _waiting_trials(self) -> int:
+        """Trials that would run now if there were room."""
+        trials = list(self.state.trials.values())  # the driver's thread may add one meanwhile
+        return self._wanted - len(trials) + sum(trial.status == "waiting" for trial in trials)
 
     def _fit(self, source: TrialSource, scratch: Path) -> None:
         try:
@@ -236,6 +248,7 @@ class Driver:
         finally:
             over.set()
             watcher.join()
+            self._demand.settle(0)
 
     def _watch(self, over: threading.Event) -> None:
         """Feed the display; when the sweep is to stop, tell the slots, which wait for their ranks and hear nobody else."""
@@ -244,10 +257,10 @@ class Driver:
             if self._halt.asked and not told:
                 self._board_actor.stop.remote()
                 told = True
-            with suppress(
-                RayError, TlcoreError
-            ):  # too slow once, or the cluster is going: the driver's own thread will say so
+            # too slow once, or the cluster is going: the driver's own thread will say so
+            with suppress(RayError, TlcoreError):
                 self._recorder.take_notes()
+                self._demand.settle(self._waiting_trials())
                 snapshot = ray.get(self._board_actor.snapshot.remote(), timeout=5.0)
                 running = {trial.trial for trial in self.state.trials.values() if trial.status == "running"}
                 self._recorder.progress({name: facts for name, facts in snapshot.items() if name in running})

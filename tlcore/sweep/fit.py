@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tlcore.errors import CannotFit, CannotPlace, RecipeError, RequestError, TlcoreError
-from tlcore.recipe import Point, Recipe, apply_point
+from tlcore.recipe import Point, Recipe, apply_point, resizing_rungs, with_workers, world_sizes
 from tlcore.recipe.milder import milder
 from tlcore.recipe.space import flat
 from tlcore.sweep.estimates import Estimate, what_matters
-from tlcore.sweep.resources import Node, Shape, check_placeable, shape_of
+from tlcore.sweep.growth import Growth, check_can_come
+from tlcore.sweep.resources import Node, Shape, shape_of
 
 _SHOWN_POINTS: Final = 5
 _ANY: Final = {"train.learning_rate", "train.warmup_ratio", "train.seed", "train.lr_schedule", "train.epochs"}
@@ -60,13 +61,20 @@ class FitCheck:
         has_gpus: whether the cluster has any.
         gpu_bytes: memory of the smallest GPU of the cluster, None where nobody knows.
         estimate: what a worker needs.
+        growth: what an autoscaler could add.
     """
 
     def __init__(
-        self, recipe: Recipe, nodes: Sequence[Node], has_gpus: bool, gpu_bytes: float | None, estimate: Estimate
+        self,
+        recipe: Recipe,
+        nodes: Sequence[Node],
+        has_gpus: bool,
+        gpu_bytes: float | None,
+        estimate: Estimate,
+        growth: Growth | None = None,
     ) -> None:
         self._recipe, self._nodes, self._has_gpus, self._gpu_bytes = recipe, nodes, has_gpus, gpu_bytes
-        self._estimate = estimate
+        self._estimate, self._growth = estimate, growth or Growth()
         self._known: dict[str, Verdict] = {}
 
     def verdict(self, point: Mapping[str, Any]) -> Verdict:
@@ -89,9 +97,14 @@ class FitCheck:
         return self._known[key]
 
     def _judge(self, recipe: Recipe) -> Verdict:
+        """At every number of workers that the trial has on its way: what does not fit at one of them does not fit."""
+        verdicts = [self._judge_at(with_workers(recipe, workers)) for workers in world_sizes(recipe)]
+        return min(verdicts, key=lambda verdict: (False, None, True).index(verdict.fits))
+
+    def _judge_at(self, recipe: Recipe) -> Verdict:
         shape = shape_of(recipe, self._has_gpus)
         try:
-            check_placeable(shape, self._nodes)
+            check_can_come(shape, self._nodes, self._growth, workers_setting(self._recipe))
         except CannotPlace as error:
             return Verdict(False, f"{error.message}; {error.hint}")
         room = worker_room(shape, self._nodes, self._gpu_bytes, most_workers(recipe, self._recipe))
@@ -112,6 +125,11 @@ class FitCheck:
                 if compare(self._estimate(apply_point(recipe, changes), bool(shape.gpus)), room)[0]:
                     return changes
         return None
+
+
+def workers_setting(recipe: Recipe) -> str:
+    """Where the recipe says how many workers a trial has."""
+    return "search.scheduler.asha.workers" if resizing_rungs(recipe) else "resources.workers"
 
 
 def most_workers(recipe: Recipe, sweep: Recipe) -> int:

@@ -28,6 +28,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from tlcore.errors import OutOfMemory, SlotFailed, SweepError, TlcoreError, TrainError
 from tlcore.sweep.controller import NoRestart, ProcessGroup
 from tlcore.sweep.failures import PATIENCE, LossKind, hang_limit_s, who_is_behind
+from tlcore.sweep.growth import waits_for_room
 from tlcore.sweep.kernel import has_killed, oom_kills_on
 from tlcore.sweep.mailbox import RankFailure, RankInfo, Status, open_mailbox
 from tlcore.sweep.resources import Shape, label_selector
@@ -122,6 +123,7 @@ class WorkerGroup:
                     resources_per_worker=shape.per_worker,
                     placement_strategy=shape.placement.upper(),
                     label_selector=label_selector(shape, self.settings.avoid),
+                    accelerator_type=shape.accelerator,
                 ),
                 run_config=RunConfig(
                     name=self.settings.name,
@@ -148,6 +150,8 @@ class WorkerGroup:
                 self.generation, self._ranks = found
                 return self._ranks[0].place
             self._check_alive()
+            if waits_for_room(self.settings.shape):  # others hold it, or an autoscaler makes it: no sign of a failure
+                deadline = time.monotonic() + START_S
         raise SlotFailed(
             f"{self.settings.shape} did not start within {START_S:.0f} s",
             hint="see what holds the cluster's resources (`ray status`), or lower resources.workers",

@@ -134,7 +134,7 @@ class JournalCallback(Callback):
         """A slot took the trial."""
         slot = slot_name(trial.temporary_state.ray_actor._actor_id.hex())
         self._slots[trial.trial_id] = slot
-        self._recorder.record("started", trial.trial_id, slot=slot)
+        self._recorder.record("started", trial.trial_id, slot=slot, workers=trial.config["workers"])
         self._seats.start(trial.trial_id)
 
     def on_trial_result(

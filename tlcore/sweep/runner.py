@@ -22,18 +22,28 @@ from types import FrameType
 from typing import Any, Final
 
 from tlcore.errors import RequestError, SweepError
-from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict, trial_point
+from tlcore.recipe import (
+    Point,
+    Recipe,
+    apply_point,
+    difference,
+    recipe_from_dict,
+    trial_point,
+    with_workers,
+    world_sizes,
+)
 from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, probe
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.display import Display
 from tlcore.sweep.driver import Driver
 from tlcore.sweep.estimates import Estimate, EstimatorProcess
-from tlcore.sweep.fit import Admit, FitCheck, Verdict, admission, admit_all, refuse
+from tlcore.sweep.fit import Admit, FitCheck, Verdict, admission, admit_all, refuse, workers_setting
 from tlcore.sweep.gpus import smallest_gpu_bytes
+from tlcore.sweep.growth import check_can_come, read_growth
 from tlcore.sweep.outcome import SweepOutcome
 from tlcore.sweep.quiet import quiet_ray
 from tlcore.sweep.recorder import Halt
-from tlcore.sweep.resources import Cluster, Shape, check_placeable, shape_of
+from tlcore.sweep.resources import Cluster, Shape, shape_of
 from tlcore.sweep.search import trials_wanted
 from tlcore.sweep.warm import find_earlier
 from tlcore.tasks import build_task
@@ -156,24 +166,28 @@ def _check_fits(recipe: Recipe, cluster: Cluster, estimate: Estimate | None) -> 
 
     Raises CannotPlace, CannotFit: some cannot and the recipe says refuse, or none can and nothing helps.
     """
-    nodes, gpus = cluster.nodes(), cluster.has_gpus()
+    nodes = cluster.nodes()
+    growth = read_growth(nodes)
+    gpus = cluster.has_gpus() or growth.has_gpus()
     # whatever the searcher, its points come from the same domains
     points = [trial_point(recipe, recipe.train.seed, index) for index in range(trials_wanted(recipe))]
     if recipe.failures.on_infeasible == "refuse" or estimate is None:
-        seen: set[Shape] = set()
-        for point in points:
-            shape = shape_of(apply_point(recipe, point), gpus)
-            if shape not in seen:
-                seen.add(shape)
-                check_placeable(shape, nodes)
+        for shape in _shapes(recipe, points, gpus):
+            check_can_come(shape, nodes, growth, workers_setting(recipe))
     if estimate is None:
         return admit_all, []
-    check = FitCheck(recipe, nodes, gpus, smallest_gpu_bytes() if gpus else None, estimate)
+    check = FitCheck(recipe, nodes, gpus, smallest_gpu_bytes() if gpus else None, estimate, growth)
     verdicts = [(point, check.verdict(point)) for point in points]
     bad = [(point, verdict) for point, verdict in verdicts if verdict.fits is False]
     if bad and not _goes_on(recipe.failures.on_infeasible, [verdict for _, verdict in verdicts]):
         raise refuse(bad, len(points))
     return admission(recipe, check), sorted({verdict.reason for _, verdict in verdicts if verdict.fits is None})
+
+
+def _shapes(recipe: Recipe, points: Sequence[Point], gpus: bool) -> list[Shape]:
+    """Every shape that a trial of these points has on its way, each once."""
+    trials = [apply_point(recipe, point) for point in points]
+    return list(dict.fromkeys(shape_of(with_workers(each, n), gpus) for each in trials for n in world_sizes(each)))
 
 
 def _goes_on(policy: str, verdicts: Sequence[Verdict]) -> bool:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from tlcore.recipe import Recipe, scheduler_fractions
+from tlcore.recipe import Recipe
 from tlcore.sweep.brackets import Bohb, HyperBand, unit_time
 from tlcore.sweep.population import Pb2, Pbt, interval_time
+from tlcore.sweep.promotion import Asha
 from tlcore.sweep.seats import TIME, Effects, Seats
 
 _NUDGE = 1e-9
@@ -30,7 +31,7 @@ def make_seats(recipe: Recipe, effects: Effects) -> Seats:
 def _made(recipe: Recipe) -> tuple[TrialScheduler, Callable[[float], float]]:
     search, chosen = recipe.search, recipe.search.scheduler
     if chosen.asha is not None:
-        return _asha(recipe), lambda fraction: min(1.0, fraction + _NUDGE)
+        return Asha(recipe), lambda fraction: min(1.0, fraction + _NUDGE)
     if (brackets := chosen.brackets) is not None:
         kind = Bohb if chosen.bohb is not None else HyperBand
         return kind(brackets, search.metric, search.mode), unit_time(brackets)
@@ -45,19 +46,6 @@ def _made(recipe: Recipe) -> tuple[TrialScheduler, Callable[[float], float]]:
 
 def _as_it_is(fraction: float) -> float:
     return fraction
-
-
-def _asha(recipe: Recipe) -> ASHAScheduler:
-    asha = recipe.search.scheduler.asha
-    assert asha is not None
-    return ASHAScheduler(
-        time_attr=TIME,
-        metric=recipe.search.metric,
-        mode=recipe.search.mode,
-        max_t=1.0,
-        grace_period=scheduler_fractions(recipe)[0],
-        reduction_factor=asha.reduction,
-    )
 
 
 def _median(recipe: Recipe) -> MedianStoppingRule:

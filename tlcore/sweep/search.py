@@ -20,13 +20,14 @@ from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
-from tlcore.recipe import Recipe, apply_point, grid_points
+from tlcore.recipe import Recipe, apply_point, grid_points, with_workers, workers_at
 from tlcore.storage.journal import SweepState, TrialState
 from tlcore.sweep.fit import Admit, admit_all
 from tlcore.sweep.resources import Shape, Slivers
 from tlcore.sweep.searchers import Searcher
 
-Room = Callable[[Shape, Sequence[Shape]], bool]
+Room = Callable[[Shape, Sequence[Shape], Sequence[Shape]], bool]
+"""Whether a trial of a shape fits beside the live ones; last, the shapes that idle slots hold and give back when asked."""
 Record = Callable[..., Any]
 
 
@@ -60,8 +61,8 @@ class SlotTrial(Trial):
 class Places:
     """The trials that hold a place in the cluster, by Tune's own word on which of them wait."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
+    def __init__(self, room: Room, idle: Callable[[], Sequence[Shape]]) -> None:
+        self._room, self._idle = room, idle
         self._held: dict[str, tuple[Trial, Shape]] = {}
 
     def has_room(self, shape: Shape) -> bool:
@@ -69,7 +70,7 @@ class Places:
         # Tune pauses a trial when its slot can serve another one, no sooner: then its place is free
         self._held = {name: held for name, held in self._held.items() if held[0].status != Trial.PAUSED}
         shapes = [shape for _, shape in self._held.values()]
-        return not shapes or self._room(shape, shapes)
+        return not shapes or self._room(shape, shapes, self._idle())
 
     def take(self, trial: Trial, shape: Shape) -> None:
         """Note a trial that starts."""
@@ -85,13 +86,15 @@ class Waiting:
     """What the scheduler has to say about waiting trials.
 
     `is_paused` by trial name, for a trial that is about to be handed to Tune; `has_ready`: whether one waits only for room;
-    `population`: every trial waits for the scheduler's choice, also at its beginning; `pauses`: whether any trial ever waits.
+    `population`: every trial waits for the scheduler's choice, also at its beginning; `pauses`: whether any trial ever waits;
+    `idle`: what each warm slot without a trial asked Tune for.
     """
 
     is_paused: Callable[[str], bool] = lambda trial: False
     has_ready: Callable[[], bool] = lambda: False
     population: bool = False
     pauses: bool = False
+    idle: Callable[[], Sequence[Any]] = list
 
 
 class TrialSource(SearchAlgorithm):
@@ -129,8 +132,9 @@ class TrialSource(SearchAlgorithm):
         self._index = len(state.trials)
         self._wanted = trials_wanted(recipe)
         self._shape_of, self._record = shape_of, record
-        self._places = Places(room)
         self._slivers = Slivers()
+        self._shapes: dict[tuple[Any, ...], Shape] = {}
+        self._places = Places(room, self._idle)
         self._spec: dict[str, Any] = {}
         self._staged: TrialState | None = None
         self._staged_at = 0
@@ -154,7 +158,7 @@ class TrialSource(SearchAlgorithm):
             return None
         is_new = staged.trial == trial_name(self._index)
         waits = self._waiting.population or (not is_new and self._waiting.is_paused(staged.trial))
-        shape = self._shape_of(apply_point(self._recipe, staged.point))
+        shape = self._shape(staged)
         if not waits and ((is_new and self._waiting.has_ready()) or not self._places.has_room(shape)):
             return None
         self._staged = None
@@ -198,7 +202,7 @@ class TrialSource(SearchAlgorithm):
     def _trial(self, state: TrialState, shape: Shape) -> Trial:
         trial = SlotTrial(
             self._spec["run"],
-            config=self._config(state),
+            config=self._config(state, shape),
             trial_id=state.trial,
             storage=self._spec["storage"],
             evaluated_params=state.point,
@@ -213,7 +217,20 @@ class TrialSource(SearchAlgorithm):
         self._open.add(state.trial)
         return trial
 
-    def _config(self, state: TrialState) -> dict[str, Any]:
+    def _idle(self) -> list[Shape]:
+        """What warm slots without a trial hold; a slot with fresh processes for every trial holds none between two."""
+        warm = self._recipe.resources.isolation == "warm"
+        return self._slivers.shapes(self._waiting.idle()) if warm else []
+
+    def _shape(self, state: TrialState) -> Shape:
+        """What the trial takes from where it stands, to the next rung at least."""
+        key = (*sorted(state.point.items()), state.fraction)
+        if key not in self._shapes:  # asked for many times a second while a trial waits
+            recipe = apply_point(self._recipe, state.point)
+            self._shapes[key] = self._shape_of(with_workers(recipe, workers_at(recipe, state.fraction)))
+        return self._shapes[key]
+
+    def _config(self, state: TrialState, shape: Shape) -> dict[str, Any]:
         """What the slot must know; all of it from the journal."""
         return {
             "trial": state.trial,
@@ -223,6 +240,7 @@ class TrialSource(SearchAlgorithm):
             "life": len(state.lineage),
             "lost": dict(state.losses),
             "adapted": dict(state.adapted),
+            "workers": shape.workers,
             "run": self._run,
         }
 
@@ -232,13 +250,17 @@ class TrialSource(SearchAlgorithm):
         """Tune's trial of that name, once it was handed to Tune."""
         return self._trials.get(name)
 
-    def start(self, trial: Trial) -> bool:
-        """Take a place for a waiting trial. False: there is none."""
-        shape = self._shape_of(apply_point(self._recipe, trial.config["point"]))
-        if not self._places.has_room(shape):
-            return False
-        self._places.take(trial, shape)
-        return True
+    def start(self, trials: Sequence[Trial]) -> Trial | None:
+        """Take a place for the first of these waiting trials that fits, and give it what it has from there on. None: none fits."""
+        too_big: set[Shape] = set()
+        for trial in trials:
+            shape = self._shape(self._state.trials[trial.trial_id])
+            if shape not in too_big and self._places.has_room(shape):
+                self.move(trial, trial.trial_id)
+                self._places.take(trial, shape)
+                return trial
+            too_big.add(shape)
+        return None
 
     def heed(self, entry: Mapping[str, Any]) -> None:
         """What a trial lost, and what it was adapted to, goes with it to its next slot. Called for every journal entry."""
@@ -251,10 +273,9 @@ class TrialSource(SearchAlgorithm):
         """Give a trial the config, and the shape, of what the journal now says of it."""
         if trial is not None:
             state = self._state.trials[name]
-            trial.set_config(self._config(state))
-            trial.placement_group_factory = self._slivers.request(
-                self._shape_of(apply_point(self._recipe, state.point))
-            )
+            shape = self._shape(state)
+            trial.set_config(self._config(state, shape))
+            trial.placement_group_factory = self._slivers.request(shape)
 
     # What Tune tells.
 

@@ -190,6 +190,14 @@ class Seats:
         found: Seat | None = self.scheduler.choose_trial_to_run(self)
         return found
 
+    def ready(self) -> list[Seat]:
+        """The waiting trials that the scheduler wants to run, in its order; Tune's own schedulers name one at a time."""
+        several = getattr(self.scheduler, "ready", None)
+        if several is not None:
+            return list(several(self))
+        found = self.choose()
+        return [] if found is None else [found]
+
 
 def _numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
     """Metrics as they were reported: what was not finite stands as null in the journal."""

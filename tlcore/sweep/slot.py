@@ -4,9 +4,10 @@ Owns what a trial is to Tune: a step is the way to the next report fraction, a c
 manifest, a reset is the next trial in the same processes. Owns also what happens when a command is lost: the trial is started again
 from its newest manifest, in the restarted group or a new one, and the command is repeated, as long as `recovery.py` says so.
 Does not own the ranks (`group.py`), the training (`train/`) or any decision of the search. Made by Tune; its `config` is what
-`search.py` put in: {"trial", "point", "reached", "life", "lost", "adapted", "run": {...}}, all plain JSON values. A life begins
-when the trial takes over another one's state; its checkpoint is then in the store as the trial's own, and pointers of an earlier
-life say nothing.
+`search.py` put in: {"trial", "point", "reached", "life", "lost", "adapted", "workers", "run": {...}}, all plain JSON values. A life
+begins when the trial takes over another one's state; its checkpoint is then in the store as the trial's own, and pointers of an
+earlier life say nothing. A trial that has more workers from a rung on comes back to a slot of that shape and is restored there at
+that world size.
 
 Where the scheduler may have a trial wait or take it as a donor, the report waits for the checkpoint to be committed.
 
@@ -33,7 +34,7 @@ from tlcore.errors import (
     StorageUnreachable,
     SweepError,
 )
-from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions, scheduler_fractions
+from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions, scheduler_fractions, with_workers
 from tlcore.storage import open_store
 from tlcore.sweep.board import find_board
 from tlcore.sweep.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
@@ -78,9 +79,10 @@ class Slot(tune.Trainable):
         self._run: dict[str, Any] = config["run"]
         self._trial: str = config["trial"]
         self._point: dict[str, Any] = config["point"]
-        recipe = apply_point(recipe_from_dict(self._run["recipe"]), self._point)
+        self._workers: int = config["workers"]
+        self._recipe: Recipe = apply_point(recipe_from_dict(self._run["recipe"]), self._point)
+        recipe = with_workers(self._recipe, self._workers)
         self._recovery = Recovery(self._trial, recipe, config["lost"], config["adapted"], self._tell)
-        self._recipe: Recipe = self._recovery.recipe
         self._fractions = report_fractions(self._recipe)
         self._commits = scheduler_fractions(self._recipe) if self._recipe.search.scheduler.pauses else ()
         self._reached: float = config["reached"]
@@ -172,7 +174,7 @@ class Slot(tune.Trainable):
             group.run(
                 {
                     "op": "start",
-                    "recipe": self._run["recipe"],
+                    "recipe": with_workers(recipe_from_dict(self._run["recipe"]), self._workers).to_dict(),
                     "point": {**self._point, **self._recovery.adapted},
                     "trial": self._trial,
                     "run_url": self._run["url"],
@@ -185,7 +187,7 @@ class Slot(tune.Trainable):
         return group
 
     def _ensure_group(self) -> WorkerGroup:
-        shape = shape_of(self._recipe, self._run["cluster_has_gpus"])
+        shape = shape_of(with_workers(self._recipe, self._workers), self._run["cluster_has_gpus"])
         avoid = self._avoid(shape) if not self._started else ()
         if self._group is not None and not self._group.serves(shape, avoid):
             self._close_group()
