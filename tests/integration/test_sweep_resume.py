@@ -76,7 +76,11 @@ def test_interrupted_then_killed_then_finished_by_a_third_driver(ray_session, tm
     whole = [(trial, fraction) for trial in ("t000", "t001", "t002") for fraction in (0.25, 0.5, 1.0)]
     assert reported == [*whole, ("t003", 0.25)]
     assert starts(tmp_path, "t000") == [None]
-    assert starts(tmp_path, "t001") == [None, 5]
+    (left,) = [entry for entry in entries if entry["kind"] == "left"]
+    assert left["trial"] == "t001"
+    assert starts(tmp_path, "t001") == [None, left["step"]]
+    stopped_at = {line["step"] for line in read_trace(tmp_path) if line["event"] == "left"}
+    assert stopped_at == {left["step"]}
     assert starts(tmp_path, "t002") == [None, 10]
 
 

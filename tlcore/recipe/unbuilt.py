@@ -80,8 +80,6 @@ UNBUILT: Final = (
     Unbuilt("deepspeed.offload_param", _is_nvme, "cpu, none"),
     Unbuilt("resources.workers", _is_map, "a fixed number of workers"),
     Unbuilt("search.scheduler.asha.workers", _given, "null, the same workers at every rung"),
-    Unbuilt("budget.hours", _given, "null, with search.trials as the limit"),
-    Unbuilt("budget.worker_hours", _given, "null, with search.trials as the limit"),
     Unbuilt("budget.bytes", _given, "null, with checkpoint.keep_last and checkpoint.keep_best as the limit"),
     Unbuilt("failures.on_oom", "adapt"),
     Unbuilt("failures.on_infeasible", "drop"),

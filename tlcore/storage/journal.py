@@ -6,7 +6,8 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     warmed     source, used, unused                    results of an earlier sweep that the searcher starts from: the fitting
                                                        ones (point, fraction, metrics each) and how many did not fit
     suggested  point, of                               a trial's place in the search space; how many trials are wanted in all
-    started    slot                                    the trial runs (again) in this slot
+    started    slot, workers, price                    the trial runs (again) in this slot, with so many workers; what one of
+                                                       them costs an hour, where the recipe says so
     result     step, total_steps, fraction, metrics, checkpoint_step, loss, samples_per_s
     paused     -                                       the scheduler has it wait at its last report
     took_over  parent, step, fraction, point, changed, metrics
@@ -16,11 +17,15 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     lost       rank, cause, step, slot                 a worker died; the trial went on from its checkpoint at `step`; `slot`
                                                        only where the slot itself died
     fell_back  step, instead, reason                   it was restored at `step`; the checkpoint at `instead` is damaged
+    left       step                                    its state at `step` (null: none) is committed and its workers are gone,
+                                                       because the sweep is stopping; a resume goes on from there
     stopped    reason                                  ended early on purpose ("scheduler")
     completed  -                                       ran to the end of its own epochs
     failed     error, message, hint, rank              ended by an error
     resumed    of                                      a new driver took the sweep over
-    finished   best                                    nothing is left to run
+    interrupted -                                      the driver was asked to stop and did, with trials left
+    alive      -                                       the driver lives and has had nothing else to say for minutes
+    finished   best, reason, limit                     nothing is left to run, or (reason "budget") may be run: `limit` is used up
     final      metrics                                 test figures of the best trial
 
 The writer is the sweep's driver alone. Its numbers leave no gap, so whoever finds the next number taken knows that
@@ -37,6 +42,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from tlcore.errors import StaleWriter, StorageError
+from tlcore.storage.account import Account
 from tlcore.storage.base import ObjectStore
 from tlcore.storage.documents import encode_json, get_json
 from tlcore.storage.keys import JOURNAL_PREFIX, journal_key, parse_journal_key
@@ -54,10 +60,13 @@ KINDS: Final = frozenset(
         "took_over",
         "lost",
         "fell_back",
+        "left",
         "stopped",
         "completed",
         "failed",
         "resumed",
+        "interrupted",
+        "alive",
         "finished",
         "final",
     }
@@ -183,12 +192,15 @@ class TrialState:
 
 @dataclass
 class SweepState:
-    """A whole sweep, folded from its journal; trials are in the order in which they were suggested."""
+    """A whole sweep, folded from its journal; trials are in the order in which they were suggested. `ended_by` is "budget" where
+    that ended it with something left to run."""
 
     trials: dict[str, TrialState] = field(default_factory=dict)
     entries: int = 0
     resumes: int = 0
     finished: bool = False
+    ended_by: str = ""
+    account: Account = field(default_factory=Account)
 
     @classmethod
     def from_entries(cls, entries: Iterable[Entry]) -> SweepState:
@@ -201,13 +213,14 @@ class SweepState:
     def apply(self, entry: Entry) -> None:
         """Fold one more entry. Unknown kinds count and change nothing, so an older reader accepts a newer journal."""
         self.entries += 1
+        self.account.apply(entry)
         kind, trial = entry["kind"], entry.get("trial")
         if kind == "suggested":
             self.trials[entry["trial"]] = TrialState(entry["trial"], dict(entry["point"]))
         elif kind == "resumed":
             self._resume()
         elif kind == "finished":
-            self.finished = True
+            self.finished, self.ended_by = True, str(entry.get("reason") or "")
         elif trial in self.trials:
             _apply_to_trial(self.trials[trial], entry)
 
@@ -234,7 +247,7 @@ class SweepState:
 
     def _resume(self) -> None:
         self.resumes += 1
-        self.finished = False
+        self.finished, self.ended_by = False, ""
         for trial in self.unfinished():
             trial.status = "waiting"
 
@@ -251,7 +264,7 @@ def _apply_to_trial(trial: TrialState, entry: Entry) -> None:
         trial.results.append(
             TrialResult(entry["step"], entry["fraction"], entry["metrics"], entry.get("checkpoint_step"))
         )
-    elif kind == "paused":
+    elif kind in {"paused", "left"}:
         trial.status = "waiting"
     elif kind == "took_over":
         _take_over(trial, entry)

@@ -48,6 +48,12 @@ class Board:
         self._mailboxes.pop(slot, None)
         return self._places.pop(slot, None)
 
+    def leave(self) -> None:
+        """Have every slot's ranks stop at their next step; none that registers from now on is to start."""
+        self._stopping = True
+        for mailbox in self._mailboxes.values():
+            mailbox.leave.remote()
+
     def stop(self) -> None:
         """Wake every slot with the order to stop, now and whenever one registers."""
         self._stopping = True

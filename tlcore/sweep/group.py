@@ -39,7 +39,7 @@ COLLECTIVE_S = 1800
 
 
 class Cancelled(SweepError):
-    """The sweep is being stopped; not a failure of the trial."""
+    """The sweep is being stopped; not a failure of the trial. Field `step`: what is committed of it, where its ranks said."""
 
 
 class GroupLost(Exception):
@@ -131,6 +131,8 @@ class WorkerGroup:
             if found is not None:
                 self.generation, self._ranks = found
                 return self._ranks[0].place
+            if ray.get(self.mailbox.is_stopping.remote()):
+                raise Cancelled("the sweep is being stopped")
             self._check_alive()
         raise SlotFailed(
             f"{self.settings.shape} did not start within {START_S:.0f} s",

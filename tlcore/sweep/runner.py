@@ -10,15 +10,11 @@ from __future__ import annotations
 import getpass
 import platform
 import secrets
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from tlcore.errors import RequestError, SweepError
@@ -27,13 +23,14 @@ from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, prob
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.display import Display
 from tlcore.sweep.driver import Driver
+from tlcore.sweep.halt import Halt
 from tlcore.sweep.outcome import SweepOutcome
 from tlcore.sweep.quiet import quiet_ray
-from tlcore.sweep.recorder import Halt
 from tlcore.sweep.resources import Cluster, Shape, check_placeable, shape_of
 from tlcore.sweep.search import trials_wanted
 from tlcore.sweep.warm import find_earlier
 from tlcore.tasks import build_task
+from tlcore.train.signals import stop_signals
 
 SESSION: Final = "tlcore.train.session:TrialSession"
 MAY_CHANGE: Final = ("resources.", "failures.", "budget.", "report.", "track.", "search.trials")
@@ -67,7 +64,7 @@ def run_sweep(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
 
     Raises:
         CannotPlace: a trial can never be placed on this cluster (nothing was started).
-        SweepError: no trial took a step.
+        SweepError: no trial took a step, or the budget was used up before any trial reported.
         RequestError, StorageError: the run cannot be resumed, or the storage not used.
     """
     return _run(recipe, options, metrics=recipe.search.metrics)
@@ -95,7 +92,8 @@ def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> Sweep
     probe(recipe.storage)
     check_inputs(recipe)
     run = _find_run(recipe) if options.resume else None
-    with quiet_ray(logs), _interrupts() as halt:
+    halt = Halt()
+    with quiet_ray(logs), stop_signals(halt.interrupt):
         _check_fits(recipe, Cluster())
         earlier = None
         if run is None:
@@ -108,7 +106,7 @@ def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> Sweep
     state = driver.state
     _check_progress(state, halt, interrupted, logs)
     best = state.best(recipe.search.metric, recipe.search.mode)
-    return SweepOutcome(run, recipe, state, best, logs, interrupted)
+    return SweepOutcome(run, recipe, state, best, logs, interrupted, halt.exhausted if state.ended_by else None)
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
@@ -159,6 +157,10 @@ def _check_progress(state: SweepState, halt: Halt, interrupted: bool, logs: Path
         return
     if halt.error is not None:
         raise halt.error
+    if halt.exhausted is not None:
+        raise SweepError(
+            f"the budget ended the sweep before any trial reported: {halt.exhausted}", hint=halt.exhausted.hint
+        )
     first = next((trial.failure for trial in state.trials.values() if trial.failure is not None), None)
     if first is None:
         raise SweepError("no trial took a step", hint=f"see {logs}")
@@ -168,24 +170,3 @@ def _check_progress(state: SweepState, halt: Halt, interrupted: bool, logs: Path
         trial=first["trial"],
         rank=first.get("rank"),
     )
-
-
-@contextmanager
-def _interrupts() -> Iterator[Halt]:
-    """Ctrl-C or SIGTERM asks the sweep to stop; a second one stops this process at once."""
-    halt = Halt()
-    if threading.current_thread() is not threading.main_thread():
-        yield halt
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if halt.asked:
-            raise KeyboardInterrupt
-        halt.interrupt()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield halt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

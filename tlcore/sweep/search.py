@@ -74,6 +74,10 @@ class Places:
         """Note a trial that starts."""
         self._held[trial.trial_id] = (trial, shape)
 
+    def held(self, trial: str) -> Shape | None:
+        """The shape of what a trial holds."""
+        return self._held[trial][1] if trial in self._held else None
+
     def free(self, trial: str) -> None:
         """Note a trial that ended."""
         self._held.pop(trial, None)
@@ -215,12 +219,19 @@ class TrialSource(SearchAlgorithm):
         return self._trials.get(name)
 
     def start(self, trial: Trial) -> bool:
-        """Take a place for a waiting trial. False: there is none."""
+        """Take a place for a waiting trial. False: there is none, or the sweep is stopping."""
+        if self._finished:
+            return False
         shape = self._shape_of(apply_point(self._recipe, trial.config["point"]))
         if not self._places.has_room(shape):
             return False
         self._places.take(trial, shape)
         return True
+
+    def workers(self, trial: Trial) -> int:
+        """How many workers a trial that starts holds."""
+        held = self._places.held(trial.trial_id)
+        return (held or self._shape_of(apply_point(self._recipe, trial.config["point"]))).workers
 
     def move(self, trial: Trial | None, name: str) -> None:
         """Give a trial the config, and the shape, of what the journal now says of it."""

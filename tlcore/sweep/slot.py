@@ -90,6 +90,9 @@ class Slot(tune.Trainable):
         self._healthy = False
         command = {"op": "advance", "fraction": fraction, "commit": fraction in self._commits}
         report: dict[str, Any] = self._command(command)
+        if report.get("interrupted"):
+            self._healthy = True
+            raise Cancelled("the sweep is being stopped", step=report["checkpoint_step"])
         self._check_metric(report["metrics"])
         if done:
             self._end_session()
