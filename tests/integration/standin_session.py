@@ -82,8 +82,13 @@ class StandInSession:
         if (fault["rank"], fault["step"]) != (self.rank, self.step):
             return
         path.unlink()
+        if fault["kind"] == "hold":
+            self.trace("holds")
+            while not self.interrupted:
+                time.sleep(0.02)
         if fault["kind"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault["kind"] == "data":
             raise DataError("column 'text' is not there", hint="set data.text")
-        raise ValueError("the answer is 42")
+        if fault["kind"] == "raise":
+            raise ValueError("the answer is 42")

@@ -46,6 +46,9 @@ class FakeSession:
             raise ZeroDivisionError("too far")
         return Report()
 
+    def interrupt(self):
+        self.calls.append(("interrupt",))
+
     def close(self):
         self.calls.append(("close",))
 
@@ -138,3 +141,15 @@ def test_other_errors_become_a_train_error_that_names_rank_and_kind():
     assert type(error).__name__ == "TrainError"
     assert error.message == "rank 1: KeyError: 'logits'"
     assert "KeyError" in error.fields["traceback"]
+
+
+def test_a_session_that_runs_and_any_that_follows_is_interrupted(sessions):
+    host = SessionHost("fake:Session", None)
+    host.leave()  # nothing runs yet
+    host.perform(start("t000"))
+    assert sessions[0].calls == [("interrupt",)]
+    host = SessionHost("fake:Session", None)
+    host.perform(start("t001"))
+    assert sessions[1].calls == []
+    host.leave()
+    assert sessions[1].calls == [("interrupt",)]

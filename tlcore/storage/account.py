@@ -6,7 +6,8 @@ never counted, and only times that one driver wrote are compared with each other
 A driver writes an `alive` entry when it has had nothing else to say for `ALIVE_EVERY_S`, so a kill hides no more than that.
 
 A trial holds its workers from `started` until it is paused, put aside, ended, or loses its slot. The time in which a worker group
-starts counts; the time in which a warm one waits for its next trial does not. Called by `journal.py`.
+starts counts; the time in which a warm one waits for its next trial does not. A journal that does not say how many workers a trial
+held tells no worker-hours. Called by `journal.py`.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Account:
         trial = entry.get("trial") or ""
         if kind == "started":
             self._let_go(trial)
-            self._holds[trial] = _Hold(self._last, int(entry.get("workers", 1)), entry.get("price"))
+            self._holds[trial] = _Hold(self._last, int(entry.get("workers", 0)), entry.get("price"))
         elif kind in _LETS_GO or (kind == "lost" and "slot" in entry):
             self._let_go(trial)
         elif kind in _ENDS:

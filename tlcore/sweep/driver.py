@@ -10,9 +10,9 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +53,7 @@ class Driver:
         session: import path of the session class that the ranks drive.
         metrics: what every report must have.
         halt: asked when the sweep must stop before its end.
+        clock: current time, timezone-aware.
         earlier: run whose results warm the searcher of a new sweep.
     """
 
@@ -64,13 +65,14 @@ class Driver:
         metrics: Sequence[str],
         display: Display | None,
         halt: Halt,
+        clock: Callable[[], datetime],
         earlier: RunRef | None = None,
     ) -> None:
         self._recipe, self._run, self._session, self._metrics, self._halt = recipe, run, session, list(metrics), halt
-        self._earlier = earlier
+        self._earlier, self._clock = earlier, clock
         self._store = run.open()
         self._entries = read_journal(self._store)
-        journal = Journal(self._store, lambda: datetime.now(UTC), start=len(self._entries))
+        journal = Journal(self._store, clock, start=len(self._entries))
         self._recorder = Recorder(journal, SweepState.from_entries(self._entries), display)
         self._cluster = Cluster()
         self._conductor = Conductor(self._recorder, self._clone)
@@ -99,7 +101,7 @@ class Driver:
         return bool(self.state.unfinished()) or len(self.state.trials) < wanted
 
     def _spent(self) -> bool:
-        limit = exhausted(self._recipe, self._recorder.used(datetime.now(UTC)))
+        limit = exhausted(self._recipe, self._recorder.used(self._clock()))
         if limit is not None:
             self._halt.exhaust(limit)
         return limit is not None

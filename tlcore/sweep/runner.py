@@ -10,7 +10,7 @@ from __future__ import annotations
 import getpass
 import platform
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,6 +32,12 @@ from tlcore.sweep.warm import find_earlier
 from tlcore.tasks import build_task
 from tlcore.train.signals import stop_signals
 
+
+def utc_now() -> datetime:
+    """The time, as every clock of a sweep gives it."""
+    return datetime.now(UTC)
+
+
 SESSION: Final = "tlcore.train.session:TrialSession"
 MAY_CHANGE: Final = ("resources.", "failures.", "budget.", "report.", "track.", "search.trials")
 """Settings that a resumed sweep may have otherwise: they change where and how long it runs, not what a trial is."""
@@ -46,12 +52,14 @@ class SweepOptions:
         display: shows the sweep live; None shows nothing. Closed by the caller.
         logs: directory for the driver's log; None makes one under the user's cache directory.
         session: import path of the session class that the ranks drive.
+        clock: current time, timezone-aware: what the journal is dated by and the budget counted with.
     """
 
     resume: bool = False
     display: Display | None = None
     logs: Path | None = None
     session: str = SESSION
+    clock: Callable[[], datetime] = utc_now
 
 
 def log_directory(name: str, now: datetime) -> Path:
@@ -86,7 +94,7 @@ def run_train(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
 
 
 def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> SweepOutcome:
-    now = datetime.now(UTC)
+    now = options.clock()
     logs = options.logs or log_directory(recipe.name, now)
     ensure_embedded(recipe.storage)
     probe(recipe.storage)
@@ -101,7 +109,7 @@ def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> Sweep
             run = create_run(recipe.storage, recipe.name, identity(recipe), now, secrets.token_hex(8))
         if halt.asked:
             raise KeyboardInterrupt
-        driver = Driver(recipe, run, options.session, metrics, options.display, halt, earlier)
+        driver = Driver(recipe, run, options.session, metrics, options.display, halt, options.clock, earlier)
         interrupted = driver.drive()
     state = driver.state
     _check_progress(state, halt, interrupted, logs)
