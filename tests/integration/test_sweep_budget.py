@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -24,11 +25,13 @@ class Clock:
 
     def __init__(self, directory):
         self.directory, self.now, self.jumps = directory, datetime(2026, 11, 26, tzinfo=UTC), {}
+        self.lock = threading.Lock()
 
     def __call__(self):
-        for trial in {line["trial"] for line in read_trace(self.directory) if line["event"] == "holds"}:
-            self.now += timedelta(hours=self.jumps.pop(trial, 0))
-        return self.now
+        with self.lock:  # the driver has two threads
+            for trial in {line["trial"] for line in read_trace(self.directory) if line["event"] == "holds"}:
+                self.now += timedelta(hours=self.jumps.pop(trial, 0))
+            return self.now
 
 
 def run(directory, clock, budget, resume=True):

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 TRIAL = "t000"
 
 
+def utc_now() -> datetime:
+    """The time, as a run's journal has it."""
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True)
 class LocalOutcome:
     """What came of a local run; `checkpoint` is the newest committed one's URL, `metrics` the last evaluation and test figures.
@@ -50,6 +55,7 @@ def run_local(
     resume: bool = False,
     on_event: Callable[[dict[str, Any]], None] | None = None,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
+    clock: Callable[[], datetime] = utc_now,
 ) -> LocalOutcome:
     """Train the recipe, without its search, to the end, or until a signal or the budget stops it.
 
@@ -57,6 +63,7 @@ def run_local(
         resume: continue the newest run of this name from its newest intact checkpoint.
         on_event: gets each journal entry, on rank 0.
         on_progress: gets `Progress.to_dict()` every few steps, on rank 0.
+        clock: current time, timezone-aware: what the journal is dated by and the budget counted with.
 
     Raises:
         TlcoreError: anything the recipe, the data, the store or training came upon; a budget used up before the first report.
@@ -66,7 +73,7 @@ def run_local(
     from tlcore.train.group import process_group
 
     with process_group():
-        return _Run(recipe, resume, on_event, on_progress).run()
+        return _Run(recipe, resume, on_event, on_progress, clock).run()
 
 
 class _Run:
@@ -76,10 +83,11 @@ class _Run:
         resume: bool,
         on_event: Callable[[dict[str, Any]], None] | None,
         on_progress: Callable[[dict[str, Any]], None] | None,
+        clock: Callable[[], datetime],
     ) -> None:
         import torch.distributed as dist
 
-        self.recipe, self.resume = recipe, resume
+        self.recipe, self.resume, self._clock = recipe, resume, clock
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._on_event = on_event or (lambda event: None)
         self._on_progress = on_progress or (lambda progress: None)
@@ -157,24 +165,24 @@ class _Run:
         self._watch_budget()
 
     def _watch_budget(self) -> None:
-        limit = exhausted(self.recipe, self._state.account.used(datetime.now(UTC)))
+        limit = exhausted(self.recipe, self._state.account.used(self._clock()))
         if limit is not None and self._session is not None and self.rank == 0:
             self._exhausted = self._exhausted or limit
             self._session.interrupt()
 
     def _open(self) -> RunRef:
-        now = datetime.now(UTC)
+        now = self._clock()
         if not self.resume:
             identity = {"recipe": self.recipe.to_dict(), "digest": self.recipe.digest(), "kind": "train"}
             run = create_run(self.recipe.storage, self.recipe.name, identity, now, secrets.token_hex(8))
-            self._journal = Journal(run.open(), lambda: datetime.now(UTC))
+            self._journal = Journal(run.open(), self._clock)
             self._tell("suggested", TRIAL, point={})
             return run
         run = newest_run(self.recipe.storage, self.recipe.name)
         entries = read_journal(run.open())
         self._state = SweepState.from_entries(entries)
         self._check_unfinished(run, self._state)
-        self._journal = Journal(run.open(), lambda: datetime.now(UTC), start=len(entries))
+        self._journal = Journal(run.open(), self._clock, start=len(entries))
         self._tell("resumed", None)
         return run
 
