@@ -88,7 +88,7 @@ def test_a_budget_that_ends_it_before_its_first_report_is_an_error_and_a_higher_
     kinds = [entry["kind"] for entry in read_journal(higher.run.open())]
     assert kinds[:5] == ["suggested", "started", "left", "finished", "resumed"]
     used = read_run(higher.run).view.used()
-    assert used.cost == pytest.approx(2 * used.worker_hours, rel=0.5)
+    assert 0 < used.cost < 2 * used.worker_hours  # the first part had no price
 
 
 def test_a_budget_that_ends_it_after_a_report_keeps_what_was_found(model, tmp_path):

@@ -24,7 +24,7 @@ from tlcore.report import figures
 from tlcore.report.cells import trial_table
 from tlcore.report.rows import RUNNING, WAITING, Estimate, TrialRow, estimate, ranked
 from tlcore.report.tables import failure_lines
-from tlcore.report.usage import spending
+from tlcore.report.usage import spending, stopping_line
 from tlcore.report.view import SweepView
 from tlcore.storage import newest_run
 from tlcore.storage.journal import Entry, read_journal
@@ -177,6 +177,9 @@ def _title(view: SweepView, rows: Sequence[TrialRow]) -> Text:
     ended = sum(row.ended for row in rows)
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(view.title, "bold")
+    if view.state.stopping:
+        text.append(f"  {stopping_line(view.state.stopping)}", "yellow")
+        return text
     text.append(f"  {ended} of {figures.count(max(view.expected_trials, len(rows)), 'trial')} ended")
     counts = _by_state([row for row in rows if row.state != WAITING])
     return text.append(f": {counts}" if counts else "")
@@ -259,6 +262,8 @@ class LineDisplay(Display):
         kind, row = event["kind"], self.view.row(event.get("trial"))
         if kind == "resumed":
             return f"sweep resumed ({_by_state(self.view.rows()) or 'no trial yet'})"
+        if kind == "stopping":
+            return stopping_line(event["reason"])
         if row is None:
             return ""
         measured = f"rung={figures.share(row.rung)} {self.view.metric}={figures.metric(row.metric)}"
@@ -275,7 +280,7 @@ class LineDisplay(Display):
         if kind == "stopped":
             return f"{row.trial} stopped by={row.reason or 'request'} {measured}"
         if kind == "left":
-            at = "nothing to save" if event.get("step") is None else f"checkpoint committed step={event['step']}"
+            at = "no checkpoint yet" if event.get("step") is None else f"checkpoint committed step={event['step']}"
             return f"{row.trial} waits: the sweep is stopping, {at}"
         if kind == "completed":
             return f"{row.trial} completed {measured}"

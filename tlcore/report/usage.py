@@ -1,4 +1,4 @@
-"""What a run used and what it will: worker-hours and cost in words.
+"""What a run used and what it will, worker-hours and cost, and that it stops: in words.
 
 Owns the words and the expectation; the account is `storage/account.py`'s. Called by the displays, `runs.py` and `cli.py`.
 """
@@ -39,6 +39,12 @@ def usage_lines(used: Usage) -> list[str]:
         return []
     cost = "" if used.cost is None else f", cost {_cost(used.cost)}"
     return [f"used {figures.duration(used.hours * 3600)}, {_hours(used.worker_hours)} worker-hours{cost}"]
+
+
+def stopping_line(reason: str) -> str:
+    """What happens between the request to stop and the end."""
+    again = "; again to stop at once" if reason == "interrupt" else ""
+    return f"stopping ({reason}): every running trial commits its step{again}"
 
 
 def ended_by_budget(words: Sequence[str], setting: str, used: float) -> str:

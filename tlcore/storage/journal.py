@@ -23,6 +23,8 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     completed  -                                       ran to the end of its own epochs
     failed     error, message, hint, rank              ended by an error
     resumed    of                                      a new driver took the sweep over
+    stopping   reason                                  no trial starts any more and those that run commit their step, because of
+                                                       an interrupt or the budget ("interrupt", "budget")
     interrupted -                                      the driver was asked to stop and did, with trials left
     alive      -                                       the driver lives and has had nothing else to say for minutes
     finished   best, reason, limit                     nothing is left to run, or (reason "budget") may be run: `limit` is used up
@@ -65,6 +67,7 @@ KINDS: Final = frozenset(
         "completed",
         "failed",
         "resumed",
+        "stopping",
         "interrupted",
         "alive",
         "finished",
@@ -193,13 +196,14 @@ class TrialState:
 @dataclass
 class SweepState:
     """A whole sweep, folded from its journal; trials are in the order in which they were suggested. `ended_by` is "budget" where
-    that ended it with something left to run."""
+    that ended it with something left to run, `stopping` why it is being stopped, empty once that is over."""
 
     trials: dict[str, TrialState] = field(default_factory=dict)
     entries: int = 0
     resumes: int = 0
     finished: bool = False
     ended_by: str = ""
+    stopping: str = ""
     account: Account = field(default_factory=Account)
 
     @classmethod
@@ -219,7 +223,12 @@ class SweepState:
             self.trials[entry["trial"]] = TrialState(entry["trial"], dict(entry["point"]))
         elif kind == "resumed":
             self._resume()
+        elif kind == "stopping":
+            self.stopping = str(entry.get("reason") or "")
+        elif kind == "interrupted":
+            self.stopping = ""
         elif kind == "finished":
+            self.stopping = ""
             self.finished, self.ended_by = True, str(entry.get("reason") or "")
         elif trial in self.trials:
             _apply_to_trial(self.trials[trial], entry)
@@ -247,7 +256,7 @@ class SweepState:
 
     def _resume(self) -> None:
         self.resumes += 1
-        self.finished, self.ended_by = False, ""
+        self.finished, self.ended_by, self.stopping = False, "", ""
         for trial in self.unfinished():
             trial.status = "waiting"
 

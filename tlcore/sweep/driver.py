@@ -110,7 +110,7 @@ class Driver:
         """Write how it ended, and what was left where it stood when time ran out."""
         for trial in self.state.unfinished():
             if trial.status == "running":
-                self._recorder.record("left", trial.trial, step=newest_step(self._store, trial.trial))
+                self._recorder.record("left", trial.trial, step=self._newest_step(trial.trial))
         best = self.state.best(self._recipe.search.metric, self._recipe.search.mode)
         facts: dict[str, Any] = {"best": best.trial if best else None}
         if self._halt.interrupted:
@@ -207,11 +207,7 @@ class Driver:
                 reuse_actors=True,
                 storage_path=str(scratch),
                 stop=self._halt,
-                callbacks=[
-                    JournalCallback(
-                        self._recorder, self._halt, self._seats, self._free, lambda trial: self._terms(source, trial)
-                    )
-                ],
+                callbacks=[self._callback(source)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
                 raise_on_failed_trial=False,
                 verbose=0,
@@ -223,9 +219,20 @@ class Driver:
                 raise
             raise SweepError(f"Ray Tune gave up: {error}", hint="see driver.log in the log directory") from error
 
-    def _terms(self, source: TrialSource, trial: Trial) -> dict[str, Any]:
+    def _callback(self, source: TrialSource) -> JournalCallback:
         price = self._recipe.budget.price_per_worker_hour
-        return {"workers": source.workers(trial)} | ({} if price is None else {"price": price})
+        priced = {} if price is None else {"price": price}
+        return JournalCallback(
+            self._recorder,
+            self._halt,
+            self._seats,
+            self._free,
+            terms=lambda trial: {"workers": source.workers(trial), **priced},
+            committed=self._newest_step,
+        )
+
+    def _newest_step(self, trial: str) -> int | None:
+        return newest_step(self._store, trial)
 
     def _free(self, slot: str) -> None:
         """Free the workers of a slot that was killed; Ray keeps a placement group as long as its job lives."""
@@ -267,6 +274,9 @@ class Driver:
             if self._halt.asked and "leave" not in told:
                 self._board_actor.leave.remote()
                 told.add("leave")
+                if self._halt.error is None:
+                    with suppress(TlcoreError):
+                        self._recorder.record("stopping", reason=self._halt.reason)
             if self._halt.at_once and "stop" not in told:
                 self._board_actor.stop.remote()
                 told.add("stop")

@@ -39,7 +39,7 @@ COLLECTIVE_S = 1800
 
 
 class Cancelled(SweepError):
-    """The sweep is being stopped; not a failure of the trial. Field `step`: what is committed of it, where its ranks said."""
+    """The sweep is being stopped; not a failure of the trial."""
 
 
 class GroupLost(Exception):

@@ -65,6 +65,11 @@ class Halt(Stopper):
         return self.interrupted or self.error is not None or self.exhausted is not None
 
     @property
+    def reason(self) -> str:
+        """Why, in the journal's word."""
+        return "interrupt" if self.interrupted else "budget" if self.exhausted is not None else "error"
+
+    @property
     def at_once(self) -> bool:
         """Whether what still runs is to be stopped where it is."""
         return self.error is not None or self._is_over(GRACE_S)

@@ -22,7 +22,6 @@ from tlcore.errors import TlcoreError, WorkerLost
 from tlcore.storage.account import ALIVE_EVERY_S, Usage
 from tlcore.storage.journal import Entry, Journal, SweepState
 from tlcore.sweep.display import Display
-from tlcore.sweep.group import Cancelled
 from tlcore.sweep.halt import Halt
 from tlcore.sweep.search import SlotTrial
 from tlcore.sweep.seats import Seats
@@ -105,6 +104,7 @@ class JournalCallback(Callback):
     Args:
         free: takes the name of a slot that died and frees what its workers held.
         terms: what a trial that starts holds, for the account: workers, and their price where there is one.
+        committed: the step of a trial's newest checkpoint, None without one.
     """
 
     def __init__(
@@ -114,8 +114,10 @@ class JournalCallback(Callback):
         seats: Seats,
         free: Callable[[str], None],
         terms: Callable[[Trial], Mapping[str, Any]],
+        committed: Callable[[str], int | None],
     ) -> None:
-        self._recorder, self._halt, self._seats, self._free, self._terms = recorder, halt, seats, free, terms
+        self._recorder, self._halt, self._seats, self._free = recorder, halt, seats, free
+        self._terms, self._committed = terms, committed
         self._slots: dict[str, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -151,12 +153,11 @@ class JournalCallback(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial ended by an error."""
-        error = cause_of(trial)
         if self._halt.asked:
             # torn down with the sweep: it is not the trial's failure, and a resume takes it up
-            step = error.fields.get("step") if isinstance(error, Cancelled) else None
-            self._recorder.record("left", trial.trial_id, step=step)
+            self._recorder.record("left", trial.trial_id, step=self._committed(trial.trial_id))
             return
+        error = cause_of(trial)
         if isinstance(trial.failure, RayActorError) and trial.trial_id in self._slots:
             self._free(self._slots[trial.trial_id])
         self._recorder.record("failed", trial.trial_id, **failure_facts(error))

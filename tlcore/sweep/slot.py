@@ -92,7 +92,7 @@ class Slot(tune.Trainable):
         report: dict[str, Any] = self._command(command)
         if report.get("interrupted"):
             self._healthy = True
-            raise Cancelled("the sweep is being stopped", step=report["checkpoint_step"])
+            raise Cancelled("the sweep is being stopped")
         self._check_metric(report["metrics"])
         if done:
             self._end_session()
