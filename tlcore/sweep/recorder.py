@@ -41,15 +41,25 @@ _RESULT_KEYS = (
 
 
 class Recorder:
-    """Writes entries, keeps the folded state, tells the display. Safe to call from the driver's threads."""
+    """Writes entries, keeps the folded state, tells the display. Safe to call from the driver's threads.
 
-    def __init__(self, journal: Journal, state: SweepState, display: Display | None) -> None:
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        state: SweepState,
+        display: Display | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.journal, self.state, self.display = journal, state, display
         self.error: TlcoreError | None = None
         self.listeners: list[Callable[[Entry], None]] = []
         self._lock = threading.Lock()
         self._reported: str | None = None
-        self._wrote_s = time.monotonic()
+        self._clock, self._wrote_s = clock, clock()
 
     def record(self, kind: str, trial: str | None = None, **facts: Any) -> Entry:
         """Write one entry, fold it, show it."""
@@ -59,7 +69,7 @@ class Recorder:
             except TlcoreError as error:
                 self.error = error  # Tune wraps what a callback raises; the driver raises this instead
                 raise
-            self._wrote_s = time.monotonic()
+            self._wrote_s = self._clock()
             self.state.apply(entry)
             if self.display is not None:
                 self.display.on_event(entry)
@@ -88,7 +98,7 @@ class Recorder:
 
     def sign_of_life(self) -> None:
         """Write that the driver lives, if nothing was written for long; safe in any thread, since it changes no decision."""
-        if time.monotonic() - self._wrote_s >= ALIVE_EVERY_S:
+        if self._clock() - self._wrote_s >= ALIVE_EVERY_S:
             self.record("alive")
 
     def progress(self, snapshot: dict[str, dict[str, Any]]) -> None:

@@ -9,6 +9,9 @@ over another one's state; its checkpoint is then in the store as the trial's own
 
 Where the scheduler may have a trial wait or take it as a donor, the report waits for the checkpoint to be committed.
 
+When the sweep is being stopped the ranks end their step, commit it and say so; the step then raises `Cancelled`, as it does at once
+where they are no longer waited for, and the driver knows that for no failure.
+
 The worker group is replaced before the next trial when the trial failed, and always with `resources.isolation: process`.
 """
 
