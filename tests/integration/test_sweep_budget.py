@@ -17,7 +17,7 @@ from tlcore.sweep import run_sweep
 pytestmark = pytest.mark.integration
 
 RATES = [5e-4, 6e-4]
-ONE = {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 2}
+ONE = {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": CPUS}  # one trial at a time
 
 
 class Clock:

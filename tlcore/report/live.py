@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +27,7 @@ from tlcore.report.tables import failure_lines
 from tlcore.report.usage import spending, stopping_line
 from tlcore.report.view import SweepView
 from tlcore.storage import newest_run
+from tlcore.storage.account import utc_now
 from tlcore.storage.journal import Entry, read_journal
 
 HEARTBEAT_S = 60.0
@@ -39,7 +40,7 @@ _MOST_FAILURES = 3
 class Display:
     """What both displays share: the folded view, and how much of the sweep lies behind."""
 
-    utc: Callable[[], datetime] = staticmethod(lambda: datetime.now(UTC))
+    utc: Callable[[], datetime] = staticmethod(utc_now)
     """The time as the journal's entries have it."""
 
     def __init__(self, view: SweepView, console: Console, clock: Callable[[], float] = time.monotonic) -> None:

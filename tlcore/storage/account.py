@@ -14,13 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 ALIVE_EVERY_S: Final = 300.0
 _LETS_GO: Final = frozenset({"paused", "took_over", "left", "stopped", "completed", "failed"})
 _ENDS: Final = frozenset({"finished", "interrupted"})
 _HOUR_S: Final = 3600.0
+
+
+def utc_now() -> datetime:
+    """The time that a run's entries are dated by."""
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)

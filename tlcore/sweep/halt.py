@@ -19,7 +19,7 @@ from tlcore.errors import TlcoreError
 from tlcore.train.budget import Exhausted
 
 GRACE_S: Final = 25.0
-"""A step, a save and its commit; less than the 30 s after which torchrun, systemd and Kubernetes kill."""
+"""A step, a save and its commit; less than the 30 s after which torchrun and Kubernetes kill."""
 TEAR_DOWN_S: Final = 5.0
 """For slots to come back once their ranks are no longer waited for."""
 

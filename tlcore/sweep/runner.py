@@ -12,7 +12,7 @@ import platform
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from typing import Any, Final
 from tlcore.errors import RequestError, SweepError
 from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict, trial_point
 from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, probe
+from tlcore.storage.account import utc_now
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.display import Display
 from tlcore.sweep.driver import Driver
@@ -31,11 +32,6 @@ from tlcore.sweep.search import trials_wanted
 from tlcore.sweep.warm import find_earlier
 from tlcore.tasks import build_task
 from tlcore.train.signals import stop_signals
-
-
-def utc_now() -> datetime:
-    """The time, as every clock of a sweep gives it."""
-    return datetime.now(UTC)
 
 
 SESSION: Final = "tlcore.train.session:TrialSession"

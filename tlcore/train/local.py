@@ -11,14 +11,14 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tlcore.engine.process import prepare_process
 from tlcore.errors import RequestError, TrainError
 from tlcore.recipe import Recipe, report_fractions
 from tlcore.storage import RunRef, create_run, newest_run
-from tlcore.storage.account import ALIVE_EVERY_S
+from tlcore.storage.account import ALIVE_EVERY_S, utc_now
 from tlcore.storage.journal import Journal, SweepState, read_journal
 from tlcore.train.budget import Exhausted, exhausted
 from tlcore.train.signals import stop_signals
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
     from tlcore.train.session import TrialSession
 
 TRIAL = "t000"
-
-
-def utc_now() -> datetime:
-    """The time, as a run's journal has it."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
