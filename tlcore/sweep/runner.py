@@ -33,7 +33,6 @@ from tlcore.sweep.warm import find_earlier
 from tlcore.tasks import build_task
 from tlcore.train.signals import stop_signals
 
-
 SESSION: Final = "tlcore.train.session:TrialSession"
 MAY_CHANGE: Final = ("resources.", "failures.", "budget.", "report.", "track.", "search.trials")
 """Settings that a resumed sweep may have otherwise: they change where and how long it runs, not what a trial is."""
