@@ -13,6 +13,7 @@ from ranks_restore import everywhere, new_run, recipe_for
 from tlcore.checkpoint import list_manifests
 from tlcore.recipe import Recipe
 from tlcore.storage import open_store
+from tlcore.train import session as session_module
 from tlcore.train.group import sum_over_ranks
 from tlcore.train.session import TrialSession
 
@@ -39,6 +40,7 @@ def train(
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
     """The trial whole; then interrupted, found interrupted again before its first step, and taken up."""
+    session_module.SLOW_STEP_S = case["slow_s"]
     recipe = recipe_for(case["settings"], case["model"], case["storage"], dist.get_world_size())
     whole, last = train(recipe, new_run(case, f"{case['name']}-whole"), 0, None, 0)
     url = new_run(case, f"{case['name']}-pieced")
