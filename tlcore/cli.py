@@ -153,6 +153,7 @@ def _run_on_ray(
 
     from tlcore.report.live import live_view, open_display
     from tlcore.report.tables import prediction_lines
+    from tlcore.report.usage import ended_by_budget
     from tlcore.storage import ensure_embedded
     from tlcore.sweep import SweepOptions, finish_sweep, log_directory
 
@@ -169,12 +170,17 @@ def _run_on_ray(
         raise _interrupted(words, view)
     finals = finish_sweep(outcome, Path("runs") / recipe.name / "best")
     _print_run(outcome.run)
+    if outcome.exhausted is not None:
+        typer.echo(f"\n{ended_by_budget(words, outcome.exhausted.setting, outcome.exhausted.used)}")
     if finals is not None:
         typer.echo(f"\nbest model exported to {finals.exported}")
         for line in prediction_lines(finals.examples):
             typer.echo(line)
-    if len(outcome.errors) == len(outcome.trials):
-        raise typer.Exit(1)
+    if outcome.errors:
+        failed, trials = len(outcome.errors), len(outcome.trials)
+        typer.echo(f"tlcore: {failed} of {trials} trials failed: {', '.join(outcome.errors)}", err=True)
+        if failed == trials:
+            raise typer.Exit(1)
 
 
 def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None:
@@ -183,6 +189,7 @@ def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None
 
     from tlcore.engine.process import prepare_process
     from tlcore.report.live import live_view, open_display
+    from tlcore.report.usage import ended_by_budget
     from tlcore.storage import ensure_embedded
 
     ensure_embedded(recipe.storage)
@@ -203,7 +210,12 @@ def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None
             )
     except KeyboardInterrupt as interrupt:
         raise _interrupted(words, view) from interrupt
+    if outcome.interrupted:
+        _print_run(outcome.run)
+        raise _interrupted(words, view)
     _print_run(outcome.run)
+    if outcome.exhausted is not None:
+        typer.echo(f"\n{ended_by_budget(words, outcome.exhausted.setting, outcome.exhausted.used)}")
 
 
 def _print_run(run: RunRef) -> None:

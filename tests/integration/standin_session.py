@@ -33,14 +33,18 @@ class StandInSession:
         self.directory = Path(recipe.data.train).parents[1]
         self.rank = dist.get_rank()
         self.total = recipe.train.epochs * STEPS_PER_EPOCH
-        self.step = resume_step or 0
+        self.step, self.interrupted = resume_step or 0, False
         self.trace("start", resume_step=resume_step, threads=os.environ.get("OMP_NUM_THREADS"))
 
     def advance(self, fraction, commit=False):
         while self.step < round(fraction * self.total):
             self._fault()
-            total = torch.ones(1)
-            dist.all_reduce(total)
+            asked = torch.tensor([float(self.interrupted)])
+            dist.all_reduce(asked)
+            if asked:
+                self.save()
+                self.trace("left")
+                return self._record(Report, interrupted=True)
             self.step += 1
             time.sleep(0.01)
             if self.on_progress is not None:
@@ -53,6 +57,9 @@ class StandInSession:
     def _record(self, kind, **more):
         facts = {"step": self.step, "total_steps": self.total, "fraction": self.step / self.total}
         return kind(**facts, loss=1.0, samples_per_s=100.0, checkpoint_step=self.step, **more)
+
+    def interrupt(self):
+        self.interrupted = True
 
     def save(self, wait=True):
         dist.barrier()
@@ -75,8 +82,13 @@ class StandInSession:
         if (fault["rank"], fault["step"]) != (self.rank, self.step):
             return
         path.unlink()
+        if fault["kind"] == "hold":
+            self.trace("holds")
+            while not self.interrupted:
+                time.sleep(0.02)
         if fault["kind"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault["kind"] == "data":
             raise DataError("column 'text' is not there", hint="set data.text")
-        raise ValueError("the answer is 42")
+        if fault["kind"] == "raise":
+            raise ValueError("the answer is 42")

@@ -53,6 +53,9 @@ class StubSession:
         self._trace("report", fraction=fraction, commit=commit)
         return Report(self.step, self.total, fraction, 1.0 - accuracy, 100.0, self.step, metrics)
 
+    def interrupt(self):
+        pass
+
     def close(self):
         self.writer.close()
 

@@ -54,6 +54,11 @@ def write_inputs(directory):
     return inputs
 
 
+def hold_trial(directory, trial, step):
+    """Have a trial stand still at a step until it is interrupted, once."""
+    (Path(directory) / f"{trial}.fault").write_text(json.dumps({"kind": "hold", "rank": 0, "step": step}))
+
+
 def break_trial(directory, trial, kind, rank, step):
     """Have one rank fail once: kill, raise or data."""
     (Path(directory) / f"{trial}.fault").write_text(json.dumps({"kind": kind, "rank": rank, "step": step}))
@@ -86,8 +91,8 @@ class Notes:
         return [event for event in self.events if event["kind"] == kind]
 
 
-def options(directory, notes, resume=False):
-    return SweepOptions(resume=resume, display=notes, logs=Path(directory) / "logs", session=SESSION)
+def options(directory, notes, resume=False, **more):
+    return SweepOptions(resume=resume, display=notes, logs=Path(directory) / "logs", session=SESSION, **more)
 
 
 def kill_slot():

@@ -13,7 +13,7 @@ import pytest
 import ray
 import sweep_bench
 from ray_fixtures import CPUS
-from sweep_bench import Notes, leftovers, make_recipe, options, read_trace
+from sweep_bench import Notes, hold_trial, leftovers, make_recipe, options, read_trace
 
 from tlcore.errors import RequestError
 from tlcore.storage import list_runs
@@ -47,6 +47,7 @@ def starts(directory, trial):
 
 def test_interrupted_then_killed_then_finished_by_a_third_driver(ray_session, tmp_path):
     (tmp_path / "rates.json").write_text(json.dumps(RATES))
+    hold_trial(tmp_path, "t001", step=7)
 
     first = run_driver(tmp_path, "SIGINT", "t001", 0.25)
     assert first.returncode == 0, first.stderr
@@ -76,7 +77,9 @@ def test_interrupted_then_killed_then_finished_by_a_third_driver(ray_session, tm
     whole = [(trial, fraction) for trial in ("t000", "t001", "t002") for fraction in (0.25, 0.5, 1.0)]
     assert reported == [*whole, ("t003", 0.25)]
     assert starts(tmp_path, "t000") == [None]
-    assert starts(tmp_path, "t001") == [None, 5]
+    (left,) = [entry for entry in entries if entry["kind"] == "left"]
+    assert (left["trial"], left["step"]) == ("t001", 7)
+    assert starts(tmp_path, "t001") == [None, 7]
     assert starts(tmp_path, "t002") == [None, 10]
 
 

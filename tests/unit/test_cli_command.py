@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,3 +198,73 @@ def test_validate_loads_neither_torch_nor_ray(recipe_file):
         [sys.executable, "-c", program, recipe_file], capture_output=True, text=True, cwd=root, check=False
     )
     assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+def sweep_that(monkeypatch, tmp_path, statuses, exhausted=None):
+    """`tlcore sweep` with a run that is in the store already in place of Ray's work; what the command says of it is its own."""
+    from tlcore.storage import create_run
+    from tlcore.storage.journal import Journal, SweepState, read_journal
+    from tlcore.sweep import SweepOutcome
+
+    def run_sweep(recipe, options):
+        now = datetime(2026, 11, 26, tzinfo=UTC)
+        run = create_run(recipe.storage, recipe.name, {"recipe": recipe.to_dict()}, now, "one")
+        journal = Journal(run.open(), lambda: now)
+        for trial, status in statuses.items():
+            journal.append("suggested", trial, point={})
+            facts = {"error": "TrainError", "message": "no", "hint": ""} if status == "failed" else {}
+            journal.append(status, trial, **facts)
+        state = SweepState.from_entries(read_journal(run.open()))
+        return SweepOutcome(run, recipe, state, None, tmp_path, False, exhausted)
+
+    monkeypatch.setattr("tlcore.sweep.run_sweep", run_sweep, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code", "said"),
+    [
+        ({"t000": "completed", "t001": "completed"}, 0, ""),
+        ({"t000": "completed", "t001": "failed", "t002": "failed"}, 0, "tlcore: 2 of 3 trials failed: t001, t002\n"),
+        ({"t000": "failed", "t001": "failed"}, 1, "tlcore: 2 of 2 trials failed: t000, t001\n"),
+    ],
+)
+def test_failed_trials_are_said_last_and_all_of_them_are_exit_1(
+    capsys, monkeypatch, recipe_file, tmp_path, statuses, code, said
+):
+    sweep_that(monkeypatch, tmp_path, statuses)
+    found, _, err = run(capsys, "sweep", recipe_file, "--storage", str(tmp_path / "runs"))
+    assert (found, err) == (code, said)
+
+
+def test_a_sweep_that_its_budget_ended_is_exit_0_and_says_how_to_go_on(capsys, monkeypatch, recipe_file, tmp_path):
+    from tlcore.train.budget import Exhausted
+
+    sweep_that(monkeypatch, tmp_path, {"t000": "completed"}, Exhausted("budget.hours", 2, 2.01))
+    words = ("sweep", recipe_file, "--storage", str(tmp_path / "runs"), "--set", "budget.hours=2")
+    code, out, err = run(capsys, *words)
+    assert (code, err) == (0, "")
+    last = out.splitlines()[-1]
+    assert last.startswith("budget.hours ended it after 2.01; what is unfinished goes on with a higher one: ")
+    assert last.endswith(f"sweep {recipe_file} --storage {tmp_path}/runs --resume --set budget.hours=<hours>")
+
+
+def test_a_local_run_that_was_stopped_is_shown_and_exit_130(capsys, monkeypatch, recipe_file, tmp_path):
+    def run_local(recipe, *, resume, on_event, on_progress):
+        from tlcore.storage import create_run
+        from tlcore.storage.journal import Journal
+
+        now = datetime(2026, 11, 26, tzinfo=UTC)
+        ref = create_run(recipe.storage, recipe.name, {"recipe": recipe.to_dict(), "kind": "train"}, now, "one")
+        journal = Journal(ref.open(), lambda: now)
+        on_event(journal.append("suggested", "t000", point={}))
+        on_event(journal.append("left", "t000", step=7))
+        return SimpleNamespace(run=ref, interrupted=True, exhausted=None)
+
+    monkeypatch.setitem(sys.modules, "tlcore.train.local", SimpleNamespace(TRIAL="t000", run_local=run_local))
+    monkeypatch.setattr("tlcore.engine.process.prepare_process", lambda threads: None)
+    words = ["train", recipe_file, "--local", "--storage", str(tmp_path / "runs")]
+    code, out, err = run(capsys, *words)
+    assert code == 130
+    assert "t000 waits: the sweep is stopping, checkpoint committed step=7" in out
+    assert "reviews/" in out
+    assert err.strip().endswith("--resume")

@@ -33,7 +33,7 @@ KEYS = {
     ),
     "nothing like it": (
         {"budget.xyzzy": "q"},
-        ["budget.xyzzy: unknown key (got 'q'); budget has hours, worker_hours, bytes"],
+        ["budget.xyzzy: unknown key (got 'q'); budget has hours, worker_hours, price_per_worker_hour, bytes"],
     ),
     "unknown key of the scheduler": (
         {"search.scheduler": {"asha": {"grac": 0.1}}},
@@ -206,8 +206,12 @@ UNBUILT = {
         ["checkpoint.connections: got 0; give auto or a whole number of at least 1"],
     ),
     "budget": (
-        {"budget.hours": 2},
-        ["budget.hours: not built yet (got 2); built: null, with search.trials as the limit"],
+        {"budget.hours": 0, "budget.worker_hours": "a day", "budget.price_per_worker_hour": -1},
+        [
+            "budget.hours: got 0; give a number above 0 or null",
+            "budget.worker_hours: got 'a day'; give a number above 0 or null",
+            "budget.price_per_worker_hour: got -1; give a number above 0 or null",
+        ],
     ),
     "tracker": ({"track.wandb": "team"}, ["track.wandb: not built yet (got 'team'); built: null"]),
     "torchvision": (

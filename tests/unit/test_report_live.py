@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
@@ -332,3 +332,38 @@ def test_a_node_that_is_avoided_is_told_with_the_trials_that_lost_workers_there(
     assert lines_of([*EVENTS, avoided]).splitlines()[-1] == (
         "04:45:00 sweep avoids node=ab12 after 3 losses of t000, t002"
     )
+
+
+STOPPING = [
+    {"n": 0, "kind": "suggested", "trial": "t000", "point": {}, "time": "2026-11-26T10:00:00+00:00"},
+    {"n": 1, "kind": "started", "trial": "t000", "workers": 2, "price": 3.0, "time": "2026-11-26T10:00:00+00:00"},
+    {"n": 2, "kind": "stopping", "trial": None, "reason": "interrupt", "time": "2026-11-26T12:00:00+00:00"},
+    {"n": 3, "kind": "left", "trial": "t000", "step": 7, "time": "2026-11-26T12:00:00+00:00"},
+    {"n": 4, "kind": "interrupted", "trial": None, "time": "2026-11-26T12:00:00+00:00"},
+]
+
+
+def test_a_stop_is_answered_at_once_and_told_trial_by_trial():
+    console = Console(file=io.StringIO(), width=100)
+    lines = LineDisplay(SweepView("r", "eval_accuracy", "max", 1), console, now=lambda: datetime(2026, 11, 26, 12))
+    for event in STOPPING:
+        lines.on_event(event)
+    assert console.file.getvalue().splitlines() == [
+        "12:00:00 t000 started",
+        "12:00:00 stopping (interrupt): every running trial commits its step; again to stop at once",
+        "12:00:00 t000 waits: the sweep is stopping, checkpoint committed step=7",
+    ]
+    assert "stopping (interrupt)" in drawn(SweepView("r", "eval_accuracy", "max", 1, STOPPING[:3]), 110)[0]
+    assert "stopping" not in drawn(SweepView("r", "eval_accuracy", "max", 1, STOPPING), 110)[0]
+
+
+def test_what_was_used_and_is_expected_stands_below_the_bar():
+    display = TableDisplay(
+        SweepView("r", "eval_accuracy", "max", 1, STOPPING[:2]), Console(file=io.StringIO()), Clock()
+    )
+    display.close()
+    display.utc = lambda: datetime(2026, 11, 26, 11, tzinfo=UTC)
+    assert display.spending(Estimate(0.25, 600.0)) == "worker-hours 2 of about 8, cost 6.00 of about 24.00"
+    console = Console(file=io.StringIO(), width=110, height=30, color_system=None)
+    console.print(render(display.view, Estimate(0.25, 600.0), 60.0, console, "worker-hours 2 of about 8"))
+    assert console.file.getvalue().splitlines()[-1] == "worker-hours 2 of about 8"

@@ -206,3 +206,21 @@ def test_one_training_run_is_one_trial_whatever_the_recipe_searches(storage):
     identity = {"recipe": recipe_from_dict(RECIPE).to_dict(), "kind": "train"}
     ref = create_run(storage, "reviews", identity, START, "one")
     assert read_run(ref).view.expected_trials == 1
+
+
+def test_show_tells_what_was_used_and_that_the_budget_ended_it(storage):
+    ref = write_run(storage, finished=False)
+    journal = Journal(ref.open(), Ticking(), start=len(read_run(ref).entries))
+    journal.append("resumed")
+    journal.append("started", "t000", slot=0, workers=3600, price=0.5)
+    journal.append("left", "t000", step=32)
+    journal.append("finished", best="t000", reason="budget", limit="budget.hours")
+    run = read_run(ref)
+    console = Console(file=io.StringIO(), width=200)
+    lines = text_of(show_parts(run, console))
+    assert lines[0] == f"reviews/{ref.run_id}  finished by its budget, 1 of 3 trials ended"
+    assert "used 9 s, 1 worker-hours, cost 0.50" in lines
+    found = json.loads(json.dumps(show_json(run)))
+    assert (found["state"], found["ended_by"]) == ("finished", "budget")
+    assert found["used"] == {"hours": pytest.approx(9 / 3600), "worker_hours": 1, "cost": 0.5}
+    assert [trial["state"] for trial in found["trials"]] == ["waiting", "stopped"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from scheduler_bench import recipe
 
+from tlcore.errors import DataError
 from tlcore.recipe import sample_point
 from tlcore.sweep.conductor import Conductor
+from tlcore.sweep.group import Cancelled
 from tlcore.sweep.schedulers import make_seats
 from tlcore.sweep.slot import REPORT
 
@@ -18,6 +21,8 @@ pytestmark = pytest.mark.unit
 
 class TuneTrial:
     """As much of Tune's trial as is looked at."""
+
+    failure = None
 
     def __init__(self, name):
         self.trial_id, self.status, self.is_saving = name, Trial.RUNNING, False
@@ -154,3 +159,17 @@ def test_survivors_of_a_rung_after_which_workers_change_wait_the_deepest_and_bes
     assert world.conductor.choose_trial_to_run(world) is world.trials["t002"]
     world.room = False
     assert world.conductor.choose_trial_to_run(world) is None
+
+
+@pytest.mark.parametrize("scheduler", [{"hyperband": {}}, {"asha": {}}, {"median": {}}])
+def test_a_trial_that_left_because_the_sweep_stops_is_no_failure_to_the_scheduler(scheduler):
+    world = World(scheduler)
+    trial = world.trials["t000"]
+    trial.failure = RayTaskError("step", "", Cancelled("the sweep is being stopped"))
+    world.conductor.on_trial_error(world, trial)
+    assert world.seats.seats["t000"].status == Trial.PENDING
+    assert world.notes == []
+
+    trial.failure = RayTaskError("step", "", DataError("no column 'text'"))
+    world.conductor.on_trial_error(world, trial)
+    assert world.seats.seats["t000"].status == Trial.ERROR

@@ -134,3 +134,22 @@ def test_silence_is_counted_from_the_last_sign_of_life(ledger, clock):
     ledger.beat("other", 1)
     clock.now = 40.0
     assert ledger.status(1, 0).silent_s == {0: 10.0, 1: 40.0}
+
+
+def test_ranks_that_are_to_leave_still_get_their_commands_and_are_heard(ledger):
+    join(ledger, "a", 0, 1)
+    ledger.leaving = True
+    assert ledger.post(1, {"op": "advance"}) == 0
+    for rank in (0, 1):
+        assert ledger.command("a", 0) == {"op": "advance"}
+        ledger.answer("a", rank, 0, rank)
+    assert ledger.status(1, 0).verdict == "answered"
+    assert ledger.stopping
+
+
+def test_what_is_cancelled_is_waited_for_no_more(ledger):
+    join(ledger, "a", 0, 1)
+    ledger.post(1, {"op": "advance"})
+    ledger.cancelled = True
+    assert ledger.status(1, 0).verdict == "cancelled"
+    assert ledger.stopping

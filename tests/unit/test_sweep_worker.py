@@ -46,6 +46,9 @@ class FakeSession:
             raise ZeroDivisionError("too far")
         return Report()
 
+    def interrupt(self):
+        self.calls.append(("interrupt",))
+
     def close(self):
         self.calls.append(("close",))
 
@@ -176,3 +179,15 @@ def test_a_host_says_where_its_rank_stands_and_that_it_is_idle_between_commands(
     HOST[0].perform(advance(0.5))
     assert made.seen == [Stand(5, "evaluate", 3)]
     assert HOST[0].step == 5
+
+
+def test_a_session_that_runs_and_any_that_follows_is_interrupted(sessions):
+    host = SessionHost("fake:Session", None)
+    host.leave()  # nothing runs yet
+    host.perform(start("t000"))
+    assert sessions[0].calls == [("interrupt",)]
+    host = SessionHost("fake:Session", None)
+    host.perform(start("t001"))
+    assert sessions[1].calls == []
+    host.leave()
+    assert sessions[1].calls == [("interrupt",)]

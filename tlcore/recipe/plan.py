@@ -42,6 +42,7 @@ def resolved_plan(recipe: Recipe) -> list[PlanRow]:
         PlanRow("checkpoints", _checkpoints(recipe)),
         PlanRow("failures", _failures(recipe)),
         *_search(recipe),
+        *_budget(recipe),
         PlanRow("storage", recipe.storage),
         PlanRow("digest", recipe.digest()),
     ]
@@ -153,6 +154,19 @@ def _search(recipe: Recipe) -> Iterator[PlanRow]:
         yield PlanRow(f"  {key}", in_words(search.space[key]))
     for place, point in enumerate(search.first, start=1):
         yield PlanRow(f"  first {place}", in_one_line(point))
+
+
+def _budget(recipe: Recipe) -> Iterator[PlanRow]:
+    budget = recipe.budget
+    limits = [
+        f"{_count(value, unit)}"
+        for value, unit in ((budget.hours, "hour"), (budget.worker_hours, "worker-hour"))
+        if value is not None
+    ]
+    if limits:
+        yield PlanRow("budget", f"{' and '.join(limits)} over all drivers; then it stops, resumable")
+    if budget.price_per_worker_hour is not None:
+        yield PlanRow("price", f"{budget.price_per_worker_hour:g} per worker-hour")
 
 
 def _chosen(algorithm: Algorithm) -> str:

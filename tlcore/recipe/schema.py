@@ -205,12 +205,15 @@ class CheckpointSection(Section):
 
 
 class BudgetSection(Section):
-    """When a sweep stops even though trials are left; null is no limit."""
+    """When a sweep stops even though trials are left, and what its workers cost; null is no limit. What runs then stops at its next
+    step and commits its state there, within half a minute at most; a resume with a higher budget goes on from it."""
 
     hours: AboveZero | None = None
-    """Wall time, hours."""
+    """Wall time, hours, from a driver's first trial on; a resume adds to what was used before."""
     worker_hours: AboveZero | None = None
-    """Wall time times workers, hours."""
+    """Time times workers of each trial while it holds them, hours; a resume adds to what was used before."""
+    price_per_worker_hour: AboveZero | None = None
+    """What one worker costs for one hour, in any currency; null tells no cost."""
     bytes: Positive | None = None
     """Checkpoints kept, bytes."""
 
@@ -280,7 +283,7 @@ class Recipe(Section):
     search: SearchSection = SearchSection()
     """What a sweep varies, how, and by what it judges."""
     budget: BudgetSection = BudgetSection()
-    """When a sweep stops."""
+    """When a sweep stops, and what it costs."""
     failures: FailuresSection = FailuresSection()
     """What happens when a trial cannot go on."""
     report: ReportSection = ReportSection()

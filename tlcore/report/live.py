@@ -24,8 +24,10 @@ from tlcore.report import figures
 from tlcore.report.cells import trial_table
 from tlcore.report.rows import RUNNING, WAITING, Estimate, TrialRow, estimate, ranked
 from tlcore.report.tables import adapted_lines, failure_lines
+from tlcore.report.usage import spending, stopping_line
 from tlcore.report.view import SweepView
 from tlcore.storage import newest_run
+from tlcore.storage.account import utc_now
 from tlcore.storage.journal import Entry, read_journal
 
 HEARTBEAT_S = 60.0
@@ -37,6 +39,9 @@ _MOST_FAILURES = 3
 
 class Display:
     """What both displays share: the folded view, and how much of the sweep lies behind."""
+
+    utc: Callable[[], datetime] = staticmethod(utc_now)
+    """The time as the journal's entries have it."""
 
     def __init__(self, view: SweepView, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self.view = view
@@ -72,6 +77,10 @@ class Display:
     def elapsed_s(self) -> float:
         """Seconds since the display began."""
         return self._clock() - self._began_s
+
+    def spending(self, ahead: Estimate) -> str:
+        """What was used so far and is expected in all, empty while that says nothing."""
+        return spending(self.view.used(self.utc()), ahead)
 
     def _notice_training(self) -> None:
         """The pace counts from the first step on: the minute in which worker groups start would distort it."""
@@ -121,16 +130,18 @@ class TableDisplay(Display):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._lock:
-            picture = render(self.view, self._estimate(self.view.rows()), self.elapsed_s(), console)
+            ahead = self._estimate(self.view.rows())
+            picture = render(self.view, ahead, self.elapsed_s(), console, self.spending(ahead))
         yield picture
 
 
-def render(view: SweepView, ahead: Estimate, elapsed_s: float, console: Console) -> RenderableType:
-    """The whole picture, no taller than the console: title, table, failures, bar."""
+def render(view: SweepView, ahead: Estimate, elapsed_s: float, console: Console, spent: str = "") -> RenderableType:
+    """The whole picture, no taller than the console: title, table, failures, bar, what was used."""
     rows = view.rows()
     best = view.best()
     failures = _failures(rows)
-    shown = chosen(rows, view.mode, max(_FEWEST_ROWS, console.height - _LINES_AROUND_TABLE - len(failures)))
+    around = _LINES_AROUND_TABLE + len(failures) + bool(spent)
+    shown = chosen(rows, view.mode, max(_FEWEST_ROWS, console.height - around))
     parts: list[RenderableType] = [
         _title(view, rows),
         Text(),
@@ -139,7 +150,8 @@ def render(view: SweepView, ahead: Estimate, elapsed_s: float, console: Console)
     left_out = [row for row in rows if row not in shown]
     if left_out:
         parts.append(Text(f"and {len(left_out)} more: {_by_state(left_out)}", "dim"))
-    return Group(*parts, *failures, Text(), *_overall(ahead, elapsed_s, console))
+    usage = [Text(spent, no_wrap=True, overflow="ellipsis")] if spent else []
+    return Group(*parts, *failures, Text(), *_overall(ahead, elapsed_s, console), *usage)
 
 
 def _failures(rows: Sequence[TrialRow]) -> list[Text]:
@@ -173,6 +185,9 @@ def _title(view: SweepView, rows: Sequence[TrialRow]) -> Text:
     ended = sum(row.ended for row in rows)
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(view.title, "bold")
+    if view.state.stopping:
+        text.append(f"  {stopping_line(view.state.stopping)}", "yellow")
+        return text
     text.append(f"  {ended} of {figures.count(max(view.expected_trials, len(rows)), 'trial')} ended")
     counts = _by_state([row for row in rows if row.state != WAITING])
     return text.append(f": {counts}" if counts else "")
@@ -236,7 +251,8 @@ class LineDisplay(Display):
             rows = self.view.rows()
             ahead = self._estimate(rows)
             left = "" if ahead.left_s is None else f" left~{figures.duration(ahead.left_s)}"
-            self._say(f"sweep {ahead.share:.0%} ({_by_state(rows)}){left}")
+            spent = self.spending(ahead)
+            self._say(f"sweep {ahead.share:.0%} ({_by_state(rows)}){left}{' ' if spent else ''}{spent}")
 
     def _say(self, line: str) -> None:
         self._spoke_s = self._clock()
@@ -258,14 +274,16 @@ class LineDisplay(Display):
             return f"the check before the sweep leaves open: {'; '.join(event['reasons'])}"
         if kind == "avoided":
             return f"sweep avoids node={event['node']} after {event['losses']} losses of {', '.join(event['trials'])}"
+        if kind == "stopping":
+            return stopping_line(event["reason"])
         if row is None:
             return ""
         measured = f"rung={figures.share(row.rung)} {self.view.metric}={figures.metric(row.metric)}"
         if kind == "dropped":
             return f"{row.trial} {'; '.join(row.reason.splitlines())}"
         if kind == "suggested" and event.get("repaired"):
-            changed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in event["repaired"].items())
-            return f"{row.trial} would not fit and runs with {changed}"
+            repaired = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in event["repaired"].items())
+            return f"{row.trial} would not fit and runs with {repaired}"
         if kind == "started":
             values = (f"{path}={figures.sampled(value)}" for path, value in row.point.items())
             workers = [f"workers={row.workers}"] if row.workers is not None else []
@@ -284,6 +302,9 @@ class LineDisplay(Display):
             return f"{row.trial} restored at step={event.get('step')}: {passed_over}"
         if kind == "stopped":
             return f"{row.trial} stopped by={row.reason or 'request'} {measured}"
+        if kind == "left":
+            at = "no checkpoint yet" if event.get("step") is None else f"checkpoint committed step={event['step']}"
+            return f"{row.trial} waits: the sweep is stopping, {at}"
         if kind == "completed":
             return f"{row.trial} completed {measured}"
         return f"{row.trial} failed {'; '.join(row.reason.splitlines())}" if kind == "failed" else ""

@@ -23,6 +23,7 @@ from tlcore.report import figures
 from tlcore.report.findings import front_table, lineage_json, lineage_lines, loss_lines, warmed_line
 from tlcore.report.rows import RUNNING, UNFINISHED, TrialRow
 from tlcore.report.tables import best_lines, final_table, gain_line
+from tlcore.report.usage import usage_lines
 from tlcore.report.view import SweepView
 from tlcore.storage import ObjectStore, RunRef, list_runs, newest_run, parse_run_url
 from tlcore.storage.journal import Entry, read_journal
@@ -182,6 +183,8 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "ended_trials": sum(row.ended for row in run.view.rows()),
         "best": None if best is None else {"trial": best.trial, "metric": best.metric},
         "test": dict(run.final),
+        "ended_by": run.view.state.ended_by or None,
+        "used": run.view.used().to_dict(),
     }
 
 
@@ -205,7 +208,7 @@ def show_parts(run: StoredRun, console: Console) -> list[RenderableType]:
     ended = sum(row.ended for row in rows)
     parts: list[RenderableType] = [
         Text.assemble(
-            (view.title, "bold"), f"  {run.state}, {ended} of {figures.count(view.expected_trials, 'trial')} ended"
+            (view.title, "bold"), f"  {_state(run)}, {ended} of {figures.count(view.expected_trials, 'trial')} ended"
         ),
         Text(f"started {figures.moment(run.identity.get('created'))}, stored at {run.ref.url}", overflow="fold"),
         Text(),
@@ -214,9 +217,13 @@ def show_parts(run: StoredRun, console: Console) -> list[RenderableType]:
     metrics, modes = run.metrics
     if len(metrics) > 1:
         parts += [Text(), front_table(view.state, metrics, modes)]
-    sentences = [*_findings(run), *warmed_line(run.entries), *lineage_lines(view.state)]
+    sentences = [*_findings(run), *usage_lines(view.used()), *warmed_line(run.entries), *lineage_lines(view.state)]
     sentences += loss_lines(view.state, run.entries)
     return [*parts, Text(), *map(Text, sentences)] if sentences else parts
+
+
+def _state(run: StoredRun) -> str:
+    return f"{run.state} by its {by}" if (by := run.view.state.ended_by) else run.state
 
 
 def _findings(run: StoredRun) -> list[str]:

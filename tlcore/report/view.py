@@ -7,9 +7,11 @@ Owns the joining; the fold of journal entries is `storage/journal.py`. Called by
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from tlcore.report.rows import TrialRow, best_of
+from tlcore.storage.account import Usage
 from tlcore.storage.journal import Entry, SweepState, TrialState
 
 _LIVE_FACTS = (
@@ -58,6 +60,10 @@ class SweepView:
         """The row of one trial; None for one that was never suggested."""
         found = self.state.trials.get(trial or "")
         return None if found is None else self._row(found)
+
+    def used(self, now: datetime | None = None) -> Usage:
+        """What the run has used: up to its last entry, or with `now` up to now."""
+        return self.state.account.used(now)
 
     def best(self) -> TrialRow | None:
         """The best trial by its last report."""

@@ -9,7 +9,8 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     suggested  point, of, repaired                     a trial's place in the search space; how many trials are wanted in all;
                                                        `repaired`, if any: setting -> [suggested, what it runs with]
     dropped    point, of, error, message, hint         suggested, and not run: it cannot fit (`failures.on_infeasible`)
-    started    slot, workers                           the trial runs (again) in this slot, on so many workers
+    started    slot, workers, price                    the trial runs (again) in this slot, with so many workers; what one of
+                                                       them costs an hour, where the recipe says so
     result     step, total_steps, fraction, metrics, checkpoint_step, loss, samples_per_s
     paused     -                                       the scheduler has it wait at its last report
     took_over  parent, step, fraction, point, changed, metrics
@@ -23,11 +24,17 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
                                                        (`changed`: setting -> [before, now]; its point stays)
     avoided    node, losses, trials                    this node of the cluster lost these trials' workers; it gets no more
     fell_back  step, instead, reason                   it was restored at `step`; the checkpoint at `instead` is damaged
+    left       step                                    its state at `step` (null: none) is committed and its workers are gone,
+                                                       because the sweep is stopping; a resume goes on from there
     stopped    reason                                  ended early on purpose ("scheduler")
     completed  -                                       ran to the end of its own epochs
     failed     error, message, hint, rank              ended by an error
     resumed    of                                      a new driver took the sweep over
-    finished   best                                    nothing is left to run
+    stopping   reason                                  no trial starts any more and those that run commit their step, because of
+                                                       an interrupt or the budget ("interrupt", "budget")
+    interrupted -                                      the driver was asked to stop and did, with trials left
+    alive      -                                       the driver lives and has had nothing else to say for minutes
+    finished   best, reason, limit                     nothing is left to run, or (reason "budget") may be run: `limit` is used up
     final      metrics                                 test figures of the best trial
 
 The writer is the sweep's driver alone. Its numbers leave no gap, so whoever finds the next number taken knows that
@@ -44,6 +51,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from tlcore.errors import StaleWriter, StorageError
+from tlcore.storage.account import Account
 from tlcore.storage.base import ObjectStore
 from tlcore.storage.documents import encode_json, get_json
 from tlcore.storage.keys import JOURNAL_PREFIX, journal_key, parse_journal_key
@@ -65,10 +73,14 @@ KINDS: Final = frozenset(
         "adapted",
         "avoided",
         "fell_back",
+        "left",
         "stopped",
         "completed",
         "failed",
         "resumed",
+        "stopping",
+        "interrupted",
+        "alive",
         "finished",
         "final",
     }
@@ -206,14 +218,20 @@ class TrialState:
 
 @dataclass
 class SweepState:
-    """A whole sweep, folded from its journal; trials are in the order in which they were suggested. `avoided` are the nodes that
-    the present driver's slots keep away from: who resumes a sweep may have mended them."""
+    """A whole sweep, folded from its journal; trials are in the order in which they were suggested.
+
+    `ended_by` is "budget" where that ended it with something left to run, `stopping` why it is being stopped, empty once that is
+    over. `avoided` are the nodes that the present driver's slots keep away from: who resumes a sweep may have mended them.
+    """
 
     trials: dict[str, TrialState] = field(default_factory=dict)
     entries: int = 0
     resumes: int = 0
     finished: bool = False
     avoided: list[str] = field(default_factory=list)
+    ended_by: str = ""
+    stopping: str = ""
+    account: Account = field(default_factory=Account)
 
     @classmethod
     def from_entries(cls, entries: Iterable[Entry]) -> SweepState:
@@ -226,6 +244,7 @@ class SweepState:
     def apply(self, entry: Entry) -> None:
         """Fold one more entry. Unknown kinds count and change nothing, so an older reader accepts a newer journal."""
         self.entries += 1
+        self.account.apply(entry)
         kind, trial = entry["kind"], entry.get("trial")
         if kind == "suggested":
             self.trials[entry["trial"]] = TrialState(
@@ -238,8 +257,13 @@ class SweepState:
             )
         elif kind == "resumed":
             self._resume()
+        elif kind == "stopping":
+            self.stopping = str(entry.get("reason") or "")
+        elif kind == "interrupted":
+            self.stopping = ""
         elif kind == "finished":
-            self.finished = True
+            self.stopping = ""
+            self.finished, self.ended_by = True, str(entry.get("reason") or "")
         elif kind == "avoided":
             self.avoided.append(entry["node"])
         elif trial in self.trials:
@@ -268,7 +292,7 @@ class SweepState:
 
     def _resume(self) -> None:
         self.resumes += 1
-        self.finished = False
+        self.finished, self.ended_by, self.stopping = False, "", ""
         self.avoided = []
         for trial in self.unfinished():
             trial.status = "waiting"
@@ -286,7 +310,7 @@ def _apply_to_trial(trial: TrialState, entry: Entry) -> None:
         trial.results.append(
             TrialResult(entry["step"], entry["fraction"], entry["metrics"], entry.get("checkpoint_step"))
         )
-    elif kind == "paused":
+    elif kind in {"paused", "left"}:
         trial.status = "waiting"
     elif kind == "took_over":
         _take_over(trial, entry)

@@ -72,6 +72,12 @@ class Board:
         """Ids of the nodes that get no more workers where others will do."""
         return self._nodes.avoided
 
+    def leave(self) -> None:
+        """Have every slot's ranks stop at their next step; none that registers from now on is to start."""
+        self._stopping = True
+        for mailbox in self._mailboxes.values():
+            mailbox.leave.remote()
+
     def stop(self) -> None:
         """Wake every slot with the order to stop, now and whenever one registers."""
         self._stopping = True

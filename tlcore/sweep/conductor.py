@@ -14,9 +14,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
+from tlcore.sweep.group import Cancelled
 from tlcore.sweep.seats import Seat, Seats, TakeOver, decide
 from tlcore.sweep.slot import REPORT
 
@@ -89,8 +91,9 @@ class Conductor(TrialScheduler):
         self.seats.end(trial.trial_id)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """A trial failed for good, or (Tune has marked it so already) is to be started again in another slot."""
-        if trial.status == Trial.ERROR:
+        """A trial failed for good, or (Tune has marked it so already) is to be started again in another slot, or it left because
+        the sweep is being stopped, which no scheduler may take for a failure: what it then decides would outlive this driver."""
+        if trial.status == Trial.ERROR or _has_left(trial):
             self.seats.requeue(trial.trial_id)
         else:
             self.seats.end(trial.trial_id, failed=True)
@@ -156,3 +159,8 @@ class Conductor(TrialScheduler):
         self._clone(decided, False)
         if self.hands is not None:
             self.hands.move(trial, decided.trial)
+
+
+def _has_left(trial: Any) -> bool:
+    failure = getattr(trial, "failure", None)
+    return isinstance(failure, RayTaskError) and isinstance(failure.cause, Cancelled)

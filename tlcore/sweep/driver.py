@@ -10,11 +10,11 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import ray
 from ray import tune
@@ -23,6 +23,7 @@ from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.util import remove_placement_group
 
+from tlcore.checkpoint import newest_step
 from tlcore.checkpoint.patience import Patience
 from tlcore.errors import SweepError, TlcoreError
 from tlcore.recipe import Recipe
@@ -33,7 +34,8 @@ from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
 from tlcore.sweep.fit import Admit, admit_all
 from tlcore.sweep.growth import Demand, Growth, read_growth
-from tlcore.sweep.recorder import Halt, JournalCallback, Recorder
+from tlcore.sweep.halt import Halt
+from tlcore.sweep.recorder import JournalCallback, Recorder
 from tlcore.sweep.resources import Cluster, Shape, can_avoid, has_room, shape_of, without
 from tlcore.sweep.schedulers import make_seats
 from tlcore.sweep.search import TrialSource, Waiting, trials_wanted
@@ -42,6 +44,7 @@ from tlcore.sweep.seats import Replay, TakeOver
 from tlcore.sweep.slot import Slot
 from tlcore.sweep.takeover import can_clone, make_own
 from tlcore.sweep.warm import earlier_results
+from tlcore.train.budget import exhausted
 
 DISPLAY_EVERY_S: Final = 0.5
 JOURNAL_ATTEMPTS: Final = 5
@@ -55,6 +58,7 @@ class Driver:
         session: import path of the session class that the ranks drive.
         metrics: what every report must have.
         halt: asked when the sweep must stop before its end.
+        clock: current time, timezone-aware.
         earlier: run whose results warm the searcher of a new sweep.
         admit: what becomes of a suggested point, by whether it fits.
         unknown: what the check before the sweep could not find out; written down.
@@ -68,17 +72,18 @@ class Driver:
         metrics: Sequence[str],
         display: Display | None,
         halt: Halt,
+        clock: Callable[[], datetime],
         earlier: RunRef | None = None,
         admit: Admit = admit_all,
         unknown: Sequence[str] = (),
     ) -> None:
         self._admit, self._unknown = admit, list(unknown)
         self._recipe, self._run, self._session, self._metrics, self._halt = recipe, run, session, list(metrics), halt
-        self._earlier = earlier
+        self._earlier, self._clock = earlier, clock
         self._store = run.open()
         self._entries = read_journal(self._store)
         patience = Patience(JOURNAL_ATTEMPTS)
-        journal = Journal(self._store, lambda: datetime.now(UTC), start=len(self._entries), ask=patience.ask)
+        journal = Journal(self._store, clock, start=len(self._entries), ask=patience.ask)
         self._recorder = Recorder(journal, SweepState.from_entries(self._entries), display)
         self._cluster = Cluster()
         self._conductor = Conductor(self._recorder, self._clone)
@@ -94,16 +99,39 @@ class Driver:
         return self._recorder.state
 
     def drive(self) -> bool:
-        """Run what is left. True when it was interrupted."""
+        """Run what is left, as far as the budget goes. True when it was interrupted."""
         wanted = trials_wanted(self._recipe)
         self._take_up(wanted)
-        if self.state.unfinished() or len(self.state.trials) < wanted:
+        if self._is_left(wanted) and not self._spent():
             with _scratch() as scratch, self._board() as board, self._watching(board):
                 self._fit(self._source(scratch, board), scratch)
-        if not self._halt.asked:
-            best = self.state.best(self._recipe.search.metric, self._recipe.search.mode)
-            self._recorder.record("finished", best=best.trial if best else None)
+        if self._recorder.error is not None:
+            raise self._recorder.error
+        self._end(wanted)
         return self._halt.interrupted
+
+    def _is_left(self, wanted: int) -> bool:
+        return bool(self.state.unfinished()) or len(self.state.trials) < wanted
+
+    def _spent(self) -> bool:
+        limit = exhausted(self._recipe, self._recorder.used(self._clock()))
+        if limit is not None:
+            self._halt.exhaust(limit)
+        return limit is not None
+
+    def _end(self, wanted: int) -> None:
+        """Write how it ended, and what was left where it stood when time ran out."""
+        for trial in self.state.unfinished():
+            if trial.status == "running":
+                self._recorder.record("left", trial.trial, step=self._newest_step(trial.trial))
+        best = self.state.best(self._recipe.search.metric, self._recipe.search.mode)
+        facts: dict[str, Any] = {"best": best.trial if best else None}
+        if self._halt.interrupted:
+            self._recorder.record("interrupted")
+        elif self._halt.exhausted is not None and self._is_left(wanted):
+            self._recorder.record("finished", **facts, reason="budget", limit=self._halt.exhausted.setting)
+        elif self._halt.error is None:
+            self._recorder.record("finished", **facts)
 
     def _take_up(self, wanted: int) -> None:
         """Bring scheduler and searcher to where the journal ends, and do what the last driver decided and did not live to do."""
@@ -182,6 +210,8 @@ class Driver:
         )
         self._conductor.hands = source
         self._recorder.listeners.append(source.heed)
+        self._halt.take_no_more = source.set_finished
+        self._halt.is_busy = lambda: any(trial.status == "running" for trial in self.state.unfinished())
         return source
 
     def _room(self, shape: Shape, live: Sequence[Shape], idle: Sequence[Shape]) -> bool:
@@ -208,7 +238,7 @@ class Driver:
                 reuse_actors=True,
                 storage_path=str(scratch),
                 stop=self._halt,
-                callbacks=[JournalCallback(self._recorder, self._halt, self._seats, self._free)],
+                callbacks=[self._callback(source)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
                 raise_on_failed_trial=False,
                 verbose=0,
@@ -219,6 +249,21 @@ class Driver:
             if isinstance(error, TlcoreError):
                 raise
             raise SweepError(f"Ray Tune gave up: {error}", hint="see driver.log in the log directory") from error
+
+    def _callback(self, source: TrialSource) -> JournalCallback:
+        price = self._recipe.budget.price_per_worker_hour
+        priced = {} if price is None else {"price": price}
+        return JournalCallback(
+            self._recorder,
+            self._halt,
+            self._seats,
+            self._free,
+            terms=lambda trial: {"workers": source.workers(trial), **priced},
+            committed=self._newest_step,
+        )
+
+    def _newest_step(self, trial: str) -> int | None:
+        return newest_step(self._store, trial)
 
     def _free(self, slot: str) -> None:
         """Free the workers of a slot that was killed; Ray keeps a placement group as long as its job lives."""
@@ -251,12 +296,24 @@ class Driver:
             self._demand.settle(0)
 
     def _watch(self, over: threading.Event) -> None:
-        """Feed the display; when the sweep is to stop, tell the slots, which wait for their ranks and hear nobody else."""
-        told = False
+        """Watch the budget and feed the display; when the sweep is to stop, tell the slots, which wait for their ranks and hear
+        nobody else."""
+        told: set[str] = set()
         while not over.wait(DISPLAY_EVERY_S):
-            if self._halt.asked and not told:
+            self._spent()
+            with suppress(TlcoreError):  # the recorder keeps it, for the driver's own thread
+                self._recorder.sign_of_life()
+            if self._recorder.error is not None:
+                self._halt.fail(self._recorder.error)
+            if self._halt.asked and "leave" not in told:
+                self._board_actor.leave.remote()
+                told.add("leave")
+                if self._halt.error is None:
+                    with suppress(TlcoreError):
+                        self._recorder.record("stopping", reason=self._halt.reason)
+            if self._halt.at_once and "stop" not in told:
                 self._board_actor.stop.remote()
-                told = True
+                told.add("stop")
             # too slow once, or the cluster is going: the driver's own thread will say so
             with suppress(RayError, TlcoreError):
                 self._recorder.take_notes()

@@ -149,6 +149,8 @@ class WorkerGroup:
             if found is not None:
                 self.generation, self._ranks = found
                 return self._ranks[0].place
+            if ray.get(self.mailbox.is_stopping.remote()):
+                raise Cancelled("the sweep is being stopped")
             self._check_alive()
             if waits_for_room(self.settings.shape):  # others hold it, or an autoscaler makes it: no sign of a failure
                 deadline = time.monotonic() + START_S

@@ -130,7 +130,13 @@ class Ledger:
         self._movement = Movement(clock())
         self.generation = 0
         self.closed = False
+        self.leaving = False
         self.cancelled = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the sweep is being stopped, with time for a last step or without."""
+        return self.leaving or self.cancelled
 
     def join(self, group: str, info: RankInfo) -> bool:
         """Take in a rank; the first one of another group begins a new generation. False: its group is already void."""
@@ -250,9 +256,9 @@ class Mailbox:
     async def wait_complete(self, after: int, wait_s: float) -> tuple[int, list[RankInfo]] | None:
         """Long poll of the slot: the first complete generation later than `after`, and its ranks; None after `wait_s`."""
         ready = await self._until(
-            lambda: self._ledger.cancelled or (self._ledger.generation > after and self._ledger.complete()), wait_s
+            lambda: self._ledger.stopping or (self._ledger.generation > after and self._ledger.complete()), wait_s
         )
-        return (self._ledger.generation, self._ledger.ranks()) if ready and not self._ledger.cancelled else None
+        return (self._ledger.generation, self._ledger.ranks()) if ready and not self._ledger.stopping else None
 
     async def wait(self, generation: int, number: int, wait_s: float) -> Status:
         """Long poll of the slot: where a command stands, as soon as that is news, at the latest after `wait_s`."""
@@ -265,6 +271,17 @@ class Mailbox:
 
     async def is_closed(self) -> bool:
         return self._ledger.closed
+
+    async def leave(self) -> None:
+        """Have the ranks stop at their next step: the sweep is being stopped. Ranks that have not joined yet are not waited for."""
+        await self._change(lambda: setattr(self._ledger, "leaving", True))
+
+    async def wait_leaving(self, wait_s: float) -> bool:
+        """Long poll of a rank: whether it is to stop at its next step, or its group is closed; False after `wait_s`."""
+        return await self._until(lambda: self._ledger.stopping or self._ledger.closed, wait_s)
+
+    async def is_stopping(self) -> bool:
+        return self._ledger.stopping
 
     async def cancel(self) -> None:
         """Wake the slot from whatever it waits for: the sweep is being stopped."""

@@ -13,12 +13,14 @@ from typing import Any
 from tlcore.recipe import Recipe
 from tlcore.storage import RunRef
 from tlcore.storage.journal import SweepState, TrialState
+from tlcore.train.budget import Exhausted
 
 
 @dataclass(frozen=True)
 class SweepOutcome:
     """A sweep that ended, or was interrupted: at least one trial took a step, or there was nothing left to do.
 
+    `exhausted` is the budget that ended it with trials left; they are unfinished, and a resume with a higher one goes on with them.
     `best` is the trial with the best last metric, None where no trial has any; `errors` says by trial what failed it. `logs` has
     the driver's log and a link to Ray's.
     """
@@ -29,6 +31,7 @@ class SweepOutcome:
     best: TrialState | None
     logs: Path
     interrupted: bool
+    exhausted: Exhausted | None = None
 
     @property
     def trials(self) -> list[TrialState]:
@@ -48,4 +51,4 @@ class SweepOutcome:
     @property
     def complete(self) -> bool:
         """Whether nothing is left to run."""
-        return self.state.finished
+        return self.state.finished and not self.state.ended_by

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
-from ray.tune import Callback, Stopper
+from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from tlcore.errors import TlcoreError, WorkerLost
+from tlcore.storage.account import ALIVE_EVERY_S, Usage
 from tlcore.storage.journal import Entry, Journal, SweepState, TrialState
 from tlcore.sweep.display import Display
 from tlcore.sweep.failures import is_hopeless
+from tlcore.sweep.halt import Halt
 from tlcore.sweep.search import SlotTrial
 from tlcore.sweep.seats import Seats
 from tlcore.sweep.slot import REPORT, slot_name
@@ -38,9 +42,19 @@ _RESULT_KEYS = (
 
 
 class Recorder:
-    """Writes entries, keeps the folded state, tells the display. Safe to call from the driver's threads."""
+    """Writes entries, keeps the folded state, tells the display. Safe to call from the driver's threads.
 
-    def __init__(self, journal: Journal, state: SweepState, display: Display | None) -> None:
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        state: SweepState,
+        display: Display | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.journal, self.state, self.display = journal, state, display
         self.error: TlcoreError | None = None
         self.listeners: list[Callable[[Entry], None]] = []
@@ -49,6 +63,7 @@ class Recorder:
         self._told: list[dict[str, Any]] = []
         self._lock, self._taking = threading.Lock(), threading.Lock()
         self._reported: str | None = None
+        self._clock, self._wrote_s = clock, clock()
 
     def record(self, kind: str, trial: str | None = None, **facts: Any) -> Entry:
         """Write one entry, fold it, show it."""
@@ -58,6 +73,7 @@ class Recorder:
             except TlcoreError as error:
                 self.error = error  # Tune wraps what a callback raises; the driver raises this instead
                 raise
+            self._wrote_s = self._clock()
             self.state.apply(entry)
             if self.display is not None:
                 self.display.on_event(entry)
@@ -87,6 +103,16 @@ class Recorder:
         written, self._reported = self._reported == trial, None
         return written
 
+    def used(self, now: datetime) -> Usage:
+        """What the run has used up to now."""
+        with self._lock:
+            return self.state.account.used(now)
+
+    def sign_of_life(self) -> None:
+        """Write that the driver lives, if nothing was written for long; safe in any thread, since it changes no decision."""
+        if self._clock() - self._wrote_s >= ALIVE_EVERY_S:
+            self.record("alive")
+
     def progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Show the newest progress."""
         with self._lock:
@@ -94,47 +120,33 @@ class Recorder:
                 self.display.on_progress(snapshot)
 
 
-class Halt(Stopper):
-    """Stops the sweep as a whole: on an interrupt, or on an error that every trial would meet."""
-
-    def __init__(self) -> None:
-        self.interrupted = False
-        self.error: TlcoreError | None = None
-
-    def interrupt(self) -> None:
-        """Stop at the controller's next turn; safe in a signal handler."""
-        self.interrupted = True
-
-    def fail(self, error: TlcoreError) -> None:
-        """Stop at the controller's next turn: no trial can do better."""
-        self.error = self.error or error
-
-    @property
-    def asked(self) -> bool:
-        """Whether a stop was asked for."""
-        return self.interrupted or self.error is not None
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No trial is stopped by its results here."""
-        return False
-
-    def stop_all(self) -> bool:
-        """What Tune asks after every event."""
-        return self.asked
-
-
 class JournalCallback(Callback):
-    """Tune's events as journal entries. `free` takes the name of a slot that died and frees what its workers held."""
+    """Tune's events as journal entries.
 
-    def __init__(self, recorder: Recorder, halt: Halt, seats: Seats, free: Callable[[str], None]) -> None:
+    Args:
+        free: takes the name of a slot that died and frees what its workers held.
+        terms: what a trial that starts holds, for the account: workers, and their price where there is one.
+        committed: the step of a trial's newest checkpoint, None without one.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        halt: Halt,
+        seats: Seats,
+        free: Callable[[str], None],
+        terms: Callable[[Trial], Mapping[str, Any]],
+        committed: Callable[[str], int | None],
+    ) -> None:
         self._recorder, self._halt, self._seats, self._free = recorder, halt, seats, free
+        self._terms, self._committed = terms, committed
         self._slots: dict[str, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A slot took the trial."""
         slot = slot_name(trial.temporary_state.ray_actor._actor_id.hex())
         self._slots[trial.trial_id] = slot
-        self._recorder.record("started", trial.trial_id, slot=slot, workers=trial.config["workers"])
+        self._recorder.record("started", trial.trial_id, slot=slot, **self._terms(trial))
         self._seats.start(trial.trial_id)
 
     def on_trial_result(
@@ -165,7 +177,9 @@ class JournalCallback(Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial ended by an error."""
         if self._halt.asked:
-            return  # torn down with the sweep: it is not the trial's failure, and a resume takes it up
+            # torn down with the sweep: it is not the trial's failure, and a resume takes it up
+            self._recorder.record("left", trial.trial_id, step=self._committed(trial.trial_id))
+            return
         error = cause_of(trial)
         if isinstance(trial.failure, RayActorError) and trial.trial_id in self._slots:
             self._free(self._slots[trial.trial_id])

@@ -10,15 +10,11 @@ from __future__ import annotations
 import getpass
 import platform
 import secrets
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from tlcore.errors import RequestError, SweepError
@@ -33,6 +29,7 @@ from tlcore.recipe import (
     world_sizes,
 )
 from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, probe
+from tlcore.storage.account import utc_now
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.display import Display
 from tlcore.sweep.driver import Driver
@@ -40,13 +37,14 @@ from tlcore.sweep.estimates import Estimate, EstimatorProcess
 from tlcore.sweep.fit import Admit, FitCheck, Verdict, admission, admit_all, refuse, workers_setting
 from tlcore.sweep.gpus import smallest_gpu_bytes
 from tlcore.sweep.growth import check_can_come, read_growth
+from tlcore.sweep.halt import Halt
 from tlcore.sweep.outcome import SweepOutcome
 from tlcore.sweep.quiet import quiet_ray
-from tlcore.sweep.recorder import Halt
 from tlcore.sweep.resources import Cluster, Shape, shape_of
 from tlcore.sweep.search import trials_wanted
 from tlcore.sweep.warm import find_earlier
 from tlcore.tasks import build_task
+from tlcore.train.signals import stop_signals
 
 SESSION: Final = "tlcore.train.session:TrialSession"
 MAY_CHANGE: Final = ("resources.", "failures.", "budget.", "report.", "track.", "search.trials")
@@ -64,6 +62,7 @@ class SweepOptions:
         session: import path of the session class that the ranks drive.
         estimate: what a worker needs of memory; None asks `train/estimate.py`, which knows of tlcore's own session alone: with
             another one, memory is not checked.
+        clock: current time, timezone-aware: what the journal is dated by and the budget counted with.
     """
 
     resume: bool = False
@@ -71,6 +70,7 @@ class SweepOptions:
     logs: Path | None = None
     session: str = SESSION
     estimate: Estimate | None = None
+    clock: Callable[[], datetime] = utc_now
 
 
 def log_directory(name: str, now: datetime) -> Path:
@@ -83,7 +83,7 @@ def run_sweep(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
 
     Raises:
         CannotPlace: a trial can never be placed on this cluster (nothing was started).
-        SweepError: no trial took a step.
+        SweepError: no trial took a step, or the budget was used up before any trial reported.
         RequestError, StorageError: the run cannot be resumed, or the storage not used.
     """
     return _run(recipe, options, metrics=recipe.search.metrics)
@@ -105,13 +105,14 @@ def run_train(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
 
 
 def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> SweepOutcome:
-    now = datetime.now(UTC)
+    now = options.clock()
     logs = options.logs or log_directory(recipe.name, now)
     ensure_embedded(recipe.storage)
     probe(recipe.storage)
     check_inputs(recipe)
     run = _find_run(recipe) if options.resume else None
-    with EstimatorProcess() as process, quiet_ray(logs), _interrupts() as halt:
+    halt = Halt()
+    with EstimatorProcess() as process, quiet_ray(logs), stop_signals(halt.interrupt):
         own = process if options.session == SESSION else None
         admit, unknown = _check_fits(recipe, Cluster(), options.estimate or own)
         process.close()  # an adaptive searcher's new combinations start it again
@@ -121,12 +122,14 @@ def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> Sweep
             run = create_run(recipe.storage, recipe.name, identity(recipe), now, secrets.token_hex(8))
         if halt.asked:
             raise KeyboardInterrupt
-        driver = Driver(recipe, run, options.session, metrics, options.display, halt, earlier, admit, unknown)
+        driver = Driver(
+            recipe, run, options.session, metrics, options.display, halt, options.clock, earlier, admit, unknown
+        )
         interrupted = driver.drive()
     state = driver.state
     _check_progress(state, halt, interrupted, logs)
     best = state.best(recipe.search.metric, recipe.search.mode)
-    return SweepOutcome(run, recipe, state, best, logs, interrupted)
+    return SweepOutcome(run, recipe, state, best, logs, interrupted, halt.exhausted if state.ended_by else None)
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
@@ -202,6 +205,10 @@ def _check_progress(state: SweepState, halt: Halt, interrupted: bool, logs: Path
         return
     if halt.error is not None:
         raise halt.error
+    if halt.exhausted is not None:
+        raise SweepError(
+            f"the budget ended the sweep before any trial reported: {halt.exhausted}", hint=halt.exhausted.hint
+        )
     first = next((trial.failure for trial in state.trials.values() if trial.failure is not None), None)
     if first is None:
         raise SweepError("no trial took a step", hint=f"see {logs}")
@@ -211,24 +218,3 @@ def _check_progress(state: SweepState, halt: Halt, interrupted: bool, logs: Path
         trial=first["trial"],
         rank=first.get("rank"),
     )
-
-
-@contextmanager
-def _interrupts() -> Iterator[Halt]:
-    """Ctrl-C or SIGTERM asks the sweep to stop; a second one stops this process at once."""
-    halt = Halt()
-    if threading.current_thread() is not threading.main_thread():
-        yield halt
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if halt.asked:
-            raise KeyboardInterrupt
-        halt.interrupt()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield halt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -76,6 +76,10 @@ class Places:
         """Note a trial that starts."""
         self._held[trial.trial_id] = (trial, shape)
 
+    def held(self, trial: str) -> Shape | None:
+        """The shape of what a trial holds."""
+        return self._held[trial][1] if trial in self._held else None
+
     def free(self, trial: str) -> None:
         """Note a trial that ended."""
         self._held.pop(trial, None)
@@ -251,7 +255,12 @@ class TrialSource(SearchAlgorithm):
         return self._trials.get(name)
 
     def start(self, trials: Sequence[Trial]) -> Trial | None:
-        """Take a place for the first of these waiting trials that fits, and give it what it has from there on. None: none fits."""
+        """Take a place for the first of these waiting trials that fits, and give it what it has from there on.
+
+        None: none fits, or the sweep is stopping.
+        """
+        if self._finished:
+            return None
         too_big: set[Shape] = set()
         for trial in trials:
             shape = self._shape(self._state.trials[trial.trial_id])
@@ -268,6 +277,11 @@ class TrialSource(SearchAlgorithm):
         if trial is not None and entry["kind"] in {"lost", "adapted"}:
             state = self._state.trials[trial.trial_id]
             trial.set_config({**trial.config, "lost": dict(state.losses), "adapted": dict(state.adapted)})
+
+    def workers(self, trial: Trial) -> int:
+        """How many workers a trial that starts holds."""
+        held = self._places.held(trial.trial_id)
+        return (held or self._shape(self._state.trials[trial.trial_id])).workers
 
     def move(self, trial: Trial | None, name: str) -> None:
         """Give a trial the config, and the shape, of what the journal now says of it."""

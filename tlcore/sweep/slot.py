@@ -11,6 +11,9 @@ that world size.
 
 Where the scheduler may have a trial wait or take it as a donor, the report waits for the checkpoint to be committed.
 
+When the sweep is being stopped the ranks end their step, commit it and say so; the step then raises `Cancelled`, as it does at once
+where they are no longer waited for, and the driver knows that for no failure.
+
 The worker group is replaced before the next trial when the trial failed, and always with `resources.isolation: process`.
 """
 
@@ -102,6 +105,9 @@ class Slot(tune.Trainable):
         self._healthy = False
         command = {"op": "advance", "fraction": fraction, "commit": fraction in self._commits}
         report: dict[str, Any] = self._command(command)
+        if report.get("interrupted"):
+            self._healthy = True
+            raise Cancelled("the sweep is being stopped")
         self._check_metric(report["metrics"])
         if done:
             self._end_session()

@@ -15,9 +15,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayError
 
 from tlcore.engine.exhausted import as_out_of_memory
 from tlcore.engine.process import prepare_process
@@ -42,7 +44,10 @@ class Session(Protocol):
 
     def advance(self, fraction: float, commit: bool = False) -> Any:
         """Train to a fraction of the trial's own epochs, evaluate, begin to save, and with `commit` wait until that is
-        committed or has failed; a report with `to_dict()`."""
+        committed or has failed; a report with `to_dict()`. One that was interrupted says so, and what it has is committed."""
+
+    def interrupt(self) -> None:
+        """Have `advance`, under way or next, stop at its next step; called on one rank, from another thread."""
 
     def close(self) -> None:
         """Give everything back."""
@@ -72,6 +77,7 @@ class SessionHost:
         self._feed = feed
         self._session: Session | None = None
         self._op = IDLE
+        self._leaving = False
 
     def stand(self) -> Stand:
         """Where this rank is now; for any thread."""
@@ -108,6 +114,15 @@ class SessionHost:
         self._session = import_factory(self._path)(
             recipe, command["run_url"], trial, on_progress, command["resume_step"], command["inherits"]
         )
+        if self._leaving:
+            self._session.interrupt()
+
+    def leave(self) -> None:
+        """Have the session, and any that follows, stop at its next step; called from another thread."""
+        self._leaving = True
+        session = self._session
+        if session is not None:
+            session.interrupt()
 
     def close(self) -> None:
         """End the session, if there is one."""
@@ -177,6 +192,17 @@ class Link:
         """Hand in the error that a command ended with."""
         ray.get(self._mailbox.fail.remote(self._group, number, failure))
 
+    def watch(self, leave: Callable[[], None]) -> None:
+        """Call `leave`, in a thread of its own, as soon as the sweep is being stopped."""
+        threading.Thread(target=self._await_leaving, args=(leave,), name="leaving", daemon=True).start()
+
+    def _await_leaving(self, leave: Callable[[], None]) -> None:
+        with suppress(RayError):  # the mailbox is gone: so are the commands
+            while not self._over.is_set():
+                if ray.get(self._mailbox.wait_leaving.remote(POLL_S)):
+                    leave()
+                    return
+
     def close(self) -> None:
         """Stop the heartbeat."""
         self._over.set()
@@ -215,6 +241,8 @@ def worker_loop(config: dict[str, Any]) -> None:
     host = SessionHost(config["session"], feed.for_trial if feed else None)
     if not link.join(host.stand):
         return
+    if rank == 0:
+        link.watch(host.leave)
     try:
         serve(link, host)
     finally:

@@ -35,7 +35,8 @@ class Report:
     """A trial at one of its report fractions, evaluated on the validation examples. `loss` is None where it is not known: the
     trial was restored at this very step, from a checkpoint that does not say. `fell_back`, in the first report after a restore:
     the damaged checkpoints that were passed over, each with `instead` (its step), `step` (the one restored) and `reason`.
-    `saves`: what the trial's saves took on rank 0 since it was last started (`SaveTotals`)."""
+    `saves`: what the trial's saves took on rank 0 since it was last started (`SaveTotals`). `interrupted`: it stopped before its
+    report fraction because that was asked; nothing was measured, and `checkpoint_step` has all of it."""
 
     step: int
     total_steps: int
@@ -46,6 +47,7 @@ class Report:
     metrics: dict[str, float] = field(default_factory=dict)
     fell_back: list[dict[str, Any]] = field(default_factory=list)
     saves: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -35,6 +35,8 @@ from tlcore.transfer import apply_strategy, parameter_groups
 
 PROGRESS_EVERY_STEPS = 5
 """Steps between looks at the loss: each look is a small collective and, on a GPU, a wait for the device."""
+SLOW_STEP_S = 1.0
+"""Where a step takes longer, ranks ask each other after every step whether to stop; else they do with each look."""
 
 
 def position(recipe: Recipe, order: Order) -> dict[str, Any]:
@@ -117,6 +119,8 @@ class TrialSession:
         self._samples, self._since = 0, time.monotonic()
         self._samples_per_s = 0.0
         self._saved_at = time.monotonic()
+        self._interrupted = self._leaves = False
+        self._looked, self._is_slow = (self.step, time.monotonic()), False
 
     @property
     def total_steps(self) -> int:
@@ -129,16 +133,20 @@ class TrialSession:
 
     def advance(self, fraction: float, commit: bool = False) -> Report:
         """Train to `fraction` of the trial's own epochs, evaluate on the validation examples, and begin to save; at the
-        trial's end, and with `commit`, the save is waited for.
+        trial's end, and with `commit`, the save is waited for. Once a rank was interrupted, all stop at the same step, commit
+        what they have, and the report says so.
 
         Raises:
             Diverged: the loss is not finite.
             CheckpointError: more saves failed in a row than the recipe allows.
         """
         target = self._step_at(fraction)
-        while self.step < target:
+        self._agree_to_leave()
+        while self.step < target and not self._leaves:
             self.train_step()
         self._look()
+        if self._leaves:
+            return self._leave()
         self.phase = "evaluate"
         metrics = self._evaluate()
         self.phase = "save"
@@ -161,6 +169,29 @@ class TrialSession:
         self._saver.tell({"kind": "report", **report.to_dict()})
         self._samples, self._since = 0, time.monotonic()
         return report
+
+    def interrupt(self) -> None:
+        """Have `advance` stop at its next step; may be called on any rank, from another thread or a signal handler."""
+        self._interrupted = True
+
+    def _leave(self) -> Report:
+        self.phase = "save"
+        if self.step:
+            self._save({})
+            self._saver.wait()
+        return Report(
+            self.step,
+            self.total_steps,
+            self.step / self.total_steps,
+            finite(self._loss),
+            self._samples_per_s,
+            self._saver.committed_step,
+            interrupted=True,
+        )
+
+    def _agree_to_leave(self) -> None:
+        """Whether any rank was interrupted: the same answer on all."""
+        self._leaves = sum_over_ranks(torch.tensor([float(self._interrupted)], device=self.model.device)).item() > 0
 
     def is_past(self, fraction: float) -> bool:
         """Whether the trial already stood beyond `fraction` when it was restored, so that it need not be reported again."""
@@ -202,8 +233,10 @@ class TrialSession:
         if self.step % PROGRESS_EVERY_STEPS == 0 or due or self.step == 1:
             overdue, has_room = self._look()
             self._due = self._due or due or overdue
-            if self._due:
+            if self._due and not self._leaves:
                 self._save_if_due(has_room)
+        elif self._is_slow:
+            self._agree_to_leave()
 
     def _save_if_due(self, has_room: bool) -> None:
         """Save, or do as `checkpoint.when_late` says where a rank has two saves under way; the same on all ranks."""
@@ -217,8 +250,8 @@ class TrialSession:
         # newest: it stays due, and the state of the first look that finds room is saved.
 
     def _look(self) -> tuple[bool, bool]:
-        """Agree on the mean loss of the steps since the last look and tell it. Returns whether a save by time is due, and
-        whether every rank has room for one."""
+        """Agree on the mean loss of the steps since the last look and tell it, and whether to stop. Returns whether a save by time
+        is due, and whether every rank has room for one."""
         self._saver.poll()
         overdue = self.rank == 0 and self._cadence.due_by_time(time.monotonic() - self._saved_at)
         full = not self._saver.has_room()
@@ -226,8 +259,12 @@ class TrialSession:
             self._tell()
             return False, False
         mean = torch.stack(self._losses).mean()
-        flags = torch.tensor([overdue, full], dtype=mean.dtype, device=mean.device)
-        loss_sum, overdue_ranks, full_ranks = sum_over_ranks(torch.cat([mean.reshape(1), flags])).tolist()
+        flags = torch.tensor(
+            [overdue, full, self._interrupted, self._is_step_slow()], dtype=mean.dtype, device=mean.device
+        )
+        summed = sum_over_ranks(torch.cat([mean.reshape(1), flags])).tolist()
+        loss_sum, overdue_ranks, full_ranks, interrupted_ranks, slow_ranks = summed
+        self._leaves, self._is_slow = self._leaves or interrupted_ranks > 0, slow_ranks > 0
         self._losses.clear()
         self._loss = loss_sum / self.world_size
         if not math.isfinite(self._loss):
@@ -235,6 +272,12 @@ class TrialSession:
         self._samples_per_s = self._samples / max(1e-9, time.monotonic() - self._since)
         self._tell()
         return overdue_ranks > 0, full_ranks == 0
+
+    def _is_step_slow(self) -> bool:
+        """Whether steps took long since the last look, on this rank."""
+        (step, at_s), now = self._looked, time.monotonic()
+        self._looked = self.step, now
+        return now - at_s > SLOW_STEP_S * (self.step - step)
 
     def _tell(self) -> None:
         if self.rank == 0:

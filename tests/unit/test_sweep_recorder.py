@@ -1,0 +1,62 @@
+"""The driver's signs of life, and what it has used; clocks are moved by hand."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tlcore.errors import StaleWriter
+from tlcore.storage import open_store
+from tlcore.storage.account import ALIVE_EVERY_S, Usage
+from tlcore.storage.journal import Journal, SweepState, read_journal
+from tlcore.sweep.recorder import Recorder
+
+pytestmark = pytest.mark.unit
+
+
+class World:
+    def __init__(self, directory):
+        self.now_s, self.store = 0.0, open_store(str(directory))
+        self.recorder = Recorder(Journal(self.store, self.time), SweepState(), None, lambda: self.now_s)
+
+    def time(self):
+        return datetime(2026, 11, 26, tzinfo=UTC) + timedelta(seconds=self.now_s)
+
+    def kinds(self):
+        return [entry["kind"] for entry in read_journal(self.store)]
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path / "run")
+
+
+def test_a_driver_that_says_nothing_else_says_that_it_lives(world):
+    world.recorder.record("suggested", "t000", point={})
+    world.now_s += ALIVE_EVERY_S - 1
+    world.recorder.sign_of_life()
+    assert world.kinds() == ["suggested"]
+    world.now_s += 1
+    world.recorder.sign_of_life()
+    world.recorder.sign_of_life()
+    assert world.kinds() == ["suggested", "alive"]
+    world.now_s += ALIVE_EVERY_S / 2
+    world.recorder.record("started", "t000", slot="a", workers=2)
+    world.now_s += ALIVE_EVERY_S / 2
+    world.recorder.sign_of_life()
+    assert world.kinds() == ["suggested", "alive", "started"]
+
+
+def test_a_driver_that_was_replaced_learns_it_by_its_sign_of_life(world):
+    world.recorder.record("suggested", "t000", point={})
+    Journal(world.store, world.time, start=1).append("resumed")
+    world.now_s += ALIVE_EVERY_S
+    with pytest.raises(StaleWriter):
+        world.recorder.sign_of_life()
+    assert isinstance(world.recorder.error, StaleWriter)
+
+
+def test_what_was_used_counts_up_to_now(world):
+    world.recorder.record("started", "t000", slot="a", workers=2)
+    assert world.recorder.used(world.time() + timedelta(hours=3)) == Usage(3, 6, None)
