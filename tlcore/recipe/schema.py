@@ -191,6 +191,10 @@ class CheckpointSection(Section):
     """Newest checkpoints to keep per trial."""
     keep_best: NotNegative = 1
     """Best checkpoints by the search's metric to keep besides."""
+    keep_best_overall: NotNegative = 1
+    """Best checkpoints by the search's metric, over all trials, that `keep_stopped` and `budget.bytes` leave alone."""
+    keep_stopped: NotNegative | None = None
+    """Newest checkpoints to keep of a trial that was stopped or failed; null keeps keep_last and keep_best of it too."""
     snapshot: Literal["eager", "lazy"] = "eager"
     """eager: training waits for a copy in memory; lazy: copied during the next forward and backward."""
     when_late: Literal["wait", "skip", "newest"] = "newest"
@@ -210,7 +214,7 @@ class BudgetSection(Section):
     worker_hours: AboveZero | None = None
     """Wall time times workers, hours."""
     bytes: Positive | None = None
-    """Checkpoints kept, bytes."""
+    """Checkpoints kept by a run, in bytes of distinct chunks; what can be spared is deleted, and never stops the sweep."""
 
 
 class FailuresSection(Section):

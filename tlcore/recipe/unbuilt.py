@@ -82,7 +82,6 @@ UNBUILT: Final = (
     Unbuilt("search.scheduler.asha.workers", _given, "null, the same workers at every rung"),
     Unbuilt("budget.hours", _given, "null, with search.trials as the limit"),
     Unbuilt("budget.worker_hours", _given, "null, with search.trials as the limit"),
-    Unbuilt("budget.bytes", _given, "null, with checkpoint.keep_last and checkpoint.keep_best as the limit"),
     Unbuilt("failures.on_oom", "adapt"),
     Unbuilt("failures.on_infeasible", "drop"),
     Unbuilt("failures.on_infeasible", "repair"),

@@ -20,6 +20,9 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     completed  -                                       ran to the end of its own epochs
     failed     error, message, hint, rank              ended by an error
     resumed    of                                      a new driver took the sweep over
+    pruned     checkpoints, freed_bytes, kept_bytes, over_bytes
+                                                       retention deleted these ([trial, step, why] each) and what they alone needed;
+                                                       `kept_bytes` of chunks are left, `over_bytes` more than budget.bytes
     finished   best                                    nothing is left to run
     final      metrics                                 test figures of the best trial
 
@@ -32,7 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -58,6 +61,7 @@ KINDS: Final = frozenset(
         "completed",
         "failed",
         "resumed",
+        "pruned",
         "finished",
         "final",
     }
@@ -78,6 +82,11 @@ class Journal:
         self._store = store
         self._clock = clock
         self._next = start
+
+    @property
+    def next_number(self) -> int:
+        """Number of the next entry."""
+        return self._next
 
     def append(self, kind: str, trial: str | None = None, **facts: Any) -> Entry:
         """Write one entry and return it as it will be read; it is durable when this returns.
@@ -210,6 +219,14 @@ class SweepState:
             self.finished = True
         elif trial in self.trials:
             _apply_to_trial(self.trials[trial], entry)
+
+    def copy(self) -> SweepState:
+        """The same, apart from what is folded into either of them later."""
+        trials = {
+            name: replace(trial, results=list(trial.results), lineage=list(trial.lineage))
+            for name, trial in self.trials.items()
+        }
+        return replace(self, trials=trials)
 
     def unfinished(self) -> list[TrialState]:
         """Trials that were suggested and have not ended."""

@@ -30,6 +30,7 @@ from tlcore.storage.journal import Entry, Journal, SweepState, Takeover, TrialSt
 from tlcore.sweep.board import open_board
 from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
+from tlcore.sweep.janitor import Janitor
 from tlcore.sweep.recorder import Halt, JournalCallback, Recorder
 from tlcore.sweep.resources import Cluster, Shape, has_room, shape_of
 from tlcore.sweep.schedulers import make_seats
@@ -74,6 +75,7 @@ class Driver:
         self._seats = make_seats(recipe, self._conductor)
         self._conductor.seats = self._seats
         self._searcher = make_searcher(recipe)
+        self._janitor = Janitor(recipe, run, self._recorder.snapshot, self._recorder.record, self._recorder.next_number)
 
     @property
     def state(self) -> SweepState:
@@ -85,9 +87,10 @@ class Driver:
         wanted = trials_wanted(self._recipe)
         self._take_up(wanted)
         if self.state.unfinished() or len(self.state.trials) < wanted:
-            with _scratch() as scratch, self._board() as board, self._watching(board):
+            with _scratch() as scratch, self._board() as board, self._watching(board), self._janitor.at_work():
                 self._fit(self._source(scratch, board), scratch)
         if not self._halt.asked:
+            self._janitor.run_once()
             best = self.state.best(self._recipe.search.metric, self._recipe.search.mode)
             self._recorder.record("finished", best=best.trial if best else None)
         return self._halt.interrupted
@@ -97,7 +100,7 @@ class Driver:
         for entry in self._entries:
             self._searcher.observe(entry)
         replayed = Replay(self._seats, self._entries)
-        self._recorder.listeners += [self._searcher.observe, self._seat]
+        self._recorder.listeners += [self._searcher.observe, self._seat, self._janitor.on_entry]
         if not self._entries:
             if self._earlier is not None:
                 self._recorder.record("warmed", **earlier_results(self._recipe, self._earlier))
@@ -117,9 +120,13 @@ class Driver:
 
     def _clone(self, decided: TakeOver, check: bool) -> bool:
         if check:
-            return can_clone(self._store, decided)
-        make_own(self._store, decided)
-        return True
+            self._janitor.pin(decided.parent, decided.step)  # until it is cloned
+            if can := can_clone(self._store, decided):
+                return can
+        else:
+            make_own(self._store, decided)
+        self._janitor.unpin(decided.parent, decided.step)
+        return not check
 
     def _settle(self, decided: set[str]) -> None:
         """Write what the last driver had seen and did not live to write."""

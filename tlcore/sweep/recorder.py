@@ -75,6 +75,16 @@ class Recorder:
         written, self._reported = self._reported == trial, None
         return written
 
+    def snapshot(self) -> SweepState:
+        """A copy of the state that nobody changes, for other threads."""
+        with self._lock:
+            return self.state.copy()
+
+    def next_number(self) -> int:
+        """Number of the journal's next entry; none is being written."""
+        with self._lock:
+            return self.journal.next_number
+
     def progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Show the newest progress."""
         with self._lock:
