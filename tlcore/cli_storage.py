@@ -97,11 +97,11 @@ def gc(
     Safe while the run goes on.
     """
     from tlcore.checkpoint import gc as collect
-    from tlcore.report.checkpoints import gc_json, gc_lines, require_run
-    from tlcore.report.pruning import prune_ended, pruned_json, pruned_lines
+    from tlcore.report.checkpoints import gc_json, gc_lines, pruned_json, pruned_lines, require_run
     from tlcore.report.runs import find_run, storage_of
     from tlcore.report.working import Working
     from tlcore.storage import ensure_embedded
+    from tlcore.train.retention import prune_ended
 
     ensure_embedded(storage_of(run, storage))
     ref = find_run(run, storage)

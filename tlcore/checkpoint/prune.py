@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from tlcore.checkpoint.fence import next_attempt
 from tlcore.checkpoint.keeping import Decision, Doomed, KeepPolicy, Kept, Place, choose
 from tlcore.checkpoint.manifest import IndexRef, Manifest, read_index, read_manifest
+from tlcore.checkpoint.refs import CheckpointRef
 from tlcore.checkpoint.retention import delete_checkpoint
 from tlcore.errors import CheckpointError, ObjectMissing
+from tlcore.storage import RunRef, list_runs
 from tlcore.storage.base import ObjectStore
 from tlcore.storage.journal import SweepState
 from tlcore.storage.keys import TRIALS_PREFIX, parse_manifest_key
@@ -60,6 +62,31 @@ class Inventory:
         for ref in refs:
             for chunk in read_index(self.store, ref).chunks:
                 yield chunk.digest, chunk.size_bytes
+
+
+def named_by_others(run: RunRef) -> set[Place]:
+    """Checkpoints of this run that a recipe of another run in the same storage names, wherever in it. Raises StorageError."""
+    found: set[Place] = set()
+    for other in list_runs(run.storage):
+        if other == run:
+            continue
+        try:
+            recipe = other.identity().get("recipe")
+        except ObjectMissing:
+            continue
+        for text in _texts(recipe):
+            if text.startswith(f"{run.url}/") and CheckpointRef.is_one(text):
+                ref = CheckpointRef.parse(text)
+                found.add((ref.trial, ref.step))
+    return found
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 @dataclass(frozen=True)

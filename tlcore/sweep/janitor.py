@@ -19,17 +19,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
-from tlcore.checkpoint import CheckpointRef
-from tlcore.checkpoint.keeping import Decision, KeepPolicy, Place
-from tlcore.checkpoint.prune import Inventory, Pruned, prune
+from tlcore.checkpoint.keeping import Decision, Place
+from tlcore.checkpoint.prune import Inventory, Pruned, named_by_others, prune
 from tlcore.checkpoint.spent import collect_spent
 from tlcore.errors import ObjectMissing, StaleWriter, TlcoreError
 from tlcore.recipe import Recipe
-from tlcore.storage import RunRef, list_runs
+from tlcore.storage import RunRef
 from tlcore.storage.journal import Entry, SweepState
 from tlcore.storage.keys import CHUNKS_PREFIX, journal_key
+from tlcore.train.retention import keep_policy
 
 LEAST_GAP_S: Final = 10.0
 DUTY: Final = 0.1
