@@ -1,7 +1,7 @@
 """What a node keeps of things that were fetched: each once, whole or not at all, proved, and gone when nobody uses it.
 
-Owns `~/.cache/tlcore/models/`: a folder per content, its lock, its seal and its age. Knows nothing of what lies in a folder nor where
-it comes from. Called by `fetch.py` (an `s3://` prefix) and `weights.py` (a checkpoint's weights).
+Owns `~/.cache/tlcore/models/`: a folder per content, its lock, its seal and its age. Knows nothing of what lies in a folder
+nor where it comes from. Called by `fetch.py` (an `s3://` prefix) and `weights.py` (a checkpoint's weights).
 
 A folder is made beside its place and renamed, under a lock that the system drops with its holder: other processes of the node wait
 for the first instead of fetching again, and one that was killed leaves only a folder of another name, which the next one removes.
@@ -25,7 +25,7 @@ from typing import Any, Final
 
 UNUSED_S: Final = 30 * 24 * 3600.0
 """A folder that nobody asked for so long goes when the next one is made."""
-SEAL: Final = ".tlcore-seal.json"
+SEAL: Final = ".tlcore-seal"
 _BLOCK_BYTES: Final = 8 << 20
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 

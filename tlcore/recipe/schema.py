@@ -176,6 +176,9 @@ class ResourcesSection(Section):
     """Node labels that a worker's node must have."""
     isolation: Literal["warm", "process"] = "warm"
     """warm: processes are reused from trial to trial; process: fresh ones for every trial."""
+    slot_growth_bytes: Literal["auto"] | Positive = "auto"
+    """Bytes that a warm worker may hold between trials, resident or on its device, beyond what it held after its first trial;
+    with more the workers are replaced. auto is 1 GiB."""
 
 
 class CheckpointSection(Section):

@@ -32,6 +32,7 @@ _RESULT_KEYS = (
     "loss",
     "samples_per_s",
     "group",
+    "group_replaced",
     "saves",
 )
 

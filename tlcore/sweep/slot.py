@@ -9,12 +9,14 @@ over another one's state; its checkpoint is then in the store as the trial's own
 
 Where the scheduler may have a trial wait or take it as a donor, the report waits for the checkpoint to be committed.
 
-The worker group is replaced before the next trial when the trial failed, and always with `resources.isolation: process`.
+The worker group is replaced before the next trial when the trial failed, when a rank has kept too much of the trials before
+(`growth.py`), and always with `resources.isolation: process`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +30,7 @@ from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fraction
 from tlcore.storage import open_store
 from tlcore.sweep.board import find_board
 from tlcore.sweep.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
+from tlcore.sweep.growth import Growth
 from tlcore.sweep.resources import shape_of
 
 POINTER: Final = "pointer.json"
@@ -54,6 +57,7 @@ class Slot(tune.Trainable):
         self._slot = slot_name(ray.get_runtime_context().get_actor_id())
         self._group: WorkerGroup | None = None
         self._groups = 0
+        self._growth: Growth | None = None
         self._healthy = True
         self._board = find_board(config["run"]["board"])
         self._take(config)
@@ -76,6 +80,7 @@ class Slot(tune.Trainable):
         self._checkpoint_step: int | None = None
         self._started = False
         self._losses: list[dict[str, Any]] = []
+        self._replaced: str | None = None
 
     def step(self) -> dict[str, Any]:
         """Train to the next report fraction and say how it stands there.
@@ -96,6 +101,8 @@ class Slot(tune.Trainable):
         self._healthy = True
         self._reached, self._checkpoint_step = fraction, report["checkpoint_step"]
         facts = {**report, "fraction": fraction, "lost": self._losses[losses:], "group": self._group_name()}
+        if self._replaced is not None:
+            facts["group_replaced"], self._replaced = self._replaced, None
         return {
             **report["metrics"],
             TIME_ATTR: fraction,
@@ -150,6 +157,7 @@ class Slot(tune.Trainable):
     def _ensure_started(self) -> WorkerGroup:
         group = self._ensure_group()
         if not self._started:
+            group = self._replace_if_grown(group)
             group.run(
                 {
                     "op": "start",
@@ -163,6 +171,21 @@ class Slot(tune.Trainable):
             )
             self._started = True
         return group
+
+    def _replace_if_grown(self, group: WorkerGroup) -> WorkerGroup:
+        """Between two trials: the group, or another one where a rank has kept too much of the trials before."""
+        if self._growth is None:
+            self._growth = Growth(self._recipe.resources.slot_growth_bytes)
+            return group
+        ranks = group.run_all({"op": "measure"})
+        reason = self._growth.judge([ranks[rank] for rank in sorted(ranks)])
+        if reason is None:
+            return group
+        logging.getLogger(__name__).warning("slot %s: the workers are replaced: %s", self._slot, reason)
+        self._replaced = reason
+        self._close_group()
+        self._growth = Growth(self._recipe.resources.slot_growth_bytes)
+        return self._ensure_group()
 
     def _ensure_group(self) -> WorkerGroup:
         shape = shape_of(self._recipe, self._run["cluster_has_gpus"])
@@ -212,7 +235,7 @@ class Slot(tune.Trainable):
             self._close_group()
 
     def _close_group(self) -> None:
-        group, self._group = self._group, None
+        group, self._group, self._growth = self._group, None, None
         if group is not None:
             group.close(self._healthy)
 
