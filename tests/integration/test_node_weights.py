@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -44,12 +45,12 @@ def fetched(found, part):
 
 
 @pytest.fixture(scope="module")
-def sources(s3_store, tmp_path_factory):
+def sources(embedded_store, tmp_path_factory):
     """The same model as a prefix and as a checkpoint in the store."""
     from transformers import AutoModelForSequenceClassification
 
     model = make_small_bert(tmp_path_factory.mktemp("node") / "model")
-    base = s3_store.url if hasattr(s3_store, "url") else str(s3_store)
+    base = f"s3://tlcore/node-{secrets.token_hex(6)}"
     prefix = open_store(f"{base}/node-weights/model")
     for path in model.iterdir():
         prefix.put(path.name, path.read_bytes())
