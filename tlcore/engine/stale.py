@@ -18,8 +18,8 @@ _CACHED = "_PartitionedParameterCoordinator__params_to_release"
 def forget_engines() -> None:
     """Empty the cache; an engine that still lives fills it again with its next step. Does nothing where there is none."""
     function: Any = getattr(PartitionedParameterCoordinator, _CACHED, None)
-    while function is not None:
-        if hasattr(function, "cache_clear"):
-            function.cache_clear()
-            return
-        function = getattr(function, "__wrapped__", None)
+    # its decorator keeps what it wraps in a closure, and says so nowhere else
+    inside = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    for each in (function, *inside):
+        if hasattr(each, "cache_clear"):
+            each.cache_clear()
