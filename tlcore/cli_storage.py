@@ -92,22 +92,29 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete what no checkpoint of a run needs. Safe while the run goes on."""
+    """Delete what no checkpoint of a run needs; of a sweep that has ended, also what its recipe keeps no longer.
+
+    Safe while the run goes on.
+    """
     from tlcore.checkpoint import gc as collect
-    from tlcore.report.checkpoints import gc_json, gc_lines, require_run
+    from tlcore.report.checkpoints import gc_json, gc_lines, pruned_json, pruned_lines, require_run
     from tlcore.report.runs import find_run, storage_of
     from tlcore.report.working import Working
     from tlcore.storage import ensure_embedded
+    from tlcore.train.retention import prune_ended
 
     ensure_embedded(storage_of(run, storage))
     ref = find_run(run, storage)
     run_store = ref.open()
     require_run(run_store)
     with Working() as working:
+        pruned = prune_ended(ref, dry_run)
         report = collect(run_store, grace_s=grace_hours * 3600, dry_run=dry_run, progress=working.update)
     if as_json:
-        print_json({"run": ref.url, **gc_json(report)})
+        print_json({"run": ref.url, **gc_json(report), **pruned_json(pruned)})
         return
+    for line in pruned_lines(pruned, dry_run):
+        typer.echo(line)
     for line in gc_lines(report):
         typer.echo(line)
 

@@ -21,6 +21,12 @@ pytestmark = pytest.mark.unit
 HEAD = {"classifier.weight", "classifier.bias"}
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests fetch is no other test's, nor the user's."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
 def trained(home: Path, **changes: Any) -> tuple[str, Any]:
     """URL of a checkpoint whose weights are not the source's, and the model that was stored."""
     recipe = tiny_recipe(home, **changes)

@@ -35,8 +35,10 @@ train: {epochs: 2, global_batch_size: 32, micro_batch_size: auto, learning_rate:
         warmup_ratio: 0.06, weight_decay: 0.01, optimizer: adamw, precision: auto, gradient_clip: 1.0,
         activation_checkpointing: false, compile: false, seed: 0}
 deepspeed: {zero_stage: 2, offload_optimizer: none, offload_param: none, extra: {}}
-resources: {workers: 2, gpus_per_worker: auto, cpus_per_worker: 1, placement: pack, labels: {}, isolation: warm}
-checkpoint: {every_steps: 200, every_epochs: null, every_minutes: null, keep_last: 2, keep_best: 1, snapshot: eager,
+resources: {workers: 2, gpus_per_worker: auto, cpus_per_worker: 1, placement: pack, labels: {}, isolation: warm,
+            slot_growth_bytes: auto}
+checkpoint: {every_steps: 200, every_epochs: null, every_minutes: null, keep_last: 2, keep_best: 1, keep_best_overall: 1,
+             keep_stopped: null, snapshot: eager,
              when_late: newest,
              memory_bytes: auto}
 search:

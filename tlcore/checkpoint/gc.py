@@ -119,14 +119,16 @@ def gc(
         raise RequestError(
             f"a grace period of {grace_s:g} s: at least {LEAST_GRACE_S:g} s, or running saves would be given up"
         )
-    return _Collection(store, now or store_now(store), grace_s, progress or _silent, sleep, clock).run(dry_run)
+    return Collection(store, now or store_now(store), grace_s, progress or _silent, sleep, clock).run(dry_run)
 
 
 def _silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
-class _Collection:
+class Collection:
+    """One collection; `spent.py` makes another of it by its marker and its candidates."""
+
     def __init__(
         self,
         store: ObjectStore,
@@ -138,15 +140,14 @@ class _Collection:
     ) -> None:
         self._store, self._now, self._progress, self._sleep, self._clock = store, now, progress, sleep, clock
         self._before = now - timedelta(seconds=grace_s)
-        self._marker = Marker(store, self._before)
+        self._marker: Marker = Marker(store, self._before)
 
     def run(self, dry_run: bool) -> GcReport:
         self._progress("listing chunks", 0, 0)
         chunks = {each.key: each for each in self._store.list(CHUNKS_PREFIX) if parse_chunk_key(each.key) is not None}
         self._progress("marking", 0, len(chunks))
         marked = self._marker.mark()
-        old = {key: each for key, each in chunks.items() if each.modified < self._before}
-        doomed = self._needless(old, marked)
+        doomed = self._needless(self._candidates(chunks), marked)
         shares = self._shares(doomed, marked)
         doomed |= {each.key: each for each in marked.leftovers}
         halves = 0
@@ -160,6 +161,9 @@ class _Collection:
         return GcReport(
             len(chunks) - len(gone), kept_bytes, len(gone), gone_bytes, len(doomed) - len(gone), halves, dry_run, shares
         )
+
+    def _candidates(self, chunks: Mapping[str, ObjectInfo]) -> dict[str, ObjectInfo]:
+        return {key: each for key, each in chunks.items() if each.modified < self._before}
 
     def _delete(self, doomed: dict[str, ObjectInfo]) -> None:
         """Delete all of `doomed` but what turns out to be needed, which is taken out of it.

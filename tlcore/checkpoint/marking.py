@@ -42,7 +42,7 @@ class Marking:
 
 
 @dataclass
-class _Needed:
+class Needed:
     """Keys of indexes and digests of chunks."""
 
     keys: set[str] = field(default_factory=set)
@@ -90,9 +90,9 @@ class Marker:
     def _is_young(self, beside: Iterable[ObjectInfo]) -> bool:
         return any(each.modified >= self._before for each in beside)
 
-    def _needed_by(self, beside: list[ObjectInfo], listed: dict[str, ObjectInfo]) -> _Needed:
+    def _needed_by(self, beside: list[ObjectInfo], listed: dict[str, ObjectInfo]) -> Needed:
         """What the objects of one step need."""
-        needed = _Needed()
+        needed = Needed()
         young = self._is_young(beside)
         for each in beside:
             if parse_manifest_key(each.key) is not None:
@@ -106,7 +106,7 @@ class Marker:
                 needed.digests |= self._index(each)
         return needed
 
-    def _add_manifest(self, each: ObjectInfo, listed: dict[str, ObjectInfo], needed: _Needed) -> None:
+    def _add_manifest(self, each: ObjectInfo, listed: dict[str, ObjectInfo], needed: Needed) -> None:
         try:
             if each not in self._manifests:
                 self._manifests[each] = parse_manifest(self._store.get(each.key), each.key)

@@ -33,6 +33,7 @@ from tlcore.engine.restore import (
     set_optimizer_steps,
     set_scaler_state,
 )
+from tlcore.engine.stale import forget_engines
 from tlcore.recipe import BatchPlan, Recipe
 
 Batch = dict[str, torch.Tensor]
@@ -170,6 +171,7 @@ class ShardedModel:
         self._engine.destroy()
         torch.nn.functional.linear = self._linear
         del self._engine
+        forget_engines()
 
 
 def _skip_inference_op() -> None:

@@ -82,12 +82,14 @@ def build_scratch(auto_class: Any, source: ModelSource, config: Any, seed: int) 
 
 
 def _build_from_checkpoint(auto_class: Any, source: ModelSource, config: Any, seed: int) -> nn.Module:
-    """The weights alone of a checkpoint, read from the store into the model's own memory: one copy per process, no disk."""
+    """The weights alone of a checkpoint, in the model's own memory; read from the store once per node (`weights.py`)."""
     from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
+    from tlcore.models.weights import node_weights
 
     assert source.checkpoint is not None
     model: Any = build_scratch(auto_class, source, config, seed)
-    stored = StoredWeights(*source.checkpoint.open(), transposed_layers(model))
+    store, manifest = source.checkpoint.open()
+    stored = StoredWeights(store, manifest, transposed_layers(model), reader=node_weights(store, manifest))
     prefix = getattr(model, "base_model_prefix", "")
     carried: dict[str, Any] = {}
     missing: set[str] = set()

@@ -19,6 +19,7 @@ import torch
 
 from tlcore.checkpoint import CheckpointReader, Manifest, Piece, Row
 from tlcore.errors import CheckpointIncompatible
+from tlcore.models.weights import WEIGHTS, NodeWeights
 from tlcore.recipe import Recipe, recipe_from_dict
 from tlcore.storage.base import ObjectStore
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 _BASE, _A, _B = ".base_layer.", f".lora_A.{ADAPTER}.", f".lora_B.{ADAPTER}."
-_WEIGHTS = ("fp32", "frozen", "buffer")
-"""States that are a parameter's own value; the others are the optimizer's."""
 _CASTING_BYTES = 32 << 20
 """Memory for what is read in another format than it is wanted in, before it is cast; one tensor may need more."""
 
@@ -47,6 +46,7 @@ class StoredWeights:
     Args:
         transposed: names of layers whose weight is [in, out] (transformers' Conv1D); see `transposed_layers`.
         connections: ranges read at a time; each takes up to a chunk of memory.
+        reader: reads the weights from elsewhere than the store.
     """
 
     def __init__(
@@ -55,9 +55,10 @@ class StoredWeights:
         manifest: Manifest,
         transposed: frozenset[str] = frozenset(),
         connections: int = 4,
+        reader: CheckpointReader | NodeWeights | None = None,
     ) -> None:
         self.manifest = manifest
-        self._reader = CheckpointReader(store, manifest, connections)
+        self._reader = reader or CheckpointReader(store, manifest, connections)
         self._transposed = transposed
         self._stored: dict[str, str] = {}
         self._updates: dict[str, _Update] = {}
@@ -171,7 +172,7 @@ class StoredWeights:
 
     def _piece(self, stored: str, tensor: torch.Tensor) -> Piece:
         states = self._reader.states(stored)
-        state = next((each for each in _WEIGHTS if each in states), None)
+        state = next((each for each in WEIGHTS if each in states), None)
         if state is None:
             raise CheckpointIncompatible(f"{self.manifest.key}: {stored} has no weights, only {', '.join(states)}")
         flat = tensor.view(-1)

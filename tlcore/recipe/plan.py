@@ -125,7 +125,12 @@ def _checkpoints(recipe: Recipe) -> str:
         if value is not None
     ]
     when = ", ".join([*every, "at each report"])
-    return f"{when}; the last {settings.keep_last} and the best {settings.keep_best} of a trial are kept"
+    kept = f"the last {settings.keep_last} and the best {settings.keep_best} of a trial are kept"
+    if settings.keep_stopped is not None:
+        kept += f", the last {settings.keep_stopped} of one that ended early"
+    if recipe.budget.bytes is not None:
+        kept += f", {recipe.budget.bytes} bytes in all"
+    return f"{when}; {kept}"
 
 
 def _failures(recipe: Recipe) -> str:

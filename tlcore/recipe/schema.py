@@ -178,6 +178,9 @@ class ResourcesSection(Section):
     """Accelerator type of a worker's node as Ray names it, such as A100 or T4; null is any."""
     isolation: Literal["warm", "process"] = "warm"
     """warm: processes are reused from trial to trial; process: fresh ones for every trial."""
+    slot_growth_bytes: Literal["auto"] | Positive = "auto"
+    """Bytes that a warm worker may hold between trials, resident or on its device, beyond what it held after its first trial;
+    with more the workers are replaced. auto is 1 GiB."""
 
 
 class CheckpointSection(Section):
@@ -193,6 +196,10 @@ class CheckpointSection(Section):
     """Newest checkpoints to keep per trial."""
     keep_best: NotNegative = 1
     """Best checkpoints by the search's metric to keep besides."""
+    keep_best_overall: NotNegative = 1
+    """Best checkpoints by the search's metric, over all trials, that `keep_stopped` and `budget.bytes` leave alone."""
+    keep_stopped: NotNegative | None = None
+    """Newest checkpoints to keep of a trial that was stopped or failed; null keeps keep_last and keep_best of it too."""
     snapshot: Literal["eager", "lazy"] = "eager"
     """eager: training waits for a copy in memory; lazy: copied during the next forward and backward."""
     when_late: Literal["wait", "skip", "newest"] = "newest"
@@ -215,7 +222,7 @@ class BudgetSection(Section):
     price_per_worker_hour: AboveZero | None = None
     """What one worker costs for one hour, in any currency; null tells no cost."""
     bytes: Positive | None = None
-    """Checkpoints kept, bytes."""
+    """Checkpoints kept by a run, in bytes of distinct chunks; what can be spared is deleted, and never stops the sweep."""
 
 
 class FailuresSection(Section):

@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from tlcore.checkpoint import CheckpointRef, GcReport, Manifest, Problem, read_manifest
+from tlcore.checkpoint.prune import Pruned
 from tlcore.errors import CheckpointError, ObjectMissing, RequestError
 from tlcore.report import figures
 from tlcore.report.runs import committed_steps, find_run, read_run
@@ -225,6 +226,29 @@ def gc_lines(report: GcReport) -> list[str]:
     if report.deleted_halves:
         lines.append(f"  {figures.count(report.deleted_halves, 'half-written file')} of killed writers")
     return [total, *lines, f"kept: {figures.count(report.kept, 'chunk')}, {figures.size(report.kept_bytes)}"]
+
+
+def pruned_lines(pruned: Pruned | None, dry_run: bool) -> list[str]:
+    """What retention over the sweep took away, or would; nothing where it had nothing to do."""
+    if pruned is None:
+        return []
+    went = "would be deleted" if dry_run else "deleted"
+    lines = [f"{each.trial} step {each.step}: {went}, {each.reason}" for each in pruned.deleted]
+    if pruned.deleted:
+        lines.append("  what these alone need goes with a later collection, once the grace period is over")
+    if pruned.decision.over_bytes:
+        lines.append(f"  what must be kept is {figures.size(pruned.decision.over_bytes)} more than budget.bytes")
+    return lines
+
+
+def pruned_json(pruned: Pruned | None) -> dict[str, Any]:
+    """The same for programs."""
+    if pruned is None:
+        return {"checkpoints_deleted": [], "over_bytes": 0}
+    return {
+        "checkpoints_deleted": [asdict(each) for each in pruned.deleted],
+        "over_bytes": pruned.decision.over_bytes,
+    }
 
 
 def gc_json(report: GcReport) -> dict[str, Any]:

@@ -34,6 +34,9 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
                                                        an interrupt or the budget ("interrupt", "budget")
     interrupted -                                      the driver was asked to stop and did, with trials left
     alive      -                                       the driver lives and has had nothing else to say for minutes
+    pruned     checkpoints, freed_bytes, kept_bytes, over_bytes
+                                                       retention deleted these ([trial, step, why] each) and what they alone needed;
+                                                       `kept_bytes` of chunks are left, `over_bytes` more than budget.bytes
     finished   best, reason, limit                     nothing is left to run, or (reason "budget") may be run: `limit` is used up
     final      metrics                                 test figures of the best trial
 
@@ -46,7 +49,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -81,6 +84,7 @@ KINDS: Final = frozenset(
         "stopping",
         "interrupted",
         "alive",
+        "pruned",
         "finished",
         "final",
     }
@@ -109,6 +113,11 @@ class Journal:
         self._store, self._ask = store, ask
         self._clock = clock
         self._next = start
+
+    @property
+    def next_number(self) -> int:
+        """Number of the next entry."""
+        return self._next
 
     def append(self, kind: str, trial: str | None = None, **facts: Any) -> Entry:
         """Write one entry and return it as it will be read; it is durable when this returns.
@@ -268,6 +277,14 @@ class SweepState:
             self.avoided.append(entry["node"])
         elif trial in self.trials:
             _apply_to_trial(self.trials[trial], entry)
+
+    def copy(self) -> SweepState:
+        """The same, apart from what is folded into either of them later."""
+        trials = {
+            name: replace(trial, results=list(trial.results), lineage=list(trial.lineage))
+            for name, trial in self.trials.items()
+        }
+        return replace(self, trials=trials)
 
     def unfinished(self) -> list[TrialState]:
         """Trials that were suggested and have not ended."""

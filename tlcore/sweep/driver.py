@@ -35,6 +35,7 @@ from tlcore.sweep.display import Display
 from tlcore.sweep.fit import Admit, admit_all
 from tlcore.sweep.growth import Demand, Growth, read_growth
 from tlcore.sweep.halt import Halt
+from tlcore.sweep.janitor import Janitor
 from tlcore.sweep.recorder import JournalCallback, Recorder
 from tlcore.sweep.resources import Cluster, Shape, can_avoid, has_room, shape_of, without
 from tlcore.sweep.schedulers import make_seats
@@ -92,6 +93,7 @@ class Driver:
         self._searcher = make_searcher(recipe)
         self._wanted = trials_wanted(recipe)
         self._demand, self._growth = Demand(), Growth()
+        self._janitor = Janitor(recipe, run, self._recorder.snapshot, self._recorder.record, self._recorder.next_number)
 
     @property
     def state(self) -> SweepState:
@@ -103,7 +105,7 @@ class Driver:
         wanted = trials_wanted(self._recipe)
         self._take_up(wanted)
         if self._is_left(wanted) and not self._spent():
-            with _scratch() as scratch, self._board() as board, self._watching(board):
+            with _scratch() as scratch, self._board() as board, self._watching(board), self._janitor.at_work():
                 self._fit(self._source(scratch, board), scratch)
         if self._recorder.error is not None:
             raise self._recorder.error
@@ -121,6 +123,8 @@ class Driver:
 
     def _end(self, wanted: int) -> None:
         """Write how it ended, and what was left where it stood when time ran out."""
+        if not self._halt.asked:
+            self._janitor.run_once()
         for trial in self.state.unfinished():
             if trial.status == "running":
                 self._recorder.record("left", trial.trial, step=self._newest_step(trial.trial))
@@ -138,7 +142,7 @@ class Driver:
         for entry in self._entries:
             self._searcher.observe(entry)
         replayed = Replay(self._seats, self._entries)
-        self._recorder.listeners += [self._searcher.observe, self._seat]
+        self._recorder.listeners += [self._searcher.observe, self._seat, self._janitor.on_entry]
         if self._unknown:
             self._recorder.record("unknown", reasons=self._unknown)
         if not self._entries:
@@ -162,9 +166,13 @@ class Driver:
 
     def _clone(self, decided: TakeOver, check: bool) -> bool:
         if check:
-            return can_clone(self._store, decided)
-        make_own(self._store, decided)
-        return True
+            self._janitor.pin(decided.parent, decided.step)  # until it is cloned
+            if can := can_clone(self._store, decided):
+                return can
+        else:
+            make_own(self._store, decided)
+        self._janitor.unpin(decided.parent, decided.step)
+        return not check
 
     def _settle(self, decided: set[str]) -> None:
         """Write what the last driver had seen and did not live to write."""

@@ -167,20 +167,24 @@ class WorkerGroup:
             TlcoreError: a rank failed; the error is its own where it is one of ours, else TrainError.
             Cancelled: the sweep is being stopped.
         """
+        return self.run_all(command)[0]
+
+    def run_all(self, command: dict[str, Any]) -> dict[int, Any]:
+        """As `run`, with every rank's answer; those of most commands are rank 0's alone."""
         try:
             return self._run(command)
         except GroupLost:
             self._ranks = []
             raise
 
-    def _run(self, command: dict[str, Any]) -> Any:
+    def _run(self, command: dict[str, Any]) -> dict[int, Any]:
         number = ray.get(self.mailbox.post.remote(self.generation, command))
         if number is None:
             raise GroupLost("the workers were restarted")
         while True:
             status: Status = ray.get(self.mailbox.wait.remote(self.generation, number, POLL_S))
             if status.verdict == "answered":
-                return status.answers[0]
+                return status.answers
             if status.verdict == "lost":
                 raise self._lost_between(number)
             if status.verdict == "cancelled":

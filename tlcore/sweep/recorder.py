@@ -37,6 +37,7 @@ _RESULT_KEYS = (
     "loss",
     "samples_per_s",
     "group",
+    "group_replaced",
     "saves",
 )
 
@@ -112,6 +113,16 @@ class Recorder:
         """Write that the driver lives, if nothing was written for long; safe in any thread, since it changes no decision."""
         if self._clock() - self._wrote_s >= ALIVE_EVERY_S:
             self.record("alive")
+
+    def snapshot(self) -> SweepState:
+        """A copy of the state that nobody changes, for other threads."""
+        with self._lock:
+            return self.state.copy()
+
+    def next_number(self) -> int:
+        """Number of the journal's next entry; none is being written."""
+        with self._lock:
+            return self.journal.next_number
 
     def progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Show the newest progress."""

@@ -14,12 +14,14 @@ Where the scheduler may have a trial wait or take it as a donor, the report wait
 When the sweep is being stopped the ranks end their step, commit it and say so; the step then raises `Cancelled`, as it does at once
 where they are no longer waited for, and the driver knows that for no failure.
 
-The worker group is replaced before the next trial when the trial failed, and always with `resources.isolation: process`.
+The worker group is replaced before the next trial when the trial failed, when a rank has kept too much of the trials before
+(`slot_memory.py`), and always with `resources.isolation: process`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +45,7 @@ from tlcore.sweep.board import find_board
 from tlcore.sweep.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
 from tlcore.sweep.recovery import Recovery, pause_s
 from tlcore.sweep.resources import Cluster, Shape, can_avoid, shape_of
+from tlcore.sweep.slot_memory import Growth
 
 POINTER: Final = "pointer.json"
 TIME_ATTR: Final = "progress"
@@ -68,6 +71,7 @@ class Slot(tune.Trainable):
         self._slot = slot_name(ray.get_runtime_context().get_actor_id())
         self._group: WorkerGroup | None = None
         self._groups = 0
+        self._growth: Growth | None = None
         self._healthy = True
         self._board = find_board(config["run"]["board"])
         self._take(config)
@@ -92,6 +96,7 @@ class Slot(tune.Trainable):
         self._life: int = config["life"]
         self._checkpoint_step: int | None = None
         self._started = False
+        self._replaced: str | None = None
 
     def step(self) -> dict[str, Any]:
         """Train to the next report fraction and say how it stands there.
@@ -114,6 +119,8 @@ class Slot(tune.Trainable):
         self._healthy = True
         self._reached, self._checkpoint_step = fraction, report["checkpoint_step"]
         facts = {**report, "fraction": fraction, "group": self._group_name()}
+        if self._replaced is not None:
+            facts["group_replaced"], self._replaced = self._replaced, None
         return {
             **report["metrics"],
             TIME_ATTR: fraction,
@@ -177,6 +184,7 @@ class Slot(tune.Trainable):
     def _ensure_started(self) -> WorkerGroup:
         group = self._ensure_group()
         if not self._started:
+            group = self._replace_if_grown(group)
             group.run(
                 {
                     "op": "start",
@@ -191,6 +199,21 @@ class Slot(tune.Trainable):
             self._started = True
             self._recovery.started()
         return group
+
+    def _replace_if_grown(self, group: WorkerGroup) -> WorkerGroup:
+        """Between two trials: the group, or another one where a rank has kept too much of the trials before."""
+        if self._growth is None:
+            self._growth = Growth(self._recipe.resources.slot_growth_bytes)
+            return group
+        ranks = group.run_all({"op": "measure"})
+        reason = self._growth.judge([ranks[rank] for rank in sorted(ranks)])
+        if reason is None:
+            return group
+        logging.getLogger(__name__).warning("slot %s: the workers are replaced: %s", self._slot, reason)
+        self._replaced = reason
+        self._close_group()
+        self._growth = Growth(self._recipe.resources.slot_growth_bytes)
+        return self._ensure_group()
 
     def _ensure_group(self) -> WorkerGroup:
         shape = shape_of(with_workers(self._recipe, self._workers), self._run["cluster_has_gpus"])
@@ -248,7 +271,7 @@ class Slot(tune.Trainable):
             self._close_group()
 
     def _close_group(self) -> None:
-        group, self._group = self._group, None
+        group, self._group, self._growth = self._group, None, None
         if group is not None:
             group.close(self._healthy)
 

@@ -1,6 +1,6 @@
 """What runs in every rank of a slot's worker group: fetch a command, drive the trial's session, answer.
 
-Owns the commands (`start`, `advance`, `close`) and how a rank's error travels; not the training, which a session class
+Owns the commands (`start`, `advance`, `close`, `measure`) and how a rank's error travels; not the training, which a session class
 does (`tlcore.train.TrialSession`, or another class of the same shape named by its import path). A rank outlives its trials: what
 is imported and connected stays, the session is made anew for each. After an error the rank keeps fetching, since whether
 the group can go on is for the slot to say. Started by Ray Train (`group.py`), which has set up the torch process group.
@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import ray
@@ -23,6 +24,7 @@ from ray.exceptions import RayError
 
 from tlcore.engine.exhausted import as_out_of_memory
 from tlcore.engine.process import prepare_process
+from tlcore.engine.resident import measure
 from tlcore.errors import TlcoreError
 from tlcore.recipe import apply_point, recipe_from_dict
 from tlcore.sweep.board import ProgressFeed
@@ -100,6 +102,9 @@ class SessionHost:
             return self._start(command)
         if op == "close":
             return self.close()
+        if op == "measure":
+            self.close()
+            return asdict(measure())
         if self._session is None:
             raise RuntimeError(f"command {op!r} without a started trial")
         if op == "advance":
@@ -224,7 +229,7 @@ def serve(link: Link, host: SessionHost) -> None:
             host.drop()
             link.fail(number, failure)
         else:
-            link.answer(number, value if link.rank == 0 else None)
+            link.answer(number, value if link.rank == 0 or command["op"] == "measure" else None)
         number += 1
     host.close()
 

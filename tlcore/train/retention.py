@@ -1,0 +1,37 @@
+"""What a recipe keeps of a whole sweep, and retention over a sweep that nobody drives any more.
+
+Owns the way from recipe to policy. The decision and the deletion are `checkpoint/`'s. Called by `sweep/janitor.py` and by
+`tlcore checkpoints gc`.
+"""
+
+from __future__ import annotations
+
+from tlcore.checkpoint.keeping import KeepPolicy
+from tlcore.checkpoint.prune import Inventory, Pruned, named_by_others, prune
+from tlcore.recipe import Recipe, recipe_from_dict
+from tlcore.storage import RunRef
+from tlcore.storage.journal import SweepState, read_journal
+
+
+def keep_policy(recipe: Recipe) -> KeepPolicy:
+    """What a recipe keeps over all trials."""
+    keep, search = recipe.checkpoint, recipe.search
+    return KeepPolicy(search.metrics, search.modes, keep.keep_best_overall, keep.keep_stopped, recipe.budget.bytes)
+
+
+def prune_ended(run: RunRef, dry_run: bool) -> Pruned | None:
+    """One pass of retention over a run whose sweep has ended, as the recipe in its `run.json` says; manifests only.
+
+    None where the recipe asks for nothing, and where trials may still go on: the sweep's driver, or the next one to resume it,
+    keeps house there, since it alone knows which checkpoints are being taken over.
+
+    Raises ObjectMissing for a run that was never started, RecipeError, StorageError.
+    """
+    store = run.open()
+    state = SweepState.from_entries(read_journal(store))
+    policy = keep_policy(recipe_from_dict(run.identity()["recipe"], source=f"{run.url}/run.json"))
+    if not state.finished or (policy.stopped is None and policy.budget_bytes is None):
+        return None
+    pinned = named_by_others(run)
+    inventory = Inventory(store, sizes=policy.budget_bytes is not None)
+    return prune(inventory, lambda: state, policy, pinned=lambda: pinned, dry_run=dry_run)
