@@ -349,7 +349,7 @@ def test_a_stop_is_answered_at_once_and_told_trial_by_trial():
     for event in STOPPING:
         lines.on_event(event)
     assert console.file.getvalue().splitlines() == [
-        "12:00:00 t000 started",
+        "12:00:00 t000 started workers=2",
         "12:00:00 stopping (interrupt): every running trial commits its step; again to stop at once",
         "12:00:00 t000 waits: the sweep is stopping, checkpoint committed step=7",
     ]

@@ -327,7 +327,7 @@ class Driver:
                 self._recorder.take_notes()
                 self._demand.settle(self._waiting_trials())
                 snapshot = ray.get(self._board_actor.snapshot.remote(), timeout=5.0)
-                running = {trial.trial for trial in self.state.trials.values() if trial.status == "running"}
+                running = {trial.trial for trial in list(self.state.trials.values()) if trial.status == "running"}
                 self._recorder.progress({name: facts for name, facts in snapshot.items() if name in running})
 
 
