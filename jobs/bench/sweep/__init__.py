@@ -1,0 +1,1 @@
+"""What the sweep's controller costs by itself."""
