@@ -1,7 +1,7 @@
 """A session that trains nothing, with real checkpoints of a few bytes: what each pair of scheduler and searcher is driven with.
 
-Its accuracy is best near a learning rate of 3e-4, and grows with the fraction; its state is its step count, so a clone can be
-told from what it replaced. `trace.jsonl` above `data.train` says where each life of a trial began.
+Its accuracy is best near a learning rate of 3e-4, and grows with the fraction; its state is its step count and learning
+rate, so a clone can be told from what it replaced. `trace.jsonl` above `data.train` says where each life of a trial began.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StubSession:
 
     def __init__(self, recipe, run_url, trial, on_progress=None, resume_step=None, inherits=False):
         self.recipe, self.trial, self.store = recipe, trial, open_store(run_url)
-        self.total, self.step, self.state = STEPS * recipe.train.epochs, 0, np.zeros(1, dtype=np.float32)
+        self.total, self.step, self.state = STEPS * recipe.train.epochs, 0, np.zeros(2, dtype=np.float32)
         claim = claim_attempt(self.store, trial)
         found = newest_intact(self.store, trial, chunks=False).manifest if resume_step != 0 else None
         if found is not None:
@@ -42,10 +42,10 @@ class StubSession:
 
     def advance(self, fraction, commit=False):
         self.step = max(self.step, round(fraction * self.total))
-        self.state[0] = self.step
+        self.state[:] = self.step, self.recipe.train.learning_rate
         accuracy = accuracy_of(self.recipe, fraction)
         metrics = {"eval_accuracy": accuracy, "eval_loss": round(1.2 - accuracy + self.recipe.train.weight_decay, 6)}
-        table = {"w": {"shape": [1], "dtype": "float32", "trained": True, "tied_to": None}}
+        table = {"w": {"shape": [2], "dtype": "float32", "trained": True, "tied_to": None}}
         self.writer.save(
             self.step, [self._piece()], {"parameters": table, "scalars": {"step": self.step}, "zero_stage": 0}
         )
@@ -60,7 +60,7 @@ class StubSession:
         self.writer.close()
 
     def _piece(self):
-        return Piece(Row("w", "fp32", 0, 1, "float32"), self.state.view(np.uint8))
+        return Piece(Row("w", "fp32", 0, 2, "float32"), self.state.view(np.uint8))
 
     def _trace(self, event, **facts):
         path = Path(self.recipe.data.train).parents[1] / "trace.jsonl"

@@ -33,7 +33,7 @@ from tlcore.engine.restore import (
     set_optimizer_steps,
     set_scaler_state,
 )
-from tlcore.engine.stale import forget_engines
+from tlcore.engine.stale import forget_engine
 from tlcore.recipe import BatchPlan, Recipe
 
 Batch = dict[str, torch.Tensor]
@@ -168,10 +168,11 @@ class ShardedModel:
 
     def close(self) -> None:
         """Drop the engine, its hooks and its memory."""
+        model = self._engine.module
         self._engine.destroy()
         torch.nn.functional.linear = self._linear
         del self._engine
-        forget_engines()
+        forget_engine(model)
 
 
 def _skip_inference_op() -> None:
