@@ -24,6 +24,7 @@ import ray.train
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, OutOfMemoryError, RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util import remove_placement_group
 
 from tlcore.errors import OutOfMemory, SlotFailed, SweepError, TlcoreError, TrainError
 from tlcore.sweep.controller import NoRestart, ProcessGroup
@@ -94,6 +95,7 @@ class WorkerGroup:
         self.settings = settings
         self.mailbox = open_mailbox()
         self.generation = 0
+        self._place: Any = None
         self._ranks: list[RankInfo] = []
         self._thread = threading.Thread(target=self._fit, name=f"train-{settings.name}", daemon=True)
         self._ended: BaseException | None = None
@@ -148,7 +150,8 @@ class WorkerGroup:
             found = ray.get(self.mailbox.wait_complete.remote(self.generation, POLL_S))
             if found is not None:
                 self.generation, self._ranks = found
-                return self._ranks[0].place
+                self._place = self._ranks[0].place
+                return self._place
             if ray.get(self.mailbox.is_stopping.remote()):
                 raise Cancelled("the sweep is being stopped")
             self._check_alive()
@@ -204,6 +207,9 @@ class WorkerGroup:
         if self._thread.is_alive():
             self._kill_ranks()
             self._thread.join(LEAVE_S)
+        if self._place is not None:
+            # Ray Train's controller does so as it ends; one that did not end in time would hold the workers' room for ever
+            remove_placement_group(self._place)
         ray.kill(self.mailbox)
 
     def _kill_ranks(self) -> None:
