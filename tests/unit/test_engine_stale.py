@@ -38,7 +38,7 @@ def test_what_deepspeed_remembers_of_an_engine_is_let_go():
     gc.collect()
     assert kept[0]() is not None, "DeepSpeed has mended it: that part of stale.py can go"
     forget_engine(module)
-    assert FWD_MODULE_STACK == [other]
+    assert [other] == FWD_MODULE_STACK
     FWD_MODULE_STACK.clear()
     del module
     gc.collect()
