@@ -225,3 +225,23 @@ def test_kinds_of_points_leave_out_what_does_not_matter():
     assert {point["train.global_batch_size"] for point, _ in kinds} == {8, 64}
     assert len(kinds) == 2
     assert sum(trials for _, trials in kinds) == 50
+
+
+@pytest.mark.parametrize("scheduler", [{"pbt": {}}, {"asha": {"workers": [1, 2, 2]}}, {"hyperband": {}}])
+def test_what_is_asked_about_a_trial_can_be_read_whatever_its_sweep_searches(scheduler):
+    """A trial's recipe has an empty space, with which a population scheduler alone would be refused."""
+    from tlcore.recipe import apply_point, recipe_from_dict
+    from tlcore.sweep.estimates import _without_search
+
+    whole = recipe_from_dict(
+        {
+            "name": "r",
+            "task": "text-classification",
+            "model": {"source": "m"},
+            "data": {"train": "d.csv"},
+            "search": {"space": {"train.learning_rate": {"uniform": [0.1, 0.2]}}, "trials": 4, "scheduler": scheduler},
+            "storage": "s3://b/p",
+        }
+    )
+    asked = recipe_from_dict(_without_search(apply_point(whole, {"train.learning_rate": 0.15})))
+    assert asked.train.learning_rate == 0.15

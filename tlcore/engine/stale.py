@@ -1,10 +1,10 @@
 """What DeepSpeed keeps of an engine that was destroyed, let go of.
 
 Owns two known leaks of ZeRO-3. The parameter coordinator remembers which parameters each module may release in an `lru_cache` of
-the class, without a bound, whose keys hold the coordinator and the modules
-(deepspeed/runtime/zero/partitioned_param_coordinator.py). And each engine puts its model at the bottom of a list of the module that is never taken off (FWD_MODULE_STACK of
-deepspeed/runtime/zero/parameter_offload.py). Either alone keeps every engine that a process ever had, with its reduction buffer:
-16.5 MB a trial with a model of no size. Called by `sharded.py`.
+the class, without a bound, whose keys hold the coordinator and the modules (`zero/partitioned_param_coordinator.py`). And each
+engine puts its model at the bottom of a list that it is never taken off (`FWD_MODULE_STACK` of `zero/parameter_offload.py`). Either
+alone keeps every engine that a process ever had, with its reduction buffer: 16.5 MB a trial with a model of no size. Called by
+`sharded.py`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class EstimatorProcess:
         """The estimate. Raises what is wrong with the recipe or its model."""
         key = _key(recipe, on_gpu)
         if key not in self._known:
-            self._known[key] = self._kept(key) or self._ask(key, {"recipe": recipe.to_dict(), "on_gpu": on_gpu})
+            self._known[key] = self._kept(key) or self._ask(key, {"recipe": _without_search(recipe), "on_gpu": on_gpu})
         found = self._known[key]
         if "error" in found:
             raise _as_raised(found)
@@ -122,6 +122,11 @@ def _as_raised(found: Mapping[str, Any]) -> TlcoreError:
     kind = getattr(errors, found["error"], TlcoreError)
     error: TlcoreError = kind(found["message"], hint=found["hint"])
     return error
+
+
+def _without_search(recipe: Recipe) -> dict[str, Any]:
+    """The trial's recipe as one that is read anew: what its sweep searches, and how, says nothing about it and might be refused."""
+    return recipe.model_copy(update={"search": type(recipe.search)()}).to_dict()
 
 
 def what_matters(recipe: Recipe) -> dict[str, Any]:
