@@ -6,8 +6,9 @@ import pytest
 from recipe_cases import changed
 
 from tlcore.errors import ModelError, RequestError
-from tlcore.recipe import plan_batch, recipe_from_dict
+from tlcore.recipe import apply_point, plan_batch, recipe_from_dict
 from tlcore.storage.journal import SweepState
+from tlcore.sweep.estimates import _without_search
 from tlcore.sweep.fit import FitCheck, admission, compare, in_settings, refuse, worker_room
 from tlcore.sweep.optuna_search import OptunaSearcher
 from tlcore.sweep.planning import distinct_points
@@ -227,21 +228,9 @@ def test_kinds_of_points_leave_out_what_does_not_matter():
     assert sum(trials for _, trials in kinds) == 50
 
 
-@pytest.mark.parametrize("scheduler", [{"pbt": {}}, {"asha": {"workers": [1, 2, 2]}}, {"hyperband": {}}])
+@pytest.mark.parametrize("scheduler", [{"pbt": {}}, {"asha": {"workers": [2, 4, 4]}}, {"hyperband": {}}])
 def test_what_is_asked_about_a_trial_can_be_read_whatever_its_sweep_searches(scheduler):
-    """A trial's recipe has an empty space, with which a population scheduler alone would be refused."""
-    from tlcore.recipe import apply_point, recipe_from_dict
-    from tlcore.sweep.estimates import _without_search
-
-    whole = recipe_from_dict(
-        {
-            "name": "r",
-            "task": "text-classification",
-            "model": {"source": "m"},
-            "data": {"train": "d.csv"},
-            "search": {"space": {"train.learning_rate": {"uniform": [0.1, 0.2]}}, "trials": 4, "scheduler": scheduler},
-            "storage": "s3://b/p",
-        }
-    )
-    asked = recipe_from_dict(_without_search(apply_point(whole, {"train.learning_rate": 0.15})))
-    assert asked.train.learning_rate == 0.15
+    """A trial's recipe has an empty space, for which alone a population scheduler would be refused."""
+    whole = recipe(search__scheduler=scheduler)
+    asked = recipe_from_dict(_without_search(apply_point(whole, {"train.learning_rate": 5e-4})))
+    assert asked.train.learning_rate == 5e-4
