@@ -16,30 +16,32 @@ from tlcore.train.progress import Progress, Report
 
 
 class StampedSession:
-    """A trial's session that notes, on rank 0, its first step and its end. The sweep is the recipe's name."""
+    """A trial's session that notes, on rank 0, its first step and its end; in all else `TrialSession`. The sweep is the recipe's
+    name."""
 
     def __init__(
-        self, recipe: Recipe, run_url: str, trial: str, on_progress: Any = None, resume_step: int | None = None
+        self,
+        recipe: Recipe,
+        run_url: str,
+        trial: str,
+        on_progress: Any = None,
+        resume_step: int | None = None,
+        inherits: bool = False,
     ) -> None:
         from tlcore.train.session import TrialSession  # here: the driver names this class too, and needs no torch
 
         self._sweep, self._trial, self._on_progress = recipe.name, trial, on_progress
-        self._inner = TrialSession(recipe, run_url, trial, self._progress, resume_step)
+        self._inner = TrialSession(recipe, run_url, trial, self._progress, resume_step, inherits)
 
-    def advance(self, fraction: float) -> Report:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def advance(self, fraction: float, commit: bool = False) -> Report:
         """Train and evaluate; the last report of a trial returns when its checkpoint is committed."""
-        report = self._inner.advance(fraction)
+        report = self._inner.advance(fraction, commit)
         if fraction >= 1.0 and self._inner.rank == 0:
             stamp(self._sweep, "end", self._trial)
         return report
-
-    def save(self, wait: bool = True) -> Any:
-        """Checkpoint now."""
-        return self._inner.save(wait)
-
-    def close(self) -> None:
-        """Give everything back."""
-        self._inner.close()
 
     def _progress(self, progress: Progress) -> None:
         if progress.step == 1:

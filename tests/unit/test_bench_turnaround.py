@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import pytest
 
 from jobs.bench import turnaround
 from jobs.bench.stamps import STAMPS_FILE, Stamp, cold_start, read_stamps, stamp, turnarounds
+from jobs.bench.warm_pattern import StampedSession
 from tlcore.data import Order
 from tlcore.recipe import plan_batch
+from tlcore.train.session import TrialSession
 
 pytestmark = pytest.mark.unit
 
@@ -109,3 +113,9 @@ def test_both_sides_take_the_same_steps(tmp_path):
     batch = plan_batch(recipe, recipe.resources.workers)
     assert (trained / recipe.train.global_batch_size, order.steps_per_epoch) == (turnaround.STEPS, turnaround.STEPS)
     assert batch.accumulation_steps == 1
+
+
+def test_the_stamped_session_is_called_as_the_one_that_it_stands_for():
+    for method in ("__init__", "advance"):
+        stamped, plain = (getattr(each, method) for each in (StampedSession, TrialSession))
+        assert list(signature(stamped).parameters) == list(signature(plain).parameters)
