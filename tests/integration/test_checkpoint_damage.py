@@ -202,7 +202,7 @@ def test_the_command_lists_verifies_and_says_which_older_one_is_whole(capsys, ru
     assert (whole["step"], whole["whole"], whole["problems"]) == (100, True, [])
     assert (damaged["step"], damaged["whole"], damaged["problems"][0]["key"]) == (200, False, MANIFEST)
     code, out, err = run(capsys, "checkpoints", "list", run_url)
-    assert code == 0
+    assert code == 0, err
     assert "t000 step 200: DAMAGED, " in err
     code, out, _ = run(capsys, "checkpoints", "list", run_url, "--json")
     assert [(each["step"], bool(each["damaged"])) for each in json.loads(out)] == [(100, False), (200, True)]
@@ -211,7 +211,7 @@ def test_the_command_lists_verifies_and_says_which_older_one_is_whole(capsys, ru
 def test_the_command_fetches_the_newest_and_everything_works_on_the_copy(capsys, run_url, tmp_path):
     copy = f"{tmp_path}/copy"
     code, out, _ = run(capsys, "checkpoints", "fetch", run_url, copy)
-    assert code == 0
+    assert code == 0, err
     assert out.splitlines()[-1] == f"file://{copy}/trials/t000/step-00000200"
     code, out, _ = run(capsys, "checkpoints", "fetch", f"{run_url}/trials/t000/step-200", copy, "--json")
     assert (code, json.loads(out)["bytes_copied"]) == (0, 0)
@@ -227,7 +227,7 @@ def test_the_command_chooses_by_trial_and_says_what_it_cannot_choose(capsys, run
     assert "so none is the best" in err
     assert "--trial; with checkpoints: t000, t001" in err
     code, out, _ = run(capsys, "checkpoints", "fetch", run_url, f"{tmp_path}/copy", "--trial", "t001")
-    assert code == 0
+    assert code == 0, err
     assert out.splitlines()[-1].endswith("/trials/t001/step-00000200")
     code, out, _ = run(capsys, "checkpoints", "list", run_url, "--trial", "t001", "--json")
     assert {each["trial"] for each in json.loads(out)} == {"t001"}
@@ -246,7 +246,7 @@ def test_the_command_collects_and_says_by_trial_what_goes(capsys, run_url):
     store = open_store(run_url)
     delete_checkpoint(store, "t000", 100)
     code, out, err = run(capsys, "checkpoints", "gc", run_url, "--dry-run")
-    assert code == 0
+    assert code == 0, err
     assert out.splitlines()[0] == "would go: 0 chunks, 0 B and 0 leftovers of abandoned or deleted checkpoints"
     assert err.splitlines() == ["listing chunks", "marking"] or err.splitlines()[0] == "listing chunks"
     code, _, err = run(capsys, "checkpoints", "gc", run_url, "--grace-hours", "1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tlcore.checkpoint.keeping import KeepPolicy
 from tlcore.checkpoint.prune import Inventory, Pruned, named_by_others, prune
+from tlcore.errors import RecipeError
 from tlcore.recipe import Recipe, recipe_from_dict
 from tlcore.storage import RunRef
 from tlcore.storage.journal import SweepState, read_journal
@@ -22,15 +23,21 @@ def keep_policy(recipe: Recipe) -> KeepPolicy:
 def prune_ended(run: RunRef, dry_run: bool) -> Pruned | None:
     """One pass of retention over a run whose sweep has ended, as the recipe in its `run.json` says; manifests only.
 
-    None where the recipe asks for nothing, and where trials may still go on: the sweep's driver, or the next one to resume it,
-    keeps house there, since it alone knows which checkpoints are being taken over.
+    None where the recipe asks for nothing, or cannot be read by this version, and where trials may still go on: the sweep's driver,
+    or the next one to resume it, keeps house there, since it alone knows which checkpoints are being taken over.
 
-    Raises ObjectMissing for a run that was never started, RecipeError, StorageError.
+    Raises ObjectMissing for a run that was never started, StorageError.
     """
     store = run.open()
     state = SweepState.from_entries(read_journal(store))
-    policy = keep_policy(recipe_from_dict(run.identity()["recipe"], source=f"{run.url}/run.json"))
-    if not state.finished or (policy.stopped is None and policy.budget_bytes is None):
+    stored = run.identity().get("recipe")
+    if not state.finished or stored is None:
+        return None
+    try:
+        policy = keep_policy(recipe_from_dict(stored, source=f"{run.url}/run.json"))
+    except RecipeError:
+        return None
+    if policy.stopped is None and policy.budget_bytes is None:
         return None
     pinned = named_by_others(run)
     inventory = Inventory(store, sizes=policy.budget_bytes is not None)
