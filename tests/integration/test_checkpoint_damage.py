@@ -210,7 +210,7 @@ def test_the_command_lists_verifies_and_says_which_older_one_is_whole(capsys, ru
 
 def test_the_command_fetches_the_newest_and_everything_works_on_the_copy(capsys, run_url, tmp_path):
     copy = f"{tmp_path}/copy"
-    code, out, _ = run(capsys, "checkpoints", "fetch", run_url, copy)
+    code, out, err = run(capsys, "checkpoints", "fetch", run_url, copy)
     assert code == 0, err
     assert out.splitlines()[-1] == f"file://{copy}/trials/t000/step-00000200"
     code, out, _ = run(capsys, "checkpoints", "fetch", f"{run_url}/trials/t000/step-200", copy, "--json")
