@@ -216,7 +216,7 @@ class Replay:
         self.pending: list[TakeOver] = []
         self._seats, self._entries = seats, list(entries)
         self._at = 0
-        self._last_result = max((n for n, entry in enumerate(self._entries) if entry["kind"] == "result"), default=-1)
+        self._last_result, self._last_resumed = self._last("result"), self._last("resumed")
         self._used: set[int] = set()
         after, seats.effects = seats.effects, self
         try:
@@ -267,15 +267,15 @@ class Replay:
             if entry["kind"] == "took_over" and entry["trial"] == seat.trial_id and n not in self._used:
                 self._used.add(n)
                 return from_entry(entry)
-        if self._at < self._last_result or any(self._entries[n]["kind"] == "resumed" for n in self._later()):
+        if self._at < max(self._last_result, self._last_resumed):
             return None
         decided = decide(seat, donor, propose)
         if decided is not None:
             self.pending.append(decided)
         return decided
 
-    def _later(self) -> range:
-        return range(self._at + 1, len(self._entries))
+    def _last(self, kind: str) -> int:
+        return max((n for n, entry in enumerate(self._entries) if entry["kind"] == kind), default=-1)
 
 
 def decide(seat: Seat, donor: Seat, propose: Callable[[], Mapping[str, Any]]) -> TakeOver | None:
