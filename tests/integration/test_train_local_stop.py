@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,13 +26,10 @@ DATA = Path(__file__).parents[1] / "data" / "tiny_reviews.csv"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A small model, and one process group for every run: DeepSpeed keeps what belongs to the first one."""
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model. Every run makes a process group of its own, and DeepSpeed must not go on with the one before."""
     prepare_process()
-    from tlcore.train.group import process_group
-
-    with process_group():
-        yield make_small_bert(tmp_path_factory.mktemp("model"))
+    return make_small_bert(tmp_path_factory.mktemp("model"))
 
 
 def recipe(model: Path, directory: Path, **budget: float):

@@ -15,6 +15,7 @@ import gc
 import logging
 import os
 import platform
+import sys
 import warnings
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def prepare_process(threads: int = 1) -> None:
     warnings.filterwarnings("ignore", message=".*barrier\\(\\).*device.*", category=UserWarning)
     # DeepSpeed calls collectives by names that newer torch has renamed.
     warnings.filterwarnings("ignore", message=".*torch.distributed.*is deprecated", category=FutureWarning)
+
+
+def end_process_group() -> None:
+    """End torch's process group, through DeepSpeed where that was used: it keeps groups of its own, and its next engine in this
+    process would talk to those of the group that is gone."""
+    used = sys.modules.get("deepspeed.comm.comm")
+    if used is not None and used.cdb is not None:
+        used.destroy_process_group()
+        return
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
 
 
 def give_memory_back() -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from tlcore.engine.process import end_process_group
 from tlcore.errors import TlcoreError
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        end_process_group()
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
