@@ -213,3 +213,23 @@ def test_a_put_that_is_tried_again_is_the_same_entry(store):
     Journal(Watched(), lambda: next(times), ask=twice).append("suggested", "t000", point={})
     assert len(seen) == 2
     assert seen[0] == seen[1]
+
+
+def test_a_copy_stays_as_it_was_whatever_is_folded_later():
+    first = [
+        {**suggested("t000"), "time": "2026-11-26T10:00:00+00:00"},
+        {"kind": "started", "trial": "t000", "workers": 2, "time": "2026-11-26T10:00:00+00:00"},
+    ]
+    later = [
+        {"kind": "lost", "trial": "t000", "loss": "worker"},
+        {"kind": "adapted", "trial": "t000", "changed": {"train.micro_batch_size": [4, 2]}},
+        {"kind": "avoided", "trial": None, "node": "ab"},
+        {"kind": "alive", "trial": None},
+    ]
+    state = SweepState.from_entries(first)
+    copied, plain = state.copy(), SweepState.from_entries(first)
+    for entry in later:
+        state.apply({**entry, "time": "2026-11-26T11:00:00+00:00"})
+    seen = [(each.trials, each.avoided, each.entries, each.account.used()) for each in (copied, plain, state)]
+    assert seen[0] == seen[1] != seen[2]
+    assert seen[0][3] != seen[2][3], "an account that is shared goes on counting"

@@ -49,6 +49,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Literal
@@ -281,10 +282,16 @@ class SweepState:
     def copy(self) -> SweepState:
         """The same, apart from what is folded into either of them later."""
         trials = {
-            name: replace(trial, results=list(trial.results), lineage=list(trial.lineage))
+            name: replace(
+                trial,
+                results=list(trial.results),
+                lineage=list(trial.lineage),
+                losses=dict(trial.losses),
+                adapted=dict(trial.adapted),
+            )
             for name, trial in self.trials.items()
         }
-        return replace(self, trials=trials)
+        return replace(self, trials=trials, avoided=list(self.avoided), account=deepcopy(self.account))
 
     def unfinished(self) -> list[TrialState]:
         """Trials that were suggested and have not ended."""
