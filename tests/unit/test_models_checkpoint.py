@@ -48,7 +48,7 @@ def test_the_weights_are_the_checkpoints_and_the_rest_its_sources(tmp_path: Path
     url, stored = trained(tmp_path)
     source = resolve_source(url)
     assert source.directory == (tmp_path / "model").resolve()
-    assert source.load_processor()("good film")["input_ids"] == [2, 4, 6, 3]
+    assert source.load_tokenizer()("good film")["input_ids"] == [2, 4, 6, 3]
     assert len(source.digest) == 64 and source.digest != resolve_source(str(tmp_path / "model")).digest
     model = built(tmp_path, url)
     wanted = stored.state_dict()

@@ -36,7 +36,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_directory_gives_config_tokenizer_and_digest(bert: Path) -> None:
     found = resolve_source(str(bert))
     assert found.load_config(num_labels=4).num_labels == 4
-    assert found.load_processor()("good film")["input_ids"] == [2, 4, 6, 3]
+    assert found.load_tokenizer()("good film")["input_ids"] == [2, 4, 6, 3]
     assert found.digest == hashlib.sha256((bert / "model.safetensors").read_bytes()).hexdigest()
 
 

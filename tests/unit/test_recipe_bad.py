@@ -347,7 +347,7 @@ COMBINATIONS = {
         ],
     ),
     "more loss": (
-        {"search.metric": "eval_loss"},
+        {"search.metric": "eval_loss", "search.mode": "max"},
         ["search.mode: got max with metric eval_loss, of which less is better; give min"],
     ),
     "name that leaves its folder": (

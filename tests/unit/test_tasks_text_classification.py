@@ -33,7 +33,7 @@ def task_of(home: Path, **changes: Any) -> Task:
 def test_splits_have_their_samples_and_share_none(home: Path) -> None:
     task = task_of(home, data__test=str(home / "test.jsonl"))
     assert task.load_data(("train", "validation", "test")) == {"train": 30, "validation": 10, "test": 9}
-    rows = np.concatenate([task._split("train").rows, task._split("validation").rows])
+    rows = np.concatenate([task._splits["train"].rows, task._splits["validation"].rows])
     assert sorted(rows) == list(range(40))
     assert task.facts() == {"labels": ["neg", "pos"]}
 
@@ -144,7 +144,7 @@ def test_only_so_much_is_kept() -> None:
 
 def test_every_trial_is_judged_on_the_same_samples(home: Path) -> None:
     one, other = task_of(home), task_of(home, train__seed=9)
-    assert one._split("validation").rows.tolist() == other._split("validation").rows.tolist()
+    assert one._splits["validation"].rows.tolist() == other._splits["validation"].rows.tolist()
 
 
 def test_a_label_unknown_to_the_training_data_is_said(home: Path) -> None:

@@ -97,7 +97,7 @@ class ModelSource:
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise self._unreadable("config.json", error) from error
 
-    def load_processor(self) -> Any:
+    def load_tokenizer(self) -> Any:
         """The tokenizer, the fast one where the source has it; a pad token is made sure of. Raises ModelError."""
         from transformers import AutoTokenizer
 

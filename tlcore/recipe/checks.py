@@ -16,7 +16,8 @@ from tlcore.recipe.credentials import shown
 from tlcore.recipe.fields import close_to
 from tlcore.recipe.owned import owned_faults
 from tlcore.recipe.rungs import scheduler_fractions, world_sizes
-from tlcore.recipe.schema import METRICS, Recipe
+from tlcore.recipe.schema import DataSection, Recipe
+from tlcore.recipe.task_table import TASK_TABLE, takers
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _BUCKET: Final = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9](?:/.*)?")
@@ -50,14 +51,10 @@ def _storage(recipe: Recipe) -> Iterator[Fault]:
 def _texts(recipe: Recipe) -> Iterator[Fault]:
     """Texts that must say something."""
     data = recipe.data
-    must = {
-        "model.source": recipe.model.source,
-        "data.train": data.train,
-        "data.text": data.text,
-        "data.label": data.label,
-    }
+    columns = {f"data.{key}": getattr(data, key) for key in TASK_TABLE[recipe.task].columns}
+    must = {"model.source": recipe.model.source, "data.train": data.train, **columns}
     for path, value in must.items():
-        if not value.strip():
+        if value is not None and not value.strip():
             yield Fault(path, f"got {shown(value)}; give a text that is not empty")
 
 
@@ -84,10 +81,7 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
             "data.test",
             f"got {shown(data.test)}, the same as data.validation; the test examples are for the final figures alone",
         )
-    if data.text == data.label:
-        yield Fault(
-            "data.label", f"got {shown(data.label)}, the same column as data.text; name the column with the class"
-        )
+    yield from _columns(recipe)
     if data.labels is not None:
         if len(data.labels) < 2:
             yield Fault(
@@ -95,6 +89,23 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
             )
         for name in sorted({name for name in data.labels if data.labels.count(name) > 1}):
             yield Fault("data.labels", f"got {shown(name)} twice; give each class once")
+
+
+def _columns(recipe: Recipe) -> Iterator[Fault]:
+    """Columns are different ones, and settings are those that the task takes."""
+    row, seen = TASK_TABLE[recipe.task], dict[str, str]()
+    for key in row.columns:
+        name = getattr(recipe.data, key)
+        if name is not None and name in seen:
+            yield Fault(f"data.{key}", f"got {shown(name)}, the same column as data.{seen[name]}; name another one")
+        seen.setdefault(name, key)
+    for key, field in DataSection.model_fields.items():
+        value = getattr(recipe.data, key)
+        if not row.takes(key) and value != field.default:
+            only = ", ".join(takers(key))
+            yield Fault(
+                f"data.{key}", f"got {shown(value)} with task {recipe.task}; only {only} takes it, so take it out"
+            )
 
 
 def _transfer(recipe: Recipe) -> Iterator[Fault]:
@@ -188,7 +199,7 @@ def _deepspeed(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _metric(recipe: Recipe) -> Iterator[Fault]:
-    search, known = recipe.search, METRICS.get(recipe.task, {})
+    search, known = recipe.search, TASK_TABLE[recipe.task].metrics
     if not search.metrics or len(search.metrics) != len(search.modes):
         text = f"got {len(search.modes)} for {len(search.metrics)} metrics; give a list with one of max, min for each"
         yield Fault("search.mode", text if search.metrics else "got no metric; give at least one search.metric")
@@ -200,11 +211,11 @@ def _metric(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _one_metric(task: str, known: Mapping[str, str], metric: str, mode: str) -> Iterator[Fault]:
-    if known and metric not in known:
+    if metric not in known:
         meant = close_to(metric, tuple(known))
         hint = f"; did you mean '{meant}'?" if meant else ""
         yield Fault("search.metric", f"got {shown(metric)}; {task} reports {', '.join(known)}{hint}")
-    elif known and mode != known[metric]:
+    elif mode != known[metric]:
         better = "more" if known[metric] == "max" else "less"
         text = f"got {mode} with metric {metric}, of which {better} is better"
         yield Fault("search.mode", f"{text}; give {known[metric]}")

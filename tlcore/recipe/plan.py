@@ -16,6 +16,7 @@ from tlcore.recipe.rungs import report_fractions, resizing_rungs, workers_at
 from tlcore.recipe.schema import Recipe
 from tlcore.recipe.search_schema import Algorithm
 from tlcore.recipe.space import in_one_line, in_order
+from tlcore.recipe.task_table import TASK_TABLE
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ def resolved_plan(recipe: Recipe) -> list[PlanRow]:
 
 def _data(recipe: Recipe) -> Iterator[PlanRow]:
     data = recipe.data
-    yield PlanRow("train data", f"{data.train} (columns {data.text}, {data.label}; {data.max_length} tokens at most)")
+    row = TASK_TABLE[recipe.task]
+    columns = ", ".join(name for key in row.columns if (name := getattr(data, key)) is not None)
+    bound = f"; {data.max_length} tokens at most" if row.takes("max_length") else ""
+    bound += f"; {data.max_seconds:g} s at most" if row.takes("max_seconds") else ""
+    yield PlanRow("train data", f"{data.train} (columns {columns}{bound})")
     held_out = isinstance(data.validation, float)
     yield PlanRow("validation", f"{data.validation} of the training examples" if held_out else str(data.validation))
     yield PlanRow("test", data.test or "none: no final figures on unseen examples")

@@ -168,9 +168,10 @@ class SearchSection(Section):
     trials: Positive = 8
     """Trials to run. Not given: 8, every point of a grid, or 1 without a space."""
     metric_: str | Texts = Field(default="eval_accuracy", alias="metric")
-    """What is compared, on the validation examples; a list gives a Pareto table besides, and the first is the main one."""
+    """What is compared, on the validation examples; not given: the task's main one. A list gives a Pareto table besides, and the
+    first is the main one."""
     mode_: Mode | Annotated[tuple[Mode, ...], Field(strict=False)] = Field(default="max", alias="mode")
-    """Whether more of the metric is better; a list with a list of metrics."""
+    """Whether more of the metric is better; not given: as the metric has it. A list with a list of metrics."""
     first: Annotated[tuple[dict[str, Scalar], ...], Field(strict=False)] = ()
     """Points to try first, in order; settings that a point leaves out are drawn."""
     from_: str | None = Field(default=None, alias="from")

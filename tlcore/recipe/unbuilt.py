@@ -67,6 +67,7 @@ UNBUILT: Final = (
     Unbuilt("task", "anomaly-detection"),
     Unbuilt("task", "speech-recognition"),
     Unbuilt("task", "audio-classification"),
+    Unbuilt("task", "audio-pretraining"),
     Unbuilt("task", "speech-translation"),
     Unbuilt("model.source", _is_torchvision, _SOURCES),
     Unbuilt("transfer.strategy", "gradual"),

@@ -30,12 +30,21 @@ def build_task(recipe: Recipe, facts: Mapping[str, Any] | None = None) -> Task:
         RecipeError: a task that is not built yet.
         ModelError: the model source cannot be had.
     """
-    place = TASKS.get(recipe.task)
+    return cast(Task, _task_class(recipe.task)(recipe, facts))
+
+
+def build_without_data(recipe: Recipe) -> Task:
+    """The recipe's task with what its training data would settle assumed: for estimates. Raises as `build_task`."""
+    task_class = _task_class(recipe.task)
+    return cast(Task, task_class(recipe, task_class.assumed_facts(recipe)))
+
+
+def _task_class(task: str) -> Any:
+    place = TASKS.get(task)
     if place is None:
-        raise RecipeError([Fault("task", f"{recipe.task!r} is not built yet; what is: {', '.join(TASKS)}")])
+        raise RecipeError([Fault("task", f"{task!r} is not built yet; what is: {', '.join(TASKS)}")])
     module, _, name = place.partition(":")
-    task_class = getattr(importlib.import_module(module), name)
-    return cast(Task, task_class(recipe, facts))
+    return getattr(importlib.import_module(module), name)
 
 
-__all__ = ["TASKS", "Batch", "MetricAccumulator", "Task", "build_task"]
+__all__ = ["TASKS", "Batch", "MetricAccumulator", "Task", "build_task", "build_without_data"]

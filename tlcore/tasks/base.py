@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
 
+    from tlcore.recipe import Recipe
+
     Batch: TypeAlias = dict[str, Tensor]
 else:
     Batch = dict
@@ -43,7 +45,14 @@ class MetricAccumulator(Protocol):
 
 
 class Task(Protocol):
-    """One kind of training. Splits are `train`, `validation` and `test`; a split is prepared when first used, then kept."""
+    """One kind of training. Splits are `train`, `validation` and `test`; a split is prepared when first used, then kept.
+
+    A class is called as `Class(recipe, facts)`, as `build_task` says.
+    """
+
+    @staticmethod
+    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
+        """What `facts` would give, as near as can be told without data: for estimates."""
 
     def check_data(self) -> None:
         """Find what faults the data have without preparing them: places, columns, empty cells, labels. Called by the driver, before
@@ -82,6 +91,10 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """One JSON-able answer per raw input (a text, a path of an image). The model is in evaluation mode already."""
+
+    def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
+        """(input as `predict` takes it, what was expected) of the first samples of a split, to show; none of a split that is held
+        out of another. Raises what `load_data` raises."""
 
     def facts(self) -> dict[str, Any]:
         """JSON-able facts that the training data settled (class names), for checkpoints; `build_task` takes them back."""

@@ -1,17 +1,23 @@
 """Tokenized texts as two flat arrays, and batches of them.
 
-Owns tokenizing once per process and padding per batch. Called by the text tasks. Flat arrays because lists of lists of a million
-snippets cost 30 times their tokens, and a batch is then one masked copy.
+Owns tokenizing once per process, padding per batch, and what a model's tokenizer allows. Called by the text tasks. Flat arrays
+because lists of lists of a million snippets cost 30 times their tokens, and a batch is then one masked copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tlcore.errors import Fault, ModelError, RecipeError
+
+if TYPE_CHECKING:
+    from tlcore.models import ModelSource
 
 CHUNK_TEXTS = 8192
 """Texts given to the tokenizer at once; its lists of a chunk are gone before the next."""
@@ -56,3 +62,48 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> TokenStor
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return TokenStore(np.concatenate(parts) if parts else np.empty(0, np.int32), offsets)
+
+
+class TextModel:
+    """The tokenizer of a source, and how long a text it takes.
+
+    Args:
+        max_length: `data.max_length` of the recipe, tokens.
+    """
+
+    def __init__(self, source: ModelSource, max_length: int) -> None:
+        self._source, self._wanted = source, max_length
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Raises ModelError."""
+        return self._source.load_tokenizer()
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills a text up."""
+        pad: int = self.tokenizer.pad_token_id
+        return pad
+
+    @cached_property
+    def max_length(self) -> int:
+        """The recipe's, if the model has that many positions. Raises RecipeError."""
+        # The tokenizer knows best: RoBERTa has 514 position rows and takes 512 tokens. Unknown is a huge number there.
+        positions = getattr(self._source.load_config(), "max_position_embeddings", self._wanted)
+        most = min(self.tokenizer.model_max_length, positions)
+        if self._wanted > most:
+            text = f"is {self._wanted}, but model {self._source.name!r} takes at most {most} tokens"
+            raise RecipeError([Fault("data.max_length", f"{text}; set it to {most} or less")])
+        return self._wanted
+
+    def load_config(self, **changes: Any) -> Any:
+        """The model's configuration with `changes` and the tokenizer's pad token. Raises ModelError."""
+        config = self._source.load_config(**changes)
+        config.pad_token_id = self.tokenizer.pad_token_id
+        tokens = getattr(config, "vocab_size", None)
+        if tokens is not None and len(self.tokenizer) > tokens:
+            raise ModelError(
+                f"model source {self._source.name!r}: its tokenizer has {len(self.tokenizer)} tokens, the model only {tokens}",
+                hint="tokenizer and weights do not belong together",
+            )
+        return config

@@ -83,11 +83,10 @@ def _count(recipe: Recipe, samples: int, item: int, on_gpu: bool) -> Any:
     from tlcore.engine.activations import checkpoint_activations, count_pass, nothing_allocated
     from tlcore.engine.zero_memory import Weight
     from tlcore.models import quiet
-    from tlcore.tasks import build_task
+    from tlcore.tasks import build_without_data
     from tlcore.transfer import apply_strategy, parameter_groups
 
-    labels = recipe.data.labels or ("0", "1")
-    task = build_task(recipe, facts={"labels": list(labels)})
+    task = build_without_data(recipe)
     with quiet(), nothing_allocated(), _attention_as_on(on_gpu):
         model = task.build_model(from_scratch=True)
         if recipe.transfer.strategy != "scratch":

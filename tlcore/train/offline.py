@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tlcore.checkpoint import CheckpointRef
-from tlcore.data import read_split
 from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
 from tlcore.recipe import Recipe, recipe_from_dict
 from tlcore.tasks import Task, build_task
@@ -53,14 +52,12 @@ class TrainedModel:
 
     def examples(self, split: str, count: int) -> list[dict[str, Any]]:
         """The first `count` samples of a split of its own place, as people wrote them, with what the model says of each."""
-        data = self.recipe.data
-        place = {"train": data.train, "validation": data.validation, "test": data.test}[split]
-        if not isinstance(place, str):
-            return []
-        rows = read_split(place, [data.text, data.label], texts=[data.text], split=split).select(range(count))
-        answers = self.predict(rows[data.text])
-        given = zip(rows[data.text], rows[data.label], answers, strict=True)
-        return [{"input": text, "expected": label, **answer} for text, label, answer in given]
+        found = self.task.examples(split, count)
+        answers = self.predict([given for given, _ in found])
+        return [
+            {"input": given, "expected": expected, **answer}
+            for (given, expected), answer in zip(found, answers, strict=True)
+        ]
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The task's prediction for each input."""

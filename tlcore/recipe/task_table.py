@@ -1,0 +1,105 @@
+"""What each task reads, and what it reports: one row per task.
+
+Owns the table. A setting of `data` that a task's row does not name is refused with that task, so that nothing asked for is ever
+ignored; the row's first metric is what a search compares where the recipe names none. Called by `checks.py`, `plan.py`, `build.py`.
+The code of a task is in the room `tasks/`; a test holds each one's metrics against its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+Better = Literal["max", "min"]
+COMMON: Final = ("train", "validation", "test")
+"""Settings of `data` that every task takes."""
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """`metrics`: what a trial reports, and which way is better; the main one first. `columns`: settings of `data` that name a
+    column to read. `settings`: its other ones."""
+
+    metrics: Mapping[str, Better]
+    columns: tuple[str, ...]
+    settings: tuple[str, ...] = ()
+
+    def takes(self, key: str) -> bool:
+        """Whether `data.<key>` means anything for this task."""
+        return key in (*COMMON, *self.columns, *self.settings)
+
+
+def _metrics(main: str, *others: str, **better: Better) -> dict[str, Better]:
+    return {
+        f"eval_{name}": better.get(name, "min" if name in _LESS_IS_BETTER else "max")
+        for name in (main, *others, "loss")
+    }
+
+
+_LESS_IS_BETTER: Final = ("loss", "perplexity", "wer", "cer")
+_CLASSES: Final = ("labels", "multi_label")
+
+TASK_TABLE: Final[dict[str, TaskRow]] = {
+    "text-classification": TaskRow(_metrics("accuracy", "f1"), ("text", "label"), (*_CLASSES, "max_length")),
+    "token-classification": TaskRow(
+        _metrics("f1", "precision", "recall", "accuracy"), ("tokens", "label"), ("labels", "max_length")
+    ),
+    "question-answering": TaskRow(_metrics("f1", "exact"), ("question", "context", "answers"), ("max_length",)),
+    "summarization": TaskRow(
+        _metrics("rougeL", "rouge1", "rouge2"),
+        ("text", "target"),
+        ("prefix", "max_length", "max_target_length", "beams"),
+    ),
+    "translation": TaskRow(
+        _metrics("bleu", "chrf"), ("text", "target"), ("prefix", "max_length", "max_target_length", "beams")
+    ),
+    "text-generation": TaskRow(
+        {"eval_loss": "min", "eval_perplexity": "min", "eval_accuracy": "max"},
+        ("text", "messages", "image"),
+        ("packing", "max_length"),
+    ),
+    "masked-language-modeling": TaskRow(
+        {"eval_loss": "min", "eval_perplexity": "min", "eval_accuracy": "max"},
+        ("text",),
+        ("max_length", "mask_probability"),
+    ),
+    "image-classification": TaskRow(
+        _metrics("accuracy", "f1"), ("image", "label"), (*_CLASSES, "image_size", "augment")
+    ),
+    "video-classification": TaskRow(_metrics("accuracy", "f1"), ("video", "label"), ("labels", "image_size", "frames")),
+    "object-detection": TaskRow(_metrics("map", "map_50"), ("image", "objects"), ("labels", "image_size", "augment")),
+    "image-segmentation": TaskRow(_metrics("miou", "accuracy"), ("image", "mask"), ("labels", "image_size", "augment")),
+    "image-embedding": TaskRow(
+        _metrics("recall_at_1", "map_at_r"), ("image", "label"), ("labels", "image_size", "augment", "embedding_size")
+    ),
+    "anomaly-detection": TaskRow(_metrics("auroc", "average_precision"), ("image", "label"), ("image_size", "augment")),
+    "speech-recognition": TaskRow(
+        _metrics("wer", "cer"), ("audio", "text"), ("max_seconds", "max_target_length", "language", "beams")
+    ),
+    "audio-pretraining": TaskRow(
+        {"eval_loss": "min", "eval_accuracy": "max"}, ("audio",), ("max_seconds", "mask_probability")
+    ),
+    "audio-classification": TaskRow(_metrics("accuracy", "f1"), ("audio", "label"), (*_CLASSES, "max_seconds")),
+    "speech-translation": TaskRow(
+        _metrics("bleu", "chrf"), ("audio", "target"), ("max_seconds", "max_target_length", "language", "beams")
+    ),
+}
+
+
+def takers(key: str) -> tuple[str, ...]:
+    """The tasks that take `data.<key>`."""
+    return tuple(task for task, row in TASK_TABLE.items() if row.takes(key))
+
+
+def with_main_metric(data: dict[str, Any]) -> dict[str, Any]:
+    """A raw recipe with its task's main metric, and each metric's own mode, where its `search` does not say."""
+    task, search = data.get("task"), data.get("search") or {}
+    row = TASK_TABLE.get(task) if isinstance(task, str) else None
+    if row is None or not isinstance(search, dict) or search.get("mode") is not None:
+        return data
+    metric = search.get("metric", next(iter(row.metrics)))
+    modes = [row.metrics.get(name) for name in ([metric] if isinstance(metric, str) else metric or ["-"])]
+    if None in modes:
+        return data
+    return {**data, "search": {**search, "metric": metric, "mode": modes[0] if isinstance(metric, str) else modes}}

@@ -1,0 +1,24 @@
+"""A few samples of a split as people wrote them, to show what a trained model answers.
+
+Owns that reading. Called by the tasks' `examples`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tlcore.data import read_split
+
+if TYPE_CHECKING:
+    from tlcore.recipe.schema import DataSection
+
+
+def plain_examples(data: DataSection, split: str, count: int, given: str, expected: str) -> list[tuple[Any, Any]]:
+    """(cell of column `given`, cell of column `expected`) of the first `count` samples of a split with a place of its own; none of
+    a split that is held out of another."""
+    place = {"train": data.train, "validation": data.validation, "test": data.test}[split]
+    if not isinstance(place, str):
+        return []
+    found = read_split(place, [given, expected], texts=[given], split=split)
+    rows = found.select(range(min(count, len(found))))
+    return list(zip(rows[given], rows[expected], strict=True))
