@@ -1,4 +1,4 @@
-"""`tlcore export`, `import`, `evaluate` and `predict`: weights into a run and out of one, and what they are good for.
+"""`tlcore export`, `import`, `evaluate`, `predict` and `families`: weights into a run and out of one, and what they are good for.
 
 Owns these commands; parse, call, print. Called by `cli.py`.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tlcore.cli_options import AsJson, Name, RecipeFile, RunStorage, Settings, overrides, print_json
+from tlcore.cli_options import AsJson, Name, RecipeFile, RunStorage, Settings, overrides, print_json, stdout_console
 from tlcore.errors import RequestError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("import")(import_checkpoint)
     app.command()(evaluate)
     app.command()(predict)
+    app.command()(families)
 
 
 def _prepare(*urls: str) -> None:
@@ -174,3 +175,19 @@ def predict(
         return
     for line in prediction_lines(found):
         typer.echo(line)
+
+
+def families(as_json: AsJson = False) -> None:
+    """Model families: for which task, whose code, and whether it is proved to work."""
+    from rich.table import Table
+
+    from tlcore.tasks.families import FAMILIES
+
+    rows = [family.to_dict() for family in FAMILIES]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(*rows[0], box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row.values())
+    stdout_console().print(table)

@@ -128,7 +128,7 @@ CASES = {
         ],
     ),
     "two metrics, one mode": (
-        search(metric=["eval_f1", "eval_loss"]),
+        search(metric=["eval_f1", "eval_loss"], mode="max"),
         ["search.mode: got 1 for 2 metrics; give a list with one of max, min for each"],
     ),
     "no metric": (search(metric=[], mode=[]), ["search.mode: got no metric; give at least one search.metric"]),

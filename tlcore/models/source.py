@@ -116,6 +116,17 @@ class ModelSource:
             )
         return tokenizer
 
+    def load_preprocessor(self, auto_class: str) -> Any:
+        """What turns raw input into tensors, by transformers' `AutoImageProcessor`, `AutoFeatureExtractor`, `AutoVideoProcessor` or
+        `AutoProcessor`. Raises ModelError."""
+        import transformers
+
+        loader = getattr(transformers, auto_class)
+        try:
+            return loader.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise self._unreadable("preprocessor_config.json", error) from error
+
     def _unreadable(self, what: str, error: Exception) -> ModelError:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error):

@@ -1,0 +1,40 @@
+"""Which model families are trained for what, and which of that is proved.
+
+Owns the table behind `tlcore families`. A row without a reason says `works`, and `tests/integration/test_families.py` takes its
+cases from these rows: what says so is trained there on ranks at ZeRO stages 1, 2 and 3 against plain torch, restored to the last
+bit, exported and loaded again, or that test fails. Called by the command. Loads no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+WORKS: Final = "works"
+
+
+@dataclass(frozen=True)
+class Family:
+    """`id` is the family's name and `task` the recipe's; `source`: whose code the model is; `lacks`: why it does not work, empty
+    where it does."""
+
+    id: str
+    task: str
+    source: str = "transformers"
+    lacks: str = ""
+
+    @property
+    def name(self) -> str:
+        """Family and task in one word."""
+        return f"{self.id}/{self.task}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `tlcore families --json` gives it."""
+        return {"id": self.id, "task": self.task, "source": self.source, "state": self.lacks or WORKS}
+
+
+FAMILIES: Final[tuple[Family, ...]] = (
+    Family("bert", "text-classification"),
+    Family("roberta", "text-classification"),
+    Family("distilbert", "text-classification"),
+)
