@@ -15,7 +15,8 @@ from tlcore.engine.process import prepare_process
 
 prepare_process()
 
-import torch  # noqa: E402 (the process must be settled first)
+import numpy as np  # noqa: E402 (the process must be settled first)
+import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from tlcore.data import Course, split_batch  # noqa: E402
@@ -59,6 +60,8 @@ def plain(recipe: Recipe) -> list[float]:
     batch = plan_batch(recipe, dist.get_world_size())
     lengths = task.lengths("train")
     order = Course(len(lengths), recipe.train.epochs, recipe.train.seed, lengths, [(0, recipe.train.global_batch_size)])
+    weights = task.weights("train")
+    weigh = np.ones(len(lengths)) if weights is None else weights
     losses = []
     for step in range(order.total_steps):
         indices = order.batch(step)
@@ -68,7 +71,7 @@ def plain(recipe: Recipe) -> list[float]:
         ):
             seed_everything(step_seed(recipe.train.seed, step, rank))
             for share in shares:
-                loss = task.loss(model, task.collate("train", share)) * (len(share) / len(indices))
+                loss = task.loss(model, task.collate("train", share)) * (weigh[share].sum() / weigh[indices].sum())
                 loss.backward()
                 total += loss.item()
         if recipe.train.gradient_clip is not None:
@@ -126,7 +129,7 @@ def exported(ref: str, case: dict[str, Any]) -> dict[str, Any]:
     trained = TrainedModel(ref)
     trained.task.load_data()
     trained.model.eval()
-    batch = trained.task.collate("validation", [0, 1])
+    batch = trained.task.collate("validation", range(2))
     with tempfile.TemporaryDirectory() as directory:
         with quiet():
             loaded = load(trained.export(Path(directory) / "model"), trained.model).eval()

@@ -53,12 +53,6 @@ def _is_nvme(value: Any) -> bool:
 _SOURCES: Final = "hub id, directory, s3://bucket/prefix, package:name/dir, a checkpoint's URL"
 
 UNBUILT: Final = (
-    Unbuilt("task", "token-classification"),
-    Unbuilt("task", "question-answering"),
-    Unbuilt("task", "summarization"),
-    Unbuilt("task", "translation"),
-    Unbuilt("task", "text-generation"),
-    Unbuilt("task", "masked-language-modeling"),
     Unbuilt("task", "image-classification"),
     Unbuilt("task", "video-classification"),
     Unbuilt("task", "object-detection"),

@@ -16,7 +16,15 @@ from tlcore.tasks.base import Batch, MetricAccumulator, Task
 if TYPE_CHECKING:
     from tlcore.recipe import Recipe
 
-TASKS = {"text-classification": "tlcore.tasks.text_classification:TextClassification"}
+TASKS = {
+    "masked-language-modeling": "tlcore.tasks.masked_language_modeling:MaskedLanguageModeling",
+    "question-answering": "tlcore.tasks.question_answering:QuestionAnswering",
+    "token-classification": "tlcore.tasks.token_classification:TokenClassification",
+    "summarization": "tlcore.tasks.text_to_text:TextToText",
+    "translation": "tlcore.tasks.text_to_text:TextToText",
+    "text-classification": "tlcore.tasks.text_classification:TextClassification",
+    "text-generation": "tlcore.tasks.text_generation:TextGeneration",
+}
 """Task id -> where its class is."""
 
 

@@ -67,6 +67,10 @@ class Task(Protocol):
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         """Size of each sample in the unit that padding costs (tokens, frames); its length is the number of samples."""
 
+    def weights(self, split: str) -> npt.NDArray[np.float64] | None:
+        """What each sample weighs in the mean loss over a global batch (tokens to be told, windows); None where all weigh alike.
+        The mean then is over these units whatever the micro-batches and ranks, as `loss` is over a micro-batch's."""
+
     def build_model(self, from_scratch: bool) -> nn.Module:
         """A fresh model on the CPU in fp32 and training mode, the same on every rank: weights that the source does not carry
         (all, from scratch) are drawn from `train.seed`. Raises ModelError."""
@@ -83,8 +87,8 @@ class Task(Protocol):
         memory."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean loss over the batch's samples, an fp32 scalar with gradient; 0 for a filler batch. `model` may be an engine
-        around the model."""
+        """Mean loss over the batch's samples, by their weight: an fp32 scalar with gradient; 0 for a filler batch. `model` may be
+        an engine around the model."""
 
     def metrics(self) -> MetricAccumulator:
         """A fresh accumulator for one evaluation."""

@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from tlcore.recipe.schema import DataSection
 
 
-def plain_examples(data: DataSection, split: str, count: int, given: str, expected: str) -> list[tuple[Any, Any]]:
-    """(cell of column `given`, cell of column `expected`) of the first `count` samples of a split with a place of its own; none of
-    a split that is held out of another."""
+def plain_examples(
+    data: DataSection, split: str, count: int, given: str, expected: str | None, *, texts: bool = True
+) -> list[tuple[Any, Any]]:
+    """(cell of column `given`, cell of column `expected`, None without one) of the first `count` samples of a split with a place of
+    its own; none of a split that is held out of another. `texts`: whether `given` must be text."""
     place = {"train": data.train, "validation": data.validation, "test": data.test}[split]
     if not isinstance(place, str):
         return []
-    found = read_split(place, [given, expected], texts=[given], split=split)
+    columns = [given] if expected is None else [given, expected]
+    found = read_split(place, columns, texts=[given] if texts else [], split=split)
     rows = found.select(range(min(count, len(found))))
-    return list(zip(rows[given], rows[expected], strict=True))
+    return list(zip(rows[given], rows[expected] if expected else [None] * len(rows), strict=True))

@@ -35,6 +35,16 @@ class Family:
 
 FAMILIES: Final[tuple[Family, ...]] = (
     Family("bert", "text-classification"),
+    Family("bert", "token-classification"),
+    Family("bert", "question-answering"),
+    Family("bert", "masked-language-modeling"),
     Family("roberta", "text-classification"),
     Family("distilbert", "text-classification"),
+    Family("t5", "summarization"),
+    Family("bart", "summarization"),
+    Family("marian", "translation"),
+    Family("gpt2", "text-generation"),
+    Family("llama", "text-generation"),
+    Family("qwen3", "text-generation"),
+    Family("gpt-oss", "text-generation"),
 )

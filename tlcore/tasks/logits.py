@@ -5,7 +5,7 @@ Owns the forward pass of a batch and the mean cross entropy. Called by the class
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tlcore.tasks.base import IGNORED, Batch
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def logits_of(model: nn.Module, batch: Batch) -> Tensor:
+def logits_of(model: nn.Module, batch: Batch, **settings: Any) -> Tensor:
     """Logits in fp32, whatever the model computes in, on the model's device: [B, C], or [B, T, C] for one class per token. All of
-    `batch` but `labels` goes into the model."""
+    `batch` but `labels` goes into the model, and the `settings` of its forward pass."""
     device = next(model.parameters()).device
     inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name != "labels"}
-    logits: Tensor = model(**inputs).logits
+    logits: Tensor = model(**inputs, **settings).logits
     return logits.float()
 
 

@@ -81,6 +81,9 @@ class TextClassification:
         chosen = self._splits[split]
         return chosen.read.texts.lengths[chosen.rows]
 
+    def weights(self, split: str) -> None:
+        return None
+
     def build_model(self, from_scratch: bool) -> nn.Module:
         from transformers import AutoModelForSequenceClassification
 

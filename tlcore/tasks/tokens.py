@@ -45,13 +45,15 @@ class TokenStore:
         return ids, mask.astype(np.int64)
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> TokenStore:
-    """Tokenize with the model's special tokens, cutting at `max_length` tokens."""
+def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int, as_target: bool = False) -> TokenStore:
+    """Tokenize with the model's special tokens, cutting at `max_length` tokens; `as_target` with the vocabulary of what is
+    produced, where a tokenizer has two (Marian)."""
+    given = "text_target" if as_target else "text"
     parts: list[npt.NDArray[np.int32]] = []
     lengths: list[int] = []
     for start in range(0, len(texts), CHUNK_TEXTS):
         encoded = tokenizer(
-            list(texts[start : start + CHUNK_TEXTS]),
+            **{given: list(texts[start : start + CHUNK_TEXTS])},
             truncation=True,
             max_length=max_length,
             return_attention_mask=False,
@@ -59,9 +61,20 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> TokenStor
         )["input_ids"]
         lengths.extend(len(ids) for ids in encoded)
         parts.append(np.fromiter((token for ids in encoded for token in ids), dtype=np.int32))
+    tokens = np.concatenate(parts) if parts else np.empty(0, np.int32)
+    return TokenStore(tokens, _offsets(lengths))
+
+
+def store_tokens(texts: Sequence[Sequence[int]]) -> TokenStore:
+    """Texts that are tokens already."""
+    tokens = np.fromiter((token for ids in texts for token in ids), dtype=np.int32)
+    return TokenStore(tokens, _offsets([len(ids) for ids in texts]))
+
+
+def _offsets(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    return TokenStore(np.concatenate(parts) if parts else np.empty(0, np.int32), offsets)
+    return offsets
 
 
 class TextModel:

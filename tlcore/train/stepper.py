@@ -59,6 +59,7 @@ class Stepper:
         self.rank = dist.get_rank()
         self._before_update = before_update
         self._seed = model.recipe.train.seed
+        self._weights = task.weights("train")
 
     def run(self, step: int) -> tuple[torch.Tensor, int]:
         """Do global step `step`. Returns this rank's share of the mean loss (its mean over ranks is the loss), and the samples of
@@ -72,10 +73,14 @@ class Stepper:
     def _micro_batches(self, indices: np.ndarray) -> Iterator[tuple[Batch, float]]:
         plan = self.batch
         shares = split_batch(indices, plan.world_size, plan.micro_batch_size, plan.accumulation_steps)[self.rank]
-        scale = plan.world_size * plan.accumulation_steps / len(indices)
+        scale = plan.world_size * plan.accumulation_steps / (self._weight(indices) or 1.0)
         for share in shares:
             # Every rank must take part in every collective: an empty share is collated to a filler, and weighs 0.
-            yield to_device(self.task.collate("train", share), self.model.device), len(share) * scale
+            yield to_device(self.task.collate("train", share), self.model.device), self._weight(share) * scale
+
+    def _weight(self, indices: np.ndarray) -> float:
+        """Of samples in the mean over the global batch."""
+        return len(indices) if self._weights is None else float(self._weights[indices].sum())
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -1,0 +1,183 @@
+"""Masked-language-model pre-training continued on domain text, through transformers' masked language models.
+
+Owns the task: texts as tokens, masking, collation, loss, metrics, filling in, export. Called through `build_task`.
+
+Of the chosen tokens 80 % become the mask, 10 % another token, 10 % stay (Devlin et al. 2018); which, is drawn anew at every step of
+training, and by the sample alone in evaluations, so that these can be compared with each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcore.data import fingerprint, read_split
+from tlcore.errors import DataError, ModelError
+from tlcore.models import build_pretrained, build_scratch, resolve_source
+from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.examples import plain_examples
+from tlcore.tasks.logits import logits_of
+from tlcore.tasks.recent import Recent
+from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.splits import Splits
+from tlcore.tasks.tokens import TextModel, TokenStore, tokenize
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+    from tlcore.recipe import Recipe
+
+_KEPT: Final = 4
+_MASKED, _REPLACED = 0.8, 0.1
+
+
+class Texts:
+    """One place's texts as tokens."""
+
+    def __init__(self, store: TokenStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store.lengths)
+
+
+_prepared: Recent[Texts] = Recent(_KEPT)
+
+
+class MaskedLanguageModeling:
+    """Implements `Task`; see there for what each method promises."""
+
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+        self._recipe = recipe
+        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        self._text = TextModel(self._source, recipe.data.max_length)
+        self._splits = Splits(recipe.data, self._read)
+
+    @staticmethod
+    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
+        return {}
+
+    def check_data(self) -> None:
+        data = self._recipe.data
+        read_split(data.train, [data.text], texts=[data.text])
+
+    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
+        return {name: len(self._splits[name].rows) for name in splits}
+
+    def lengths(self, split: str) -> npt.NDArray[np.int32]:
+        chosen = self._splits[split]
+        return chosen.read.store.lengths[chosen.rows]
+
+    def weights(self, split: str) -> None:
+        return None
+
+    def build_model(self, from_scratch: bool) -> nn.Module:
+        from transformers import AutoModelForMaskedLM
+
+        build = build_scratch if from_scratch else build_pretrained
+        return build(AutoModelForMaskedLM, self._source, self._text.load_config(), self._recipe.train.seed)
+
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        import torch
+
+        chosen = self._splits[split]
+        filler = len(indices) == 0
+        rows = chosen.rows_of([0] if filler else indices)
+        ids, mask = (torch.from_numpy(array) for array in chosen.read.store.pad(rows, self._text.pad_id))
+        if split == "train":
+            hidden, told = self._hide(ids, mask, None)
+        else:
+            seeds = [torch.Generator().manual_seed(int(row)) for row in rows]
+            parts = [self._hide(ids[at : at + 1], mask[at : at + 1], seed) for at, seed in enumerate(seeds)]
+            hidden, told = (torch.cat(each) for each in zip(*parts, strict=True))
+        labels = torch.where(told & (not filler), ids, IGNORED)
+        return {"input_ids": hidden, "attention_mask": mask, "labels": labels}
+
+    def largest_batch(self, samples: int) -> Batch:
+        import torch
+
+        tokens = torch.zeros(samples, self._text.max_length, dtype=torch.int64)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens.clone()}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Each sample weighs once, however many tokens are hidden in it: that number is drawn, and no rank knows the others'."""
+        from torch.nn.functional import cross_entropy
+
+        logits = logits_of(model, batch)
+        labels = batch["labels"].to(logits.device)
+        each = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none").sum(dim=1)
+        told = (labels != IGNORED).sum(dim=1)
+        return (each / told.clamp(min=1)).sum() / (told > 0).sum().clamp(min=1)
+
+    def metrics(self) -> MetricAccumulator:
+        from tlcore.tasks.token_counts import TokenCounts
+
+        return TokenCounts(lambda model, batch: (logits := logits_of(model, batch), batch["labels"].to(logits.device)))
+
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """The text with each of its mask tokens filled in."""
+        import torch
+
+        tokenizer = self._text.tokenizer
+        answers = []
+        for number, text in enumerate(inputs):
+            if not isinstance(text, str) or tokenizer.mask_token not in text:
+                raise DataError(
+                    f"input {number} is {text!r}, a text without {tokenizer.mask_token}",
+                    hint=f"put {tokenizer.mask_token} where a word is to be filled in",
+                )
+            ids = torch.tensor([tokenizer(text, truncation=True, max_length=self._text.max_length)["input_ids"]])
+            with torch.no_grad():
+                logits = logits_of(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).cpu()
+            filled = torch.where(ids == tokenizer.mask_token_id, logits.argmax(dim=-1), ids)
+            answers.append({"prediction": tokenizer.decode(filled[0], skip_special_tokens=True)})
+        return answers
+
+    def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
+        """Texts whose last word is hidden."""
+        found = plain_examples(self._recipe.data, split, count, self._recipe.data.text, None)
+        halves = [text.rsplit(" ", 1) for text, _ in found]
+        mask = self._text.tokenizer.mask_token
+        return [(f"{half[0]} {mask}", half[1]) for half in halves if len(half) == 2]
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def export_extras(self, directory: Path) -> None:
+        from transformers import AutoModelForMaskedLM
+
+        save_model_files(AutoModelForMaskedLM, self._text.load_config(), [self._text.tokenizer], directory)
+
+    def _hide(self, ids: Tensor, mask: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """The tokens with some of them hidden, and which [B, T]; at least one of each sample that has a word."""
+        import torch
+
+        tokenizer = self._text.tokenizer
+        if tokenizer.mask_token_id is None:
+            raise ModelError(
+                f"the tokenizer of model source {self._source.name!r} has no mask token",
+                hint="masked language modelling needs a model that was trained by it, such as BERT",
+            )
+        special = torch.tensor(sorted(tokenizer.all_special_ids))
+        may = mask.bool() & ~torch.isin(ids, special)
+        drawn = torch.rand(ids.shape, generator=generator).masked_fill(~may, 2.0)
+        least = drawn.min(dim=1, keepdim=True).values
+        told = may & (drawn <= torch.clamp(least, min=self._recipe.data.mask_probability))
+        kind = torch.rand(ids.shape, generator=generator)
+        other = torch.randint(len(tokenizer), ids.shape, generator=generator)
+        hidden = torch.where(told & (kind < _MASKED), tokenizer.mask_token_id, ids)
+        return torch.where(told & (kind >= _MASKED) & (kind < _MASKED + _REPLACED), other, hidden), told
+
+    def _read(self, place: str, hub_split: str) -> Texts:
+        data = self._recipe.data
+        key = (fingerprint(place), hub_split, data.text, self._text.max_length, self._source.fingerprint)
+        return _prepared.get(key, lambda: self._prepare(place, hub_split))
+
+    def _prepare(self, place: str, hub_split: str) -> Texts:
+        data = self._recipe.data
+        column = read_split(place, [data.text], texts=[data.text], split=hub_split).data.table.column(data.text)
+        return Texts(tokenize(self._text.tokenizer, column.to_pylist(), self._text.max_length))

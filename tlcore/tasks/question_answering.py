@@ -1,0 +1,368 @@
+"""Extractive question answering: the span of a text that answers a question, through transformers' question answering models.
+
+Owns the task: question and text as tokens, in overlapping windows where they are longer than `data.max_length`, the answer's place
+in each, collation, loss, the best span over all windows, its scores (Rajpurkar et al. 2016), prediction, export. Called through
+`build_task`.
+
+A sample is one question with all its windows, so that its answer is judged on one rank; loss is the mean over windows (`weights`).
+A window without the answer points at its first token, as published for BERT (Devlin et al. 2018).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcore.data import fingerprint, read_split
+from tlcore.errors import DataError
+from tlcore.models import build_pretrained, build_scratch, resolve_source
+from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator, SumOverRanks
+from tlcore.tasks.examples import plain_examples
+from tlcore.tasks.recent import Recent
+from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.splits import Splits
+from tlcore.tasks.tokens import TextModel, TokenStore, store_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tlcore.recipe import Recipe
+
+_KEPT: Final = 4
+_SPLITS: Final = ("train", "validation", "test")
+LONGEST_ANSWER: Final = 30
+"""Tokens of an answer, at most, when the best span is looked for; BERT's published setting."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Questions with their texts. Window w belongs to sample `sample[w]`; `starts` and `ends` are token places of the answer, 0
+    where it is not there; `spans[w]` [T, 2] gives each token's characters in the text, (-1, -1) outside it."""
+
+    tokens: TokenStore
+    sample: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    spans: list[npt.NDArray[np.int32]]
+    contexts: list[str]
+    answers: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    def windows_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Windows of these samples, sample by sample."""
+        first, last = np.searchsorted(self.sample, rows), np.searchsorted(self.sample, rows, side="right")
+        return np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
+
+
+_prepared: Recent[Windows] = Recent(_KEPT)
+
+
+class QuestionAnswering:
+    """Implements `Task`; see there for what each method promises."""
+
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+        self._recipe = recipe
+        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        self._text = TextModel(self._source, recipe.data.max_length)
+        self._splits = Splits(recipe.data, self._read)
+
+    @staticmethod
+    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
+        return {}
+
+    def check_data(self) -> None:
+        data = self._recipe.data
+        table = read_split(data.train, _columns(data), texts=[data.question, data.context]).data.table
+        for row, (text, answers) in enumerate(
+            zip(table.column(data.context).to_pylist(), table.column(data.answers).to_pylist(), strict=True)
+        ):
+            _read_answers(answers, text, f"{data.train}, row {row + 1}")
+
+    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
+        return {name: len(self._splits[name].rows) for name in splits}
+
+    def lengths(self, split: str) -> npt.NDArray[np.int32]:
+        chosen = self._splits[split]
+        read = chosen.read
+        totals = np.bincount(read.sample, weights=read.tokens.lengths, minlength=len(read))
+        return totals[chosen.rows].astype(np.int32)
+
+    def weights(self, split: str) -> npt.NDArray[np.float64]:
+        chosen = self._splits[split]
+        counts = np.bincount(chosen.read.sample, minlength=len(chosen.read))
+        return counts[chosen.rows].astype(np.float64)
+
+    def build_model(self, from_scratch: bool) -> nn.Module:
+        from transformers import AutoModelForQuestionAnswering
+
+        build = build_scratch if from_scratch else build_pretrained
+        config = self._text.load_config()
+        return build(AutoModelForQuestionAnswering, self._source, config, self._recipe.train.seed)
+
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        import torch
+
+        chosen = self._splits[split]
+        read = chosen.read
+        filler = len(indices) == 0
+        windows = read.windows_of(chosen.rows_of([0] if filler else indices))
+        windows = windows[:1] if filler else windows
+        ids, mask = read.tokens.pad(windows, self._text.pad_id)
+        arrays = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "starts": np.full(len(windows), IGNORED) if filler else read.starts[windows],
+            "ends": np.full(len(windows), IGNORED) if filler else read.ends[windows],
+            "windows": windows,
+            "split": np.full(len(windows), _SPLITS.index(split)),
+        }
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def largest_batch(self, samples: int) -> Batch:
+        import torch
+
+        tokens = torch.zeros(samples, self._text.max_length, dtype=torch.int64)
+        places = tokens[:, 0]
+        return {
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens),
+            "starts": places,
+            "ends": places,
+            "windows": places,
+            "split": places,
+        }
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        scores = _scores(model, batch)
+        told = (batch["starts"] != IGNORED).sum().clamp(min=1).to(scores.device)
+        parts = [
+            cross_entropy(scores[..., at], batch[name].to(scores.device), ignore_index=IGNORED, reduction="sum")
+            for at, name in enumerate(("starts", "ends"))
+        ]
+        return (parts[0] + parts[1]) / (2 * told)
+
+    def metrics(self) -> MetricAccumulator:
+        return AnswerCounts(self)
+
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """The answer to each {question, context}, given as such or as JSON."""
+        import torch
+
+        answers = []
+        for number, given in enumerate(inputs):
+            pair = _question_and_context(given, number)
+            encoded = self._encode([pair["question"]], [pair["context"]])
+            store = store_tokens(encoded["input_ids"])
+            ids, mask = store.pad(np.arange(len(store.lengths)), self._text.pad_id)
+            with torch.no_grad():
+                scores = _scores(
+                    model, {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+                ).cpu()
+            spans = [_characters(encoded, window) for window in range(len(ids))]
+            answers.append({"prediction": best_span(scores, spans, pair["context"])})
+        return answers
+
+    def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
+        data = self._recipe.data
+        questions = plain_examples(data, split, count, data.question, data.answers)
+        contexts = plain_examples(data, split, count, data.context, None)
+        return [
+            ({"question": question, "context": context}, answers["text"][0] if answers["text"] else "")
+            for (question, answers), (context, _) in zip(questions, contexts, strict=True)
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+    def export_extras(self, directory: Path) -> None:
+        from transformers import AutoModelForQuestionAnswering
+
+        config = self._text.load_config()
+        save_model_files(AutoModelForQuestionAnswering, config, [self._text.tokenizer], directory)
+
+    def answers(self, scores: Tensor, windows: Sequence[int], split: str) -> list[tuple[str, list[str]]]:
+        """(best span, right answers) of each sample among these windows.
+
+        Args:
+            scores: [W, T, 2] of start and end.
+        """
+        read = self._splits[split].read
+        found = []
+        owners = read.sample[list(windows)]
+        for sample in dict.fromkeys(owners.tolist()):
+            own = np.flatnonzero(owners == sample)
+            spans = [read.spans[windows[at]] for at in own]
+            found.append((best_span(scores[own], spans, read.contexts[sample]), read.answers[sample]))
+        return found
+
+    def _encode(self, questions: list[str], contexts: list[str]) -> Any:
+        most = self._text.max_length
+        return self._text.tokenizer(
+            questions,
+            contexts,
+            truncation="only_second",
+            max_length=most,
+            stride=most // 4,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+
+    def _read(self, place: str, hub_split: str) -> Windows:
+        data = self._recipe.data
+        key = (fingerprint(place), hub_split, *_columns(data), self._text.max_length, self._source.fingerprint)
+        return _prepared.get(key, lambda: self._prepare(place, hub_split))
+
+    def _prepare(self, place: str, hub_split: str) -> Windows:
+        data = self._recipe.data
+        table = read_split(place, _columns(data), texts=[data.question, data.context], split=hub_split).data.table
+        questions, contexts, given = (table.column(name).to_pylist() for name in _columns(data))
+        answers = [
+            _read_answers(cell, text, f"{place}, row {row + 1}")
+            for row, (cell, text) in enumerate(zip(given, contexts, strict=True))
+        ]
+        encoded = self._encode(questions, contexts)
+        sample = np.array(encoded["overflow_to_sample_mapping"], dtype=np.int64)
+        spans = [_characters(encoded, window) for window in range(len(sample))]
+        places = [_token_span(spans[window], answers[owner]) for window, owner in enumerate(sample.tolist())]
+        return Windows(
+            store_tokens(encoded["input_ids"]),
+            sample,
+            np.array([start for start, _ in places], dtype=np.int64),
+            np.array([end for _, end in places], dtype=np.int64),
+            spans,
+            contexts,
+            [[text for text, _ in each] for each in answers],
+        )
+
+
+class AnswerCounts:
+    """Exact matches, overlap F1 and loss, summed over questions; a MetricAccumulator."""
+
+    def __init__(self, task: QuestionAnswering) -> None:
+        import torch
+
+        self._task = task
+        self._sums = torch.zeros(5, dtype=torch.float64)
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        """Count one batch; a filler counts nowhere."""
+        import torch
+        from torchmetrics.functional.text import squad
+
+        with torch.no_grad():
+            loss = self._task.loss(model, batch).item()
+            scores = _scores(model, batch).cpu()
+        if bool((batch["starts"] == IGNORED).all()):
+            return
+        windows = batch["windows"].tolist()
+        found = self._task.answers(scores, windows, _SPLITS[int(batch["split"][0])])
+        produced = [{"prediction_text": said, "id": str(at)} for at, (said, _) in enumerate(found)]
+        expected = [
+            {"answers": {"answer_start": [0] * max(1, len(right)), "text": right or [""]}, "id": str(at)}
+            for at, (_, right) in enumerate(found)
+        ]
+        scored = squad(produced, expected)
+        count = len(found)
+        values = [count * float(scored["f1"]) / 100, count * float(scored["exact_match"]) / 100, count]
+        self._sums += torch.tensor([*values, loss * len(windows), len(windows)], dtype=torch.float64)
+
+    def merge(self, sum_over_ranks: SumOverRanks) -> None:
+        """One sum for all counts."""
+        self._sums = sum_over_ranks(self._sums)
+
+    def compute(self) -> dict[str, float]:
+        """f1 and exact over questions (0 to 1), loss over windows. Raises DataError when no question was counted."""
+        f1, exact, questions, loss, windows = self._sums.tolist()
+        if questions == 0:
+            raise DataError("no question was evaluated", hint="the split is empty")
+        return {"f1": f1 / questions, "exact": exact / questions, "loss": loss / windows}
+
+
+def best_span(scores: Tensor, spans: Sequence[npt.NDArray[np.int32]], context: str) -> str:
+    """The text of the span with the highest start plus end score over all windows of a question; empty where pointing at a window's
+    first token scores higher in every window, which says that there is no answer.
+
+    Args:
+        scores: [W, T, 2].
+    """
+    best, answer, nothing = -np.inf, "", np.inf
+    for window, place in enumerate(spans):
+        start, end = scores[window, : len(place), 0].numpy(), scores[window, : len(place), 1].numpy()
+        nothing = min(nothing, float(start[0] + end[0]))
+        inside = np.flatnonzero(place[:, 0] >= 0)
+        for first in inside[np.argsort(-start[inside])[:20]]:
+            lasts = inside[(inside >= first) & (inside < first + LONGEST_ANSWER)]
+            last = lasts[np.argmax(end[lasts])]
+            if start[first] + end[last] > best:
+                best, answer = float(start[first] + end[last]), context[place[first, 0] : place[last, 1]]
+    return answer if best >= nothing else ""
+
+
+def _scores(model: nn.Module, batch: Batch) -> Tensor:
+    """[W, T, 2] in fp32: how well each token starts and ends the answer; padding never does."""
+    import torch
+
+    device = next(model.parameters()).device
+    mask = batch["attention_mask"].to(device)
+    output = model(input_ids=batch["input_ids"].to(device), attention_mask=mask)
+    scores = torch.stack([output.start_logits, output.end_logits], dim=-1).float()
+    return scores.masked_fill(mask[..., None] == 0, torch.finfo(torch.float32).min)
+
+
+def _columns(data: Any) -> list[str]:
+    return [data.question, data.context, data.answers]
+
+
+def _read_answers(cell: Any, context: str, where: str) -> list[tuple[str, int]]:
+    """(text, first character) of each answer, checked against the text. Raises DataError."""
+    found = json.loads(cell) if isinstance(cell, str) else cell
+    if not isinstance(found, Mapping) or not {"text", "answer_start"} <= set(found):
+        raise DataError(f"{where}: the answers are {str(cell)[:80]!r}", hint="give {text: [...], answer_start: [...]}")
+    answers = list(zip(found["text"], found["answer_start"], strict=True))
+    for text, start in answers:
+        if context[start : start + len(text)] != text:
+            there = context[start : start + len(text)]
+            raise DataError(
+                f"{where}: answer {text!r} does not stand at character {start} of the text, where there is {there!r}",
+                hint="answer_start counts characters from 0",
+            )
+    return answers
+
+
+def _characters(encoded: Any, window: int) -> npt.NDArray[np.int32]:
+    """[T, 2]: first and past-the-last character of each token in the text; -1 for tokens of the question and special ones."""
+    of_text = np.array([part == 1 for part in encoded.sequence_ids(window)])
+    return np.where(of_text[:, None], np.array(encoded["offset_mapping"][window], dtype=np.int32), np.int32(-1))
+
+
+def _token_span(place: npt.NDArray[np.int32], answers: Sequence[tuple[str, int]]) -> tuple[int, int]:
+    """First and last token of the first answer; (0, 0) where this window does not hold all of it."""
+    if not answers:
+        return 0, 0
+    text, start = answers[0]
+    first = np.flatnonzero((place[:, 0] >= 0) & (place[:, 0] <= start) & (place[:, 1] > start))
+    last = np.flatnonzero((place[:, 0] >= 0) & (place[:, 0] < start + len(text)) & (place[:, 1] >= start + len(text)))
+    return (int(first[0]), int(last[0])) if len(first) and len(last) else (0, 0)
+
+
+def _question_and_context(given: Any, number: int) -> dict[str, str]:
+    try:
+        pair = json.loads(given) if isinstance(given, str) else given
+    except json.JSONDecodeError:
+        pair = None
+    if not isinstance(pair, Mapping) or not {"question", "context"} <= set(pair):
+        raise DataError(
+            f"input {number} is {str(given)[:80]!r}, no question with its text",
+            hint='give {"question": "...", "context": "..."}',
+        )
+    return {name: str(pair[name]) for name in ("question", "context")}

@@ -1,0 +1,254 @@
+"""One class per word (names, parts of speech), through transformers' token classification models.
+
+Owns the task: words as tokens with the class of each word on its first token, collation, loss, entity metrics, prediction, export.
+Called through `build_task`.
+
+Loss is the mean over the labelled words of the global batch (`weights`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcore.data import fingerprint, read_split
+from tlcore.errors import DataError
+from tlcore.models import build_pretrained, build_scratch, resolve_source
+from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator, SumOverRanks
+from tlcore.tasks.classes import Classes, assumed_labels
+from tlcore.tasks.entities import spans
+from tlcore.tasks.examples import plain_examples
+from tlcore.tasks.logits import logits_of, mean_cross_entropy
+from tlcore.tasks.recent import Recent
+from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.splits import Splits
+from tlcore.tasks.tokens import TextModel, TokenStore, store_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tlcore.recipe import Recipe
+
+_KEPT: Final = 4
+
+
+@dataclass(frozen=True)
+class LabelledWords:
+    """Texts as tokens; parallel to them the index into `values` of a word's label on its first token, -1 on all others."""
+
+    texts: TokenStore
+    label_of: npt.NDArray[np.int64]
+    values: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts.lengths)
+
+
+_prepared: Recent[LabelledWords] = Recent(_KEPT)
+
+
+class TokenClassification:
+    """Implements `Task`; see there for what each method promises."""
+
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+        self._recipe = recipe
+        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        self._text = TextModel(self._source, recipe.data.max_length)
+        self._splits = Splits(recipe.data, self._read)
+        self._classes = Classes(recipe.data, facts, lambda: self._splits.read_training_place().values)
+        self._class_of: dict[str, npt.NDArray[np.int64]] = {}
+
+    @staticmethod
+    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
+        return assumed_labels(recipe.data)
+
+    def check_data(self) -> None:
+        data = self._recipe.data
+        table = read_split(data.train, [data.tokens, data.label]).data.table
+        _check_words(table.column(data.tokens).to_pylist(), table.column(data.label).to_pylist(), data.train)
+
+    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
+        for name in splits:
+            self._classes_of(name)
+        return {name: len(self._splits[name].rows) for name in splits}
+
+    def lengths(self, split: str) -> npt.NDArray[np.int32]:
+        chosen = self._splits[split]
+        return chosen.read.texts.lengths[chosen.rows]
+
+    def weights(self, split: str) -> npt.NDArray[np.float64]:
+        chosen = self._splits[split]
+        words = np.concatenate([[0], np.cumsum(chosen.read.label_of >= 0)])
+        each = words[chosen.read.texts.offsets[1:]] - words[chosen.read.texts.offsets[:-1]]
+        weights: npt.NDArray[np.float64] = each[chosen.rows].astype(np.float64)
+        return weights
+
+    def build_model(self, from_scratch: bool) -> nn.Module:
+        from transformers import AutoModelForTokenClassification
+
+        build = build_scratch if from_scratch else build_pretrained
+        return build(AutoModelForTokenClassification, self._source, self._config(), self._recipe.train.seed)
+
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        import torch
+
+        chosen = self._splits[split]
+        filler = len(indices) == 0
+        rows = chosen.rows_of([0] if filler else indices)
+        ids, mask = chosen.read.texts.pad(rows, self._text.pad_id)
+        labels = np.full(ids.shape, IGNORED, dtype=np.int64)
+        if not filler:
+            classes, offsets = self._classes_of(split), chosen.read.texts.offsets
+            labels[mask == 1] = np.concatenate([classes[offsets[row] : offsets[row + 1]] for row in rows])
+        arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def largest_batch(self, samples: int) -> Batch:
+        import torch
+
+        tokens = torch.zeros(samples, self._text.max_length, dtype=torch.int64)
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens.clone()}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return mean_cross_entropy(logits_of(model, batch), batch["labels"])
+
+    def metrics(self) -> MetricAccumulator:
+        return EntityCounts(self._classes.names)
+
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """A label for each word of a text, split at spaces, or of a list of words."""
+        import torch
+
+        answers = []
+        for number, given in enumerate(inputs):
+            words = given.split() if isinstance(given, str) else list(given)
+            if not words:
+                raise DataError(f"input {number} has no word", hint="give a text, or a list of words")
+            encoded = self._text.tokenizer(
+                words, is_split_into_words=True, truncation=True, max_length=self._text.max_length
+            )
+            ids = torch.tensor([encoded["input_ids"]])
+            with torch.no_grad():
+                chosen = logits_of(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0].argmax(-1)
+            first = _first_tokens(encoded.word_ids())
+            labels = [self._classes.names[index] for index in chosen[torch.tensor(first)].tolist()]
+            said = [f"{word}/{label}" for word, label in zip(words, labels, strict=False) if label != "O"]
+            answers.append({"prediction": " ".join(said) or "no entity", "labels": labels})
+        return answers
+
+    def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
+        data = self._recipe.data
+        return plain_examples(data, split, count, data.tokens, data.label, texts=False)
+
+    def facts(self) -> dict[str, Any]:
+        return self._classes.facts()
+
+    def export_extras(self, directory: Path) -> None:
+        from transformers import AutoModelForTokenClassification
+
+        save_model_files(AutoModelForTokenClassification, self._config(), [self._text.tokenizer], directory)
+
+    def _config(self) -> Any:
+        return self._text.load_config(**self._classes.as_config())
+
+    def _classes_of(self, split: str) -> npt.NDArray[np.int64]:
+        """Class index of every token of the split's place; IGNORED where there is none."""
+        if split not in self._class_of:
+            chosen = self._splits[split]
+            encoded = np.append(self._classes.encode(chosen.read.values, chosen.place), IGNORED)
+            self._class_of[split] = encoded[chosen.read.label_of]
+        return self._class_of[split]
+
+    def _read(self, place: str, hub_split: str) -> LabelledWords:
+        data = self._recipe.data
+        key = (fingerprint(place), hub_split, data.tokens, data.label, self._text.max_length, self._source.fingerprint)
+        return _prepared.get(key, lambda: self._prepare(place, hub_split))
+
+    def _prepare(self, place: str, hub_split: str) -> LabelledWords:
+        data = self._recipe.data
+        table = read_split(place, [data.tokens, data.label], split=hub_split).data.table
+        words, labels = table.column(data.tokens).to_pylist(), table.column(data.label).to_pylist()
+        _check_words(words, labels, place)
+        values = tuple(dict.fromkeys(chain.from_iterable(labels)))
+        index_of = {value: index for index, value in enumerate(values)}
+        encoded = self._text.tokenizer(
+            words, is_split_into_words=True, truncation=True, max_length=self._text.max_length
+        )
+        label_of = []
+        for row, given in enumerate(labels):
+            own = np.full(len(encoded["input_ids"][row]), -1, dtype=np.int64)
+            first = _first_tokens(encoded.word_ids(row))
+            own[first] = [index_of[value] for value in given[: len(first)]]
+            label_of.append(own)
+        return LabelledWords(store_tokens(encoded["input_ids"]), np.concatenate(label_of), values)
+
+
+class EntityCounts:
+    """Right, told and present entities, right and all words, and summed loss; a MetricAccumulator.
+
+    Args:
+        names: class names in index order.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        import torch
+
+        self._names = names
+        self._sums = torch.zeros(6, dtype=torch.float64)
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        """Count one batch; ignored tokens count nowhere."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        with torch.no_grad():
+            logits = logits_of(model, batch)
+            labels = batch["labels"].to(logits.device)
+            loss = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        right = told = present = 0
+        counted = labels != IGNORED
+        for chosen, expected, kept in zip(logits.argmax(-1), labels, counted, strict=True):
+            said = spans([self._names[index] for index in chosen[kept].tolist()])
+            true = spans([self._names[index] for index in expected[kept].tolist()])
+            right, told, present = right + len(said & true), told + len(said), present + len(true)
+        words_right = ((logits.argmax(-1) == labels) & counted).sum().item()
+        counts = [right, told, present, words_right, counted.sum().item(), loss.item()]
+        self._sums += torch.tensor(counts, dtype=torch.float64)
+
+    def merge(self, sum_over_ranks: SumOverRanks) -> None:
+        """One sum for all counts."""
+        self._sums = sum_over_ranks(self._sums)
+
+    def compute(self) -> dict[str, float]:
+        """f1, precision and recall over entities, accuracy and loss over words. Raises DataError when no word was counted."""
+        right, told, present, words_right, words, loss = self._sums.tolist()
+        if words == 0:
+            raise DataError("no word was evaluated", hint="the split is empty")
+        precision, recall = right / max(told, 1), right / max(present, 1)
+        f1 = 2 * right / max(told + present, 1)
+        accuracy = words_right / words
+        return {"f1": f1, "precision": precision, "recall": recall, "accuracy": accuracy, "loss": loss / words}
+
+
+def _first_tokens(word_ids: Sequence[int | None]) -> list[int]:
+    """Where each word begins."""
+    return [at for at, word in enumerate(word_ids) if word is not None and (at == 0 or word_ids[at - 1] != word)]
+
+
+def _check_words(words: Sequence[Any], labels: Sequence[Any], place: str) -> None:
+    for row, (some, given) in enumerate(zip(words, labels, strict=True)):
+        if not isinstance(some, list) or not isinstance(given, list) or len(some) != len(given) or not some:
+            counts = (
+                f"{len(some)} words and {len(given)} labels"
+                if isinstance(some, list) and isinstance(given, list)
+                else "no lists"
+            )
+            raise DataError(
+                f"{place}, row {row + 1}: {counts}", hint="data.tokens and data.label name lists of the same length"
+            )
