@@ -24,6 +24,8 @@ WORDS = (
     "dull",
     "kind",
     "sharp",
+    "user",
+    "assistant",
 )
 SAMPLES = 40
 

@@ -59,7 +59,7 @@ def _check(messages: Sequence[Mapping[str, Any]], where: str) -> None:
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES or not isinstance(message.get("content"), str):
             raise DataError(
-                f"{where}: turn {number} is {str(message)[:80]!r}",
+                f"{where}: turn {number} is {str(message)[:80]}",
                 hint=f"each turn is {{role, content}} with a role of {', '.join(ROLES)} and a text",
             )
     if not any(message["role"] == "assistant" for message in messages):

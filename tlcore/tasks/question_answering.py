@@ -201,7 +201,7 @@ class QuestionAnswering:
         owners = read.sample[list(windows)]
         for sample in dict.fromkeys(owners.tolist()):
             own = np.flatnonzero(owners == sample)
-            spans = [read.spans[windows[at]] for at in own]
+            spans = [read.spans[windows[at]] for at in own.tolist()]
             found.append((best_span(scores[own], spans, read.contexts[sample]), read.answers[sample]))
         return found
 

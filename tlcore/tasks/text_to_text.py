@@ -184,8 +184,7 @@ class TextToText:
 
     def _expected(self, batch: Batch) -> list[str]:
         kept = [labels[labels != IGNORED].tolist() for labels in batch["labels"]]
-        texts: list[str] = self._text.tokenizer.batch_decode([ids for ids in kept if ids], skip_special_tokens=True)
-        return texts
+        return [self._text.tokenizer.decode(ids, skip_special_tokens=True) for ids in kept if ids]
 
     def _tokens(self, texts: Sequence[str]) -> TokenStore:
         prefix = self._recipe.data.prefix
