@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tlcore import cli_models, cli_plan, cli_storage
+from tlcore import cli_models, cli_plan, cli_select, cli_storage
 from tlcore.cli_options import (
     DEFAULT_STORAGE,
     AsJson,
@@ -50,6 +50,7 @@ app = typer.Typer(
 )
 cli_models.add_to(app)
 cli_plan.add_to(app)
+cli_select.add_to(app)
 app.add_typer(cli_storage.checkpoints, name="checkpoints")
 app.add_typer(cli_storage.store, name="store")
 

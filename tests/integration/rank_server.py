@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,16 @@ def start(module: str, groups: list[dict[str, Any]], directory: Path, timeout_s:
     output = directory / "results.json"
     words = [sys.executable, str(HERE / "rank_server.py"), module, str(directory / "groups.json"), str(output)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=timeout_s)
-    assert done.returncode == 0, done.stderr[-6000:]
+    with (directory / "ranks.log").open("w+") as log:
+        server = subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            code = server.wait(timeout_s)
+        finally:
+            # Ranks that wait for each other outlive their server.
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+        log.seek(0)
+        assert code == 0, log.read()[-6000:]
     results: list[list[Any]] = json.loads(output.read_text())
     return results
 

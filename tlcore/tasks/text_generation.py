@@ -150,6 +150,7 @@ class TextGeneration:
             produced = generate(
                 model,
                 {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+                together=False,
                 max_new_tokens=self._recipe.data.max_length,
                 pad_token_id=self._text.pad_id,
             )

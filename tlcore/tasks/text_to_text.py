@@ -128,9 +128,8 @@ class TextToText:
         produced: list[str] = []
         for start in range(0, len(inputs), _PREDICT_BATCH):
             ids, mask = store.pad(np.arange(start, min(start + _PREDICT_BATCH, len(inputs))), self._text.pad_id)
-            produced += self._produce(
-                model, {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            )
+            inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+            produced += self._produce(model, inputs, together=False)
         return [{"prediction": text} for text in produced]
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
@@ -171,15 +170,15 @@ class TextToText:
         logits = logits_of(model, given, use_cache=False)
         return logits, labels.to(logits.device)
 
-    def _produce(self, model: nn.Module, inputs: Batch) -> list[str]:
+    def _produce(self, model: nn.Module, inputs: Batch, *, together: bool) -> list[str]:
         data = self._recipe.data
-        ids = generate(model, inputs, max_new_tokens=data.max_target_length, num_beams=data.beams)
+        ids = generate(model, inputs, together=together, max_new_tokens=data.max_target_length, num_beams=data.beams)
         texts: list[str] = self._text.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
 
     def _produce_counted(self, model: nn.Module, batch: Batch) -> list[str]:
         """For the samples that count; a filler is produced for as well, since the other ranks wait for that."""
-        texts = self._produce(model, {name: batch[name] for name in ("input_ids", "attention_mask")})
+        texts = self._produce(model, {name: batch[name] for name in ("input_ids", "attention_mask")}, together=True)
         return [text for text, labels in zip(texts, batch["labels"], strict=True) if bool((labels != IGNORED).any())]
 
     def _expected(self, batch: Batch) -> list[str]:

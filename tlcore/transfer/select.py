@@ -1,0 +1,147 @@
+"""Which pre-trained model to start from: candidates ranked on the target data by one pass of features each.
+
+Owns the pass and the ranking. The scores are `scores.py`'s; sizes in memory are the fit check's. Called by `tlcore select`.
+
+Features are what a model's backbone gives for a sample before any head: the mean over its tokens or places. A pooler is left out,
+since many sources never trained theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcore.errors import RequestError, TlcoreError
+from tlcore.transfer.scores import h_score, linear_probe, logme, similarity
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tlcore.recipe import Recipe
+
+_BATCH: Final = 32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One source. `rank` is 1 for the best, by the mean of its places under the three scores; `error` says why there are none."""
+
+    source: str
+    parameters: int = 0
+    features: int = 0
+    logme: float | None = None
+    h_score: float | None = None
+    probe: float | None = None
+    similarity: float | None = None
+    rank: int | None = None
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `tlcore select --json` gives it."""
+        return asdict(self)
+
+
+def rank_sources(
+    recipe: Recipe, variants: Sequence[Recipe], samples: int, told: Callable[[str], None] = lambda source: None
+) -> list[Candidate]:
+    """Rank the model sources of `variants` on the first `samples` training samples, the best first; failed ones last.
+
+    Args:
+        variants: the recipe with each source in turn.
+        told: called with each source before its pass.
+
+    Raises:
+        RequestError: the task does not give each sample one class. DataError: the data cannot be used, whatever the source.
+    """
+    if "label" not in _task_columns(recipe) or recipe.task == "token-classification" or recipe.data.multi_label:
+        raise RequestError(
+            f"sources are ranked for tasks with one class per sample, and this is {recipe.task}",
+            hint="make model.source a choice of the search instead",
+        )
+    found = []
+    for variant in variants:
+        told(variant.model.source)
+        try:
+            found.append(_scored(variant, samples))
+        except TlcoreError as error:
+            found.append(Candidate(variant.model.source, error=str(error).splitlines()[0]))
+    return _ranked(found)
+
+
+def _task_columns(recipe: Recipe) -> tuple[str, ...]:
+    from tlcore.recipe.task_table import TASK_TABLE
+
+    return TASK_TABLE[recipe.task].columns
+
+
+def _scored(recipe: Recipe, samples: int) -> Candidate:
+    from tlcore.tasks import build_task
+
+    task = build_task(recipe)
+    count = min(samples, task.load_data(("train",))["train"])
+    model = task.build_model(from_scratch=recipe.transfer.strategy == "scratch").eval()
+    parts = [
+        _features(model, task.collate("train", np.arange(start, min(start + _BATCH, count))))
+        for start in range(0, count, _BATCH)
+    ]
+    features, classes = (np.concatenate(each) for each in zip(*parts, strict=True))
+    present = np.unique(classes, return_inverse=True)[1].astype(np.int64)
+    return Candidate(
+        recipe.model.source,
+        sum(each.numel() for each in model.parameters()),
+        features.shape[1],
+        logme(features, present),
+        h_score(features, present),
+        linear_probe(features, present),
+        similarity(features, present),
+    )
+
+
+def _features(model: nn.Module, batch: dict[str, Tensor]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """[B, D] of one batch, and its classes."""
+    import torch
+
+    backbone = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    if not isinstance(backbone, torch.nn.Module):
+        raise RequestError(f"{type(model).__name__} has no backbone apart from its head", hint="leave this source out")
+    held: list[Any] = []
+    handle = backbone.register_forward_hook(lambda _module, _inputs, output: held.append(output))
+    try:
+        with torch.no_grad():
+            model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+    finally:
+        handle.remove()
+    return _pooled(held[0], batch.get("attention_mask")).double().numpy(), batch["labels"].numpy()
+
+
+def _pooled(output: Any, mask: Tensor | None) -> Tensor:
+    """The mean over tokens [B, T, D] that count, or over places [B, D, H, W]."""
+    hidden: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+    if hidden.ndim == 4:
+        return hidden.mean(dim=(2, 3))
+    if hidden.ndim == 3 and mask is not None and mask.shape == hidden.shape[:2]:
+        weights = mask[..., None].to(hidden.dtype)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+    return hidden.mean(dim=1) if hidden.ndim == 3 else hidden
+
+
+def _ranked(found: Sequence[Candidate]) -> list[Candidate]:
+    from dataclasses import replace
+
+    scored = [each for each in found if not each.error]
+    places = {id(each): 0.0 for each in scored}
+    for name in ("logme", "h_score", "probe"):
+        values = [getattr(each, name) for each in scored]
+        for each in scored:
+            own = getattr(each, name)
+            # Equal scores share their places.
+            places[id(each)] += sum(value > own for value in values) + 0.5 * (sum(value == own for value in values) - 1)
+    best_first = sorted(scored, key=lambda each: places[id(each)])
+    return [
+        *(replace(each, rank=at) for at, each in enumerate(best_first, start=1)),
+        *(each for each in found if each.error),
+    ]
