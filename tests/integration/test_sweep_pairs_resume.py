@@ -37,7 +37,7 @@ def kill_driver(directory, pair, kind, count):
 @pytest.mark.parametrize(
     ("pair", "kind", "count"),
     [
-        ("hyperband-tpe", "paused", 2),
+        ("hyperband-tpe", "paused", 1),
         ("bohb-bohb", "stopped", 1),
         ("pbt-random", "took_over", 1),
         ("pb2-random", "result", 4),

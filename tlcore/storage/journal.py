@@ -41,14 +41,14 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     final      metrics                                 test figures of the best trial
 
 The writer is the sweep's driver alone. Its numbers leave no gap, so whoever finds the next number taken knows that
-another driver owns the run. Called by `sweep/` (writes, resumes) and by readers that want the state and not the rows.
+another driver owns the run. Copies of full blocks, for reading, are `blocks.py`'s. Called by `sweep/` (writes, resumes) and by
+readers that want the state and not the rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -57,8 +57,9 @@ from typing import Any, Final, Literal
 from tlcore.errors import StaleWriter, StorageError
 from tlcore.storage.account import Account
 from tlcore.storage.base import ObjectStore
-from tlcore.storage.documents import encode_json, get_json
-from tlcore.storage.keys import JOURNAL_PREFIX, journal_key, parse_journal_key
+from tlcore.storage.blocks import Blocks, read_entries
+from tlcore.storage.documents import encode_json
+from tlcore.storage.keys import journal_key
 
 Entry = dict[str, Any]
 TrialStatus = Literal["waiting", "running", "completed", "stopped", "failed"]
@@ -90,7 +91,6 @@ KINDS: Final = frozenset(
         "final",
     }
 )
-_READERS = 16
 
 
 class Journal:
@@ -114,6 +114,7 @@ class Journal:
         self._store, self._ask = store, ask
         self._clock = clock
         self._next = start
+        self._blocks = Blocks(store, ask)
 
     @property
     def next_number(self) -> int:
@@ -142,19 +143,13 @@ class Journal:
                 key=key,
             )
         self._next += 1
+        self._blocks.add(entry)
         return entry
 
 
 def read_journal(store: ObjectStore) -> list[Entry]:
     """Every entry of the run at the root of `store`, in order. Raises StorageError if one is missing or malformed."""
-    numbers = [number for info in store.list(JOURNAL_PREFIX) if (number := parse_journal_key(info.key)) is not None]
-    if numbers != list(range(len(numbers))):
-        gap = next(expected for expected, number in enumerate(numbers) if number != expected)
-        raise StorageError(
-            f"journal of {store.url} has no entry {gap}", hint="the run was changed by hand; start a new one"
-        )
-    with ThreadPoolExecutor(_READERS) as pool:
-        entries = list(pool.map(lambda n: get_json(store, journal_key(n)), numbers))
+    entries = read_entries(store)
     for n, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
             raise StorageError(f"{journal_key(n)} in {store.url} is no journal entry", hint="start a new run")

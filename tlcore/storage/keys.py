@@ -4,6 +4,7 @@ Owns the layout. Does not touch a store. Called by `runs.py` and by every room t
 
     run.json                                          identity
     journal/00000000.json                             the sweep's events, in order
+    journal/blocks/00000000.json                      a thousand of them as one object, for reading
     trials/t000/history/00000000.json                 metrics by report
     trials/t000/step-00000200/rank-0001-0000.json     what one rank wrote, by attempt
     trials/t000/step-00000200/MANIFEST.json           the commit
@@ -35,6 +36,7 @@ _MAX_NUMBER = 10**8 - 1
 _NUMBER = r"(\d{8})"
 _TRIAL = rf"({_NAME.pattern})"
 _JOURNAL_KEY = re.compile(rf"journal/{_NUMBER}\.json")
+_BLOCK_KEY = re.compile(rf"journal/blocks/{_NUMBER}\.json")
 _HISTORY_KEY = re.compile(rf"trials/{_TRIAL}/history/{_NUMBER}\.json")
 _MANIFEST_KEY = re.compile(rf"trials/{_TRIAL}/step-{_NUMBER}/MANIFEST\.json")
 _RANK_KEY = re.compile(rf"trials/{_TRIAL}/step-{_NUMBER}/rank-(\d{{4}})-(\d{{4}})\.json")
@@ -81,6 +83,11 @@ def check_name(name: str) -> str:
 
 def journal_key(n: int) -> str:
     return f"{JOURNAL_PREFIX}{_number(n)}.json"
+
+
+def block_key(block: int) -> str:
+    """Key of the copy of a block of journal entries."""
+    return f"{JOURNAL_PREFIX}blocks/{_number(block)}.json"
 
 
 def history_prefix(trial: str) -> str:
@@ -131,6 +138,11 @@ def chunk_key(digest: str) -> str:
 
 def parse_journal_key(key: str) -> int | None:
     match = _JOURNAL_KEY.fullmatch(key)
+    return int(match[1]) if match else None
+
+
+def parse_block_key(key: str) -> int | None:
+    match = _BLOCK_KEY.fullmatch(key)
     return int(match[1]) if match else None
 
 

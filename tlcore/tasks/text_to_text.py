@@ -128,8 +128,8 @@ class TextToText:
         produced: list[str] = []
         for start in range(0, len(inputs), _PREDICT_BATCH):
             ids, mask = store.pad(np.arange(start, min(start + _PREDICT_BATCH, len(inputs))), self._text.pad_id)
-            inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-            produced += self._produce(model, inputs, together=False)
+            batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+            produced += self._produce(model, batch, together=False)
         return [{"prediction": text} for text in produced]
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
