@@ -70,17 +70,17 @@ def read_entries(store: ObjectStore) -> list[_Entry]:
     return [known[n] for n in numbers]
 
 
-def _read_block(store: ObjectStore, block: int) -> Sequence[_Entry]:
+def _read_block(store: ObjectStore, block: int) -> list[_Entry]:
     """The entries of one block; none where it is not what it should be, since each is there by itself as well."""
     try:
-        entries = get_json(store, block_key(block))
+        entries: list[_Entry] = get_json(store, block_key(block))
     except StorageError as error:
         if error.retry_helps:
             raise
-        return ()
+        return []
     whole = isinstance(entries, list) and len(entries) == BLOCK and all(isinstance(each, dict) for each in entries)
     if not whole or [each.get("n") for each in entries] != list(range(block * BLOCK, (block + 1) * BLOCK)):
-        return ()
+        return []
     return entries
 
 
