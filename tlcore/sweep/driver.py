@@ -10,6 +10,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -48,6 +49,12 @@ from tlcore.sweep.warm import earlier_results
 from tlcore.train.budget import exhausted
 
 DISPLAY_EVERY_S: Final = 0.5
+POINTERS_KEPT: Final = 20
+"""Pointers that Tune keeps of a trial in its scratch directory. After so many new ones it writes all it knows of all trials to a
+file that nobody reads: with 2 that was a quarter of the driver's time."""
+NO_ROOM_FOR_S: Final = 0.5
+"""What found no room is not asked for again sooner, unless what our own trials hold has changed: the answer costs two questions to
+the cluster, Tune asks ten times a second, and other people's trials end when they do."""
 JOURNAL_ATTEMPTS: Final = 5
 """Each is a minute of the store's own client; a store that is away for five of them ends the driver, and a resume goes on."""
 
@@ -93,6 +100,7 @@ class Driver:
         self._searcher = make_searcher(recipe)
         self._wanted = trials_wanted(recipe)
         self._demand, self._growth = Demand(), Growth()
+        self._no_room: tuple[Any, float] | None = None
         self._janitor = Janitor(recipe, run, self._recorder.snapshot, self._recorder.record, self._recorder.next_number)
 
     @property
@@ -223,6 +231,14 @@ class Driver:
         return source
 
     def _room(self, shape: Shape, live: Sequence[Shape], idle: Sequence[Shape]) -> bool:
+        asked = (shape, tuple(live), tuple(idle))
+        if self._no_room is not None and self._no_room[0] == asked and time.monotonic() < self._no_room[1]:
+            return False
+        fits = self._finds_room(shape, live, idle)
+        self._no_room = None if fits else (asked, time.monotonic() + NO_ROOM_FOR_S)
+        return fits
+
+    def _finds_room(self, shape: Shape, live: Sequence[Shape], idle: Sequence[Shape]) -> bool:
         nodes, avoid = self._cluster.nodes(), self.state.avoided
         there = without(nodes, avoid) if can_avoid(nodes, avoid, shape) else nodes
         fits = has_room(shape, live, there, self._cluster.available(), idle)
@@ -247,7 +263,7 @@ class Driver:
                 storage_path=str(scratch),
                 stop=self._halt,
                 callbacks=[self._callback(source)],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=POINTERS_KEPT),
                 raise_on_failed_trial=False,
                 verbose=0,
             )

@@ -157,16 +157,15 @@ class TrialSource(SearchAlgorithm):
 
     def next_trial(self) -> Trial | None:
         """The next trial, or None while there is no room for it or none is left."""
-        staged = self._next_state()
-        if staged is None:
+        found = self._startable(fresh=False)
+        if found is not None and self._unstarted() and self._staged_at != self._state.entries:
+            # What waited for room is suggested again with what was reported since, once there is room: not at every report before.
+            found = self._startable(fresh=True)
+        if found is None:
             return None
-        is_new = staged.trial == trial_name(self._index)
-        waits = self._waiting.population or (not is_new and self._waiting.is_paused(staged.trial))
-        shape = self._shape(staged)
-        if not waits and ((is_new and self._waiting.has_ready()) or not self._places.has_room(shape)):
-            return None
+        staged, shape, waits = found
         self._staged = None
-        if is_new:
+        if staged.trial == trial_name(self._index):
             repaired = {"repaired": staged.repaired} if staged.repaired else {}
             self._record("suggested", staged.trial, point=staged.point, of=self._wanted, **repaired)
             self._index += 1
@@ -177,14 +176,26 @@ class TrialSource(SearchAlgorithm):
             self._places.take(trial, shape)
         return trial
 
-    def _next_state(self) -> TrialState | None:
+    def _startable(self, fresh: bool) -> tuple[TrialState, Shape, bool] | None:
+        """What starts next, its shape, and whether it begins by waiting for the scheduler; None where it has no room yet."""
+        staged = self._next_state(fresh)
+        if staged is None:
+            return None
+        is_new = staged.trial == trial_name(self._index)
+        waits = self._waiting.population or (not is_new and self._waiting.is_paused(staged.trial))
+        shape = self._shape(staged)
+        if not waits and ((is_new and self._waiting.has_ready()) or not self._places.has_room(shape)):
+            return None
+        return staged, shape, waits
+
+    def _next_state(self, fresh: bool) -> TrialState | None:
+        """What would start next; `fresh` suggests it again if something was written since it was suggested."""
         if self._finished:
             return None
         while self._staged is None and self._unfinished:
             state = self._unfinished.popleft()
             self._staged = None if state.ended else state  # stopped by a decision on another one since
-        while self._unstarted() and (self._staged is None or self._staged_at != self._state.entries):
-            # what waited for room is suggested again with what was reported since
+        while self._unstarted() and (self._staged is None or (fresh and self._staged_at != self._state.entries)):
             self._staged = self._suggestion()
             self._staged_at = self._state.entries
         return self._staged
