@@ -13,7 +13,7 @@ MILLION = 1_000_000
 WEIGHTS = [
     Weight("embedding", 40 * MILLION, True),
     Weight("layer", 40 * MILLION, True),
-    Weight("bias", 1000, True, False),
+    Weight("bias", 1000, True, 1),
 ]
 PASSES = PassMemory(0, tuple(Arrival(weight.name, 0) for weight in reversed(WEIGHTS)))
 PLAIN = Setup(0, 2, 4, True, 80_001_000, "adamw", False, False, False)

@@ -91,7 +91,7 @@ TYPES = {
     ),
     "wrong word, only what is built is offered": (
         {STRATEGY: "lasst_n"},
-        ["transfer.strategy: got 'lasst_n'; give one of full, head, last_n, lora, scratch; did you mean 'last_n'?"],
+        ["transfer.strategy: got 'lasst_n'; give one of full, head, last_n, gradual, layerwise, lora, dora, bitfit, scratch; did you mean 'last_n'?"],
     ),
     "fraction above one": (
         {"data.validation": 1.5},
@@ -137,6 +137,22 @@ TYPES = {
         {STRATEGY: "lora", "transfer.target_modules": "all-linear"},
         ["transfer.target_modules: got 'all-linear'; give auto or a list of texts"],
     ),
+    "schedule": (
+        {STRATEGY: "gradual", "transfer.schedule": "thirds"},
+        ["transfer.schedule: got 'thirds'; give auto, a number above 0 and below 1 or a list of numbers"],
+    ),
+    "a schedule beyond the trial": (
+        {STRATEGY: "gradual", "transfer.schedule": 1.5},
+        ["transfer.schedule: got 1.5; give auto, a number above 0 and below 1 or a list of numbers"],
+    ),
+    "rates that rise": (
+        {STRATEGY: "layerwise", "transfer.decay": 1.1},
+        ["transfer.decay: got 1.1; give a number above 0 and of at most 1 or null"],
+    ),
+    "parts by number": (
+        {"transfer.freeze": [1, 2]},
+        ["transfer.freeze: got [1, 2]; give a text or a list of texts"],
+    ),
     "no trials": ({"search.trials": 0}, ["search.trials: got 0; give a whole number of at least 1"]),
     "mode": (
         {"search.mode": "maximum"},
@@ -146,20 +162,9 @@ TYPES = {
 
 UNBUILT = {
     "task": ({"task": "translation"}, ["task: 'translation' is not built yet; built: text-classification"]),
-    "strategy": (
-        {STRATEGY: "dora"},
-        ["transfer.strategy: 'dora' is not built yet; built: full, head, last_n, lora, scratch"],
-    ),
-    "strategy and its own key": (
-        {"transfer": {"strategy": "gradual", "schedule": "thirds"}},
-        [
-            "transfer.strategy: 'gradual' is not built yet; built: full, head, last_n, lora, scratch",
-            "transfer.schedule: not built yet (got 'thirds'); built: transfer.strategy, transfer.n",
-        ],
-    ),
     "4-bit": (
         {STRATEGY: "qlora"},
-        ["transfer.strategy: 'qlora' is not built yet; built: full, head, last_n, lora, scratch"],
+        ["transfer.strategy: 'qlora' is not built yet; built: full, head, last_n, gradual, layerwise, lora, dora, bitfit, scratch"],
     ),
     "workers by rung": (
         {"search.scheduler": {"asha": {"workers": [1, 2]}}},
@@ -222,10 +227,10 @@ UNBUILT = {
         ],
     ),
     "a choice that is not built": (
-        space(transfer__strategy={"choice": ["full", "bitfit"]}),
+        space(transfer__strategy={"choice": ["full", "qlora"]}),
         [
-            "search.space.transfer.strategy: can give 'bitfit', which cannot be used: "
-            "'bitfit' is not built yet; built: full, head, last_n, lora, scratch"
+            "search.space.transfer.strategy: can give 'qlora', which cannot be used: "
+            "'qlora' is not built yet; built: full, head, last_n, gradual, layerwise, lora, dora, bitfit, scratch"
         ],
     ),
 }
@@ -263,16 +268,65 @@ COMBINATIONS = {
     "rank without lora": (
         {"transfer.rank": 8},
         [
-            "transfer.rank: got 8 with strategy full; only lora takes it, so take it out "
-            "(in a search: give transfer.rank a domain with when: {transfer.strategy: lora})"
+            "transfer.rank: got 8 with strategy full; only lora and dora take it, so take it out "
+            "(in a search: give transfer.rank a domain with when: {transfer.strategy: [lora, dora]})"
         ],
     ),
     "layers without lora": (
         {STRATEGY: "head", "transfer.target_modules": ["query"]},
         [
-            'transfer.target_modules: got ["query"] with strategy head; only lora takes it, so take it out '
-            "(in a search: give transfer.target_modules a domain with when: {transfer.strategy: lora})"
+            'transfer.target_modules: got ["query"] with strategy head; only lora and dora take it, so take it out '
+            "(in a search: give transfer.target_modules a domain with when: {transfer.strategy: [lora, dora]})"
         ],
+    ),
+    "decay without layers": (
+        {STRATEGY: "head", "transfer.decay": 0.9},
+        [
+            "transfer.decay: got 0.9 with strategy head; only layerwise and gradual take it, so take it out "
+            "(in a search: give transfer.decay a domain with when: {transfer.strategy: [layerwise, gradual]})"
+        ],
+    ),
+    "schedule without gradual": (
+        {"transfer.schedule": [0.1, 0.2]},
+        [
+            "transfer.schedule: got [0.1, 0.2] with strategy full; only gradual takes it, so take it out "
+            "(in a search: give transfer.schedule a domain with when: {transfer.strategy: gradual})"
+        ],
+    ),
+    "parts named where the strategy says what trains": (
+        {STRATEGY: "lora", "transfer.freeze": "embeddings"},
+        [
+            "transfer.freeze: got 'embeddings' with strategy lora; only full and layerwise take it, so take it out "
+            "(in a search: give transfer.freeze a domain with when: {transfer.strategy: [full, layerwise]})"
+        ],
+    ),
+    "an empty schedule": (
+        {STRATEGY: "gradual", "transfer.schedule": []},
+        [
+            "transfer.schedule: got []; give a fraction of the trial for each next block, one number for all, or auto",
+        ],
+    ),
+    "a schedule by steps": (
+        {STRATEGY: "gradual", "transfer.schedule": [0.5, 100]},
+        [
+            "transfer.schedule: got [0.5, 100.0]; 100.0 is no fraction of the trial: give numbers above 0 and below 1",
+        ],
+    ),
+    "a schedule that goes back": (
+        {STRATEGY: "gradual", "transfer.schedule": [0.5, 0.25]},
+        ["transfer.schedule: got [0.5, 0.25], which goes back; give the fractions in rising order"],
+    ),
+    "a part without a name": (
+        {"transfer.freeze": ["embeddings", ""]},
+        ["transfer.freeze: got ''; give a part, such as embeddings or encoder.0-5, or a pattern"],
+    ),
+    "blocks that count down": (
+        {"transfer.train": "encoder.5-2"},
+        ["transfer.train: got 'encoder.5-2', which counts down; give encoder.2-5"],
+    ),
+    "a part that is frozen and trained": (
+        {"transfer.train": ["head", "encoder.5"], "transfer.freeze": ["encoder.5"]},
+        ["transfer.freeze: names 'encoder.5', and so does transfer.train; name it in one of them"],
     ),
     "no layers": (
         {STRATEGY: "lora", "transfer.target_modules": []},

@@ -165,7 +165,7 @@ CASES = {
         {"search.space": {"transfer.n": {"choice": [1], "when": {STRATEGY: "lastn"}}}},
         [
             "search.space.transfer.n.when: transfer.strategy: got 'lastn'; "
-            "give one of full, head, last_n, lora, scratch; did you mean 'last_n'?"
+            "give one of full, head, last_n, gradual, layerwise, lora, dora, bitfit, scratch; did you mean 'last_n'?"
         ],
     ),
     "condition on a continuous setting": (

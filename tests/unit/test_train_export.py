@@ -181,12 +181,28 @@ def test_updates_are_merged_as_peft_merges_them(tmp_path: Path) -> None:
             assert not torch.equal(merged[f"{name}.weight"], base)
 
 
-def test_updates_of_transposed_layers_are_merged_as_peft_merges_them(tmp_path: Path) -> None:
+def test_lengths_and_directions_are_merged_as_peft_merges_them(tmp_path: Path) -> None:
+    trained = Trained(tmp_path, transfer__strategy="dora", transfer__rank=3, transfer__alpha=5.0)
+    assert len([name for name, _ in trained.model.named_parameters() if "magnitude" in name]) == 18
+    export_checkpoint(trained.url, str(tmp_path / "out"))
+    model = load(tmp_path / "out")
+    assert torch.allclose(trained.logits(model), trained.logits(trained.model), atol=1e-5)
+    merged = dict(model.named_parameters())
+    layers = {name: module for name, module in trained.model.named_modules() if hasattr(module, "get_delta_weight")}
+    for name, layer in layers.items():
+        before = layer.base_layer.weight.detach().clone()
+        layer.merge(safe_merge=True)
+        torch.testing.assert_close(merged[f"{name}.weight"], layer.base_layer.weight, rtol=1e-6, atol=1e-7)
+        assert not torch.allclose(merged[f"{name}.weight"], before)
+
+
+@pytest.mark.parametrize("strategy", ["lora", "dora"])
+def test_updates_of_transposed_layers_are_merged_as_peft_merges_them(tmp_path: Path, strategy: str) -> None:
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
     from tlcore.checkpoint import read_manifest
 
-    recipe = tiny_recipe(tmp_path, transfer__strategy="lora", transfer__rank=2)
+    recipe = tiny_recipe(tmp_path, transfer__strategy=strategy, transfer__rank=2)
     model: Any = GPT2ForSequenceClassification(
         GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16)
     )
@@ -202,15 +218,16 @@ def test_updates_of_transposed_layers_are_merged_as_peft_merges_them(tmp_path: P
     stored.read_into(wanted)
     layer = model.transformer.h[0].attn.c_proj
     assert layer.base_layer.weight.shape == (16, 16), "a square weight does not show which way round it is"
-    merged = fresh.transformer.h[0].attn.c_proj.weight
-    assert torch.equal(merged, layer.base_layer.weight + layer.get_delta_weight("default"))
+    layer.merge(safe_merge=True)
+    torch.testing.assert_close(fresh.transformer.h[0].attn.c_proj.weight, layer.base_layer.weight, rtol=1e-6, atol=1e-7)
 
 
-def test_an_adapter_alone_loads_with_peft_on_its_base(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["lora", "dora"])
+def test_an_adapter_alone_loads_with_peft_on_its_base(tmp_path: Path, strategy: str) -> None:
     from peft import AutoPeftModelForSequenceClassification, PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    trained = Trained(tmp_path, transfer__strategy="lora", transfer__rank=3, transfer__dropout=0.1)
+    trained = Trained(tmp_path, transfer__strategy=strategy, transfer__rank=3, transfer__dropout=0.1)
     export_adapter(trained.url, str(tmp_path / "adapter"))
     with quiet():
         base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=2)

@@ -125,9 +125,9 @@ class ShardedModel:
         return total / max(1, count)
 
     def set_learning_rate(self, rate: float) -> None:
-        """Rate of the next step, in every parameter group."""
+        """Rate of the next step; each parameter group takes its own share of it."""
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate", 1.0)
 
     def pieces(self) -> list[StatePiece]:
         """This rank's part of the whole state, as views on live memory, the host's or the device's. Rank order is by the owner

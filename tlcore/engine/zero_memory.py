@@ -42,12 +42,12 @@ _WORKING: Mapping[str, int] = {"lion": 1, "adagrad": 2}
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter: its elements, whether it trains, whether its optimizer group decays it, and whether it is Muon's."""
+    """One parameter: its elements, whether it trains, the number of its optimizer group, and whether it is Muon's."""
 
     name: str
     elements: int
     trained: bool
-    decays: bool = True
+    group: int = 0
     muon: bool = False
 
 
@@ -129,10 +129,10 @@ class _Whole:
     @property
     def groups(self) -> list[tuple[str, list[Weight]]]:
         """The optimizer's groups, in its order."""
-        kinds: dict[str, list[Weight]] = {}
-        for key, keep in (("decaying", True), ("others", False)):
-            kinds[key] = [weight for weight in self.trained if weight.decays is keep]
-        return [(key, group) for key, group in kinds.items() if group]
+        kinds: dict[int, list[Weight]] = {}
+        for weight in self.trained:
+            kinds.setdefault(weight.group, []).append(weight)
+        return [(str(number), kinds[number]) for number in sorted(kinds)]
 
     def states(self, weight: Weight | None = None) -> int:
         """Tensors of the optimizer for a weight."""

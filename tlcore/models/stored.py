@@ -1,11 +1,12 @@
 """A checkpoint's weights as plain tensors, whatever stage and world size wrote them and whatever strategy trained them.
 
 Owns the view: parameters by the names they have in a model without adapters, each either the master, the frozen weight or the
-buffer; LoRA updates merged into the layer they belong to, or given apart. Reads nothing into memory of its own but what has to be
+buffer; LoRA and DoRA updates merged into the layer they belong to, or given apart. Reads nothing into memory of its own but what has to be
 cast or merged. Called by `build.py` (a checkpoint as a source) and by `train/` (export, evaluation).
 
 peft's names: a layer `x` with an update has `x.base_layer.weight`, `x.lora_A.default.weight` [rank, in] and
-`x.lora_B.default.weight` [out, rank]; its plain name is `x.weight` = base + scaling * B A.
+`x.lora_B.default.weight` [out, rank]; its plain name is `x.weight` = base + scaling * B A. DoRA's `x.lora_magnitude_vector.default.
+weight` [out] is the length that each row of that sum is brought to.
 """
 
 from __future__ import annotations
@@ -28,16 +29,22 @@ if TYPE_CHECKING:
 
 ADAPTER = "default"
 _BASE, _A, _B = ".base_layer.", f".lora_A.{ADAPTER}.", f".lora_B.{ADAPTER}."
+_LENGTHS = f".lora_magnitude_vector.{ADAPTER}."
 _CASTING_BYTES = 32 << 20
 """Memory for what is read in another format than it is wanted in, before it is cast; one tensor may need more."""
 
 
 @dataclass(frozen=True)
 class _Update:
-    """Names of a layer's stored update."""
+    """Names of a layer's stored update; `lengths` only where it is DoRA's."""
 
     a: str
     b: str
+    lengths: str | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.a, self.b) if self.lengths is None else (self.a, self.b, self.lengths)
 
 
 class StoredWeights:
@@ -65,8 +72,10 @@ class StoredWeights:
         for name in manifest.parameters:
             if _A in name:
                 layer = name.partition(_A)[0]
-                self._updates[f"{layer}.weight"] = _Update(name, name.replace(_A, _B))
-            elif _B not in name:
+                lengths = name.replace(_A, _LENGTHS)
+                there = lengths in manifest.parameters
+                self._updates[f"{layer}.weight"] = _Update(name, name.replace(_A, _B), lengths if there else None)
+            elif _B not in name and _LENGTHS not in name:
                 self._stored[name.replace(_BASE, ".")] = name
 
     @cached_property
@@ -126,23 +135,21 @@ class StoredWeights:
         self._reader.read_into(direct)
         self._read_and_cast(casting, merge)
 
-    def read_updates(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        """Plain name of the layer, A [rank, in] and B [out, rank] in fp32, for every layer with an update."""
+    def read_updates(self) -> Iterator[tuple[str, list[torch.Tensor]]]:
+        """Plain name of the layer, and in fp32 A [rank, in], B [out, rank] and, of DoRA's, lengths [out], for every layer with an
+        update."""
         for name, update in self._updates.items():
-            a, b = self._fresh(update.a), self._fresh(update.b)
-            self._reader.read_into([self._piece(update.a, a), self._piece(update.b, b)])
-            yield name.removesuffix(".weight"), a.float(), b.float()
+            parts = [self._fresh(part) for part in update.names]
+            self._reader.read_into([self._piece(*each) for each in zip(update.names, parts, strict=True)])
+            yield name.removesuffix(".weight"), [part.float() for part in parts]
 
     def _read_and_cast(self, wanted: Mapping[str, torch.Tensor], merge: bool) -> None:
         whole = {name: self._fresh(self._stored[name]) for name in wanted}
-        parts = {
-            name: (self._fresh(update.a), self._fresh(update.b))
-            for name in wanted
-            if merge and (update := self._updates.get(name)) is not None
-        }
+        updates = {name: self._updates[name] for name in wanted if merge and name in self._updates}
+        parts = {name: [self._fresh(part) for part in update.names] for name, update in updates.items()}
         pieces = [self._piece(self._stored[name], tensor) for name, tensor in whole.items()]
-        for name, (a, b) in parts.items():
-            pieces += [self._piece(self._updates[name].a, a), self._piece(self._updates[name].b, b)]
+        for name, update in updates.items():
+            pieces += [self._piece(*each) for each in zip(update.names, parts[name], strict=True)]
         self._reader.read_into(pieces)
         for name, tensor in wanted.items():
             value = whole.pop(name)
@@ -150,12 +157,18 @@ class StoredWeights:
                 value = self._merged(name, value.float(), *parts.pop(name))
             tensor.copy_(value)
 
-    def _merged(self, name: str, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def _merged(
+        self, name: str, base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Base weight plus its update, in fp32 and in peft's own order of roundings."""
         update = b.float() @ a.float()
-        if name.removesuffix(".weight") in self._transposed:
-            update = update.T
-        return base.add_(update * self.recipe.transfer.lora_scaling)
+        is_transposed = name.removesuffix(".weight") in self._transposed
+        merged = base.add_((update.T if is_transposed else update) * self.recipe.transfer.lora_scaling)
+        if lengths is None:
+            return merged
+        rows = merged.T if is_transposed else merged
+        factors = (lengths.float() / torch.linalg.norm(rows, dim=1)).view(-1, 1)
+        return (factors.T if is_transposed else factors) * merged
 
     def _dtype(self, stored: str) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.manifest.parameters[self._owner(stored)].dtype)

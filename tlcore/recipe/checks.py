@@ -1,6 +1,7 @@
 """Rules between settings of one recipe: combinations that could never run.
 
-Owns every rule that needs no search space (`space_checks.py` has those), no file and no network. Each rule yields
+Owns every rule that needs no search space (`space_checks.py` has those), no file and no network; those of `transfer` are in
+`transfer_checks.py`. Each rule yields
 faults; none stops the others. Called by `build.py` on every recipe, so also on every sampled point.
 """
 
@@ -18,12 +19,10 @@ from tlcore.recipe.owned import owned_faults
 from tlcore.recipe.rungs import scheduler_fractions, world_sizes
 from tlcore.recipe.schema import DataSection, Recipe
 from tlcore.recipe.task_table import TASK_TABLE, takers
+from tlcore.recipe.transfer_checks import transfer_faults
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _BUCKET: Final = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9](?:/.*)?")
-
-_OF_STRATEGY: Final = {"n": "last_n", "rank": "lora", "alpha": "lora", "dropout": "lora", "target_modules": "lora"}
-"""Setting of `transfer` -> the one strategy that takes it."""
 
 
 def faults_between(recipe: Recipe) -> list[Fault]:
@@ -106,26 +105,6 @@ def _columns(recipe: Recipe) -> Iterator[Fault]:
             yield Fault(
                 f"data.{key}", f"got {shown(value)} with task {recipe.task}; only {only} takes it, so take it out"
             )
-
-
-def _transfer(recipe: Recipe) -> Iterator[Fault]:
-    transfer = recipe.transfer
-    strategy = transfer.strategy
-    if strategy == "last_n" and transfer.n is None:
-        yield Fault("transfer.n", "missing with strategy last_n; give the number of last blocks to train, such as 2")
-    for key, owner in _OF_STRATEGY.items():
-        value = getattr(transfer, key)
-        if strategy != owner and value not in (None, "auto"):
-            searched = f" (in a search: give transfer.{key} a domain with when: {{transfer.strategy: {owner}}})"
-            text = f"got {shown(value)} with strategy {strategy}; only {owner} takes it, so take it out{searched}"
-            yield Fault(f"transfer.{key}", text)
-    if isinstance(transfer.target_modules, tuple) and not all(
-        name.strip() for name in transfer.target_modules or ("",)
-    ):
-        yield Fault(
-            "transfer.target_modules",
-            f"got {shown(list(transfer.target_modules))}; give names of linear layers, such as query and value, or auto",
-        )
 
 
 def _batch(recipe: Recipe) -> Iterator[Fault]:
@@ -233,7 +212,7 @@ _RULES: Final[tuple[Callable[[Recipe], Iterator[Fault]], ...]] = (
     _texts,
     _model,
     _data,
-    _transfer,
+    transfer_faults,
     _batch,
     _workers_by_rung,
     _accelerator,

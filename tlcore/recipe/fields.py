@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from tlcore.recipe.domains import Domain
 from tlcore.recipe.schema import Recipe
 
-_PLURAL: Final = {str: "texts", int: "whole numbers", Domain: "domains"}
+_PLURAL: Final = {str: "texts", int: "whole numbers", float: "numbers", Domain: "domains"}
 _ALSO_CALLED: Final = {
     "lr": "train.learning_rate",
     "batch_size": "train.global_batch_size",

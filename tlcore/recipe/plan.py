@@ -64,12 +64,33 @@ def _data(recipe: Recipe) -> Iterator[PlanRow]:
 def _transfer(recipe: Recipe) -> str:
     transfer = recipe.transfer
     return {
-        "full": "full: all weights are trained",
+        "full": f"full: {_weights(recipe)} are trained",
         "head": "head: only the new head is trained",
         "last_n": f"last_n: the head and the last {transfer.n} blocks are trained",
+        "gradual": f"gradual: first the head is trained, then {_schedule(recipe)}{_decay(recipe)}",
+        "layerwise": f"layerwise: {_weights(recipe)} are trained{_decay(recipe)}",
         "lora": _lora(recipe),
+        "dora": _lora(recipe),
+        "bitfit": "bitfit: the head and all biases are trained",
         "scratch": "scratch: the same network from random weights",
     }.get(transfer.strategy, transfer.strategy)
+
+
+def _weights(recipe: Recipe) -> str:
+    train, freeze = recipe.transfer.named("train"), recipe.transfer.named("freeze")
+    return (", ".join(train) if train else "all weights") + (f" but {', '.join(freeze)}" if freeze else "")
+
+
+def _schedule(recipe: Recipe) -> str:
+    given = recipe.transfer.unfreezing
+    if isinstance(given, float):
+        return f"the blocks from the top evenly up to {given:g} of the trial"
+    return f"the next block from the top at each of {', '.join(f'{each:g}' for each in given)} of the trial"
+
+
+def _decay(recipe: Recipe) -> str:
+    decay = recipe.transfer.layer_decay
+    return f", each part at {decay:g} of the rate of the one above it" if decay < 1 else ""
 
 
 def _lora(recipe: Recipe) -> str:
@@ -77,7 +98,7 @@ def _lora(recipe: Recipe) -> str:
     layers = transfer.target_modules
     where = "every linear layer of the blocks" if isinstance(layers, str) else ", ".join(layers)
     return (
-        f"lora: the head and updates of rank {transfer.lora_rank} (alpha {transfer.lora_alpha:g}, dropout "
+        f"{transfer.strategy}: the head and updates of rank {transfer.lora_rank} (alpha {transfer.lora_alpha:g}, dropout "
         f"{transfer.dropout or 0:g}) on {where} are trained"
     )
 

@@ -130,18 +130,45 @@ class TransferSection(Section):
     """What of the pre-trained model is kept and what is trained."""
 
     strategy: Strategy = "full"
-    """full: train all; head: only the new head; last_n: head and last n blocks; lora: head and low-rank updates of frozen
-    layers; scratch: all, from random weights."""
+    """full: train all; head: only the new head; last_n: head and last n blocks; gradual: head first, then block after block from
+    the top; layerwise: all, lower blocks at lower rates; lora, dora: head and low-rank updates of frozen layers; bitfit: head and
+    biases; scratch: all, from random weights."""
     n: Positive | None = None
     """last_n: how many of the last blocks to train."""
+    decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """layerwise, gradual: learning rate of a block as a multiple of that of the part above it, the head's being
+    train.learning_rate; null is 0.9 for layerwise, 1 for gradual."""
+    schedule: Literal["auto"] | Fraction | Annotated[tuple[float, ...], Field(strict=False)] = "auto"
+    """gradual: fractions of the trial at which each next block from the top joins, and last what feeds the blocks; one number:
+    all of them evenly up to that fraction; auto is 0.5."""
+    freeze: str | Texts = ()
+    """full, layerwise: parts that stay as they are: embeddings, encoder, encoder.0-5 (blocks by number), head, or patterns over
+    parameter names such as *.attention.*; one text or a list."""
+    train: str | Texts = ()
+    """full, layerwise: parts that train, and no others, named as in freeze, which is taken off; empty is all."""
     rank: Positive | None = None
-    """lora: rank of each layer's update; null is 8."""
+    """lora, dora: rank of each layer's update; null is 8."""
     alpha: AboveZero | None = None
-    """lora: updates are scaled by alpha / rank; null is twice the rank."""
+    """lora, dora: updates are scaled by alpha / rank; null is twice the rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """lora: dropout before each update; null is 0."""
+    """lora, dora: dropout before each update; null is 0."""
     target_modules: Literal["auto"] | Texts = "auto"
-    """lora: names, or ends of names, of the linear layers to adapt; auto is every linear layer of the repeated blocks."""
+    """lora, dora: names, or ends of names, of the linear layers to adapt; auto is every linear layer of the repeated blocks."""
+
+    @property
+    def layer_decay(self) -> float:
+        """`decay`, or its default; 1 for strategies that do not take it."""
+        return (0.9 if self.strategy == "layerwise" else 1.0) if self.decay is None else self.decay
+
+    @property
+    def unfreezing(self) -> float | tuple[float, ...]:
+        """`schedule`, or its default: up to which fraction of the trial all join evenly, or at which each next one does."""
+        return 0.5 if self.schedule == "auto" else self.schedule
+
+    def named(self, key: Literal["freeze", "train"]) -> tuple[str, ...]:
+        """The parts of `freeze` or `train`, as a list."""
+        value: str | tuple[str, ...] = getattr(self, key)
+        return (value,) if isinstance(value, str) else value
 
     @property
     def lora_rank(self) -> int:

@@ -33,11 +33,6 @@ def _given(value: Any) -> bool:
     return value not in (None, False, "none", [], {})
 
 
-def _named(value: Any) -> bool:
-    """For a key that the schema does not have yet."""
-    return True
-
-
 def _is_map(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -64,13 +59,7 @@ UNBUILT: Final = (
     Unbuilt("task", "audio-pretraining"),
     Unbuilt("task", "speech-translation"),
     Unbuilt("model.source", _is_torchvision, _SOURCES),
-    Unbuilt("transfer.strategy", "gradual"),
-    Unbuilt("transfer.strategy", "layerwise"),
-    Unbuilt("transfer.strategy", "dora"),
     Unbuilt("transfer.strategy", "qlora"),
-    Unbuilt("transfer.strategy", "bitfit"),
-    Unbuilt("transfer.schedule", _named, "transfer.strategy, transfer.n"),
-    Unbuilt("transfer.decay", _named, "transfer.strategy, transfer.n"),
     Unbuilt("deepspeed.offload_optimizer", _is_nvme, "cpu, none"),
     Unbuilt("deepspeed.offload_param", _is_nvme, "cpu, none"),
     Unbuilt("resources.workers", _is_map, "a fixed number of workers"),

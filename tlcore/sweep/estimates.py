@@ -134,6 +134,7 @@ def what_matters(recipe: Recipe) -> dict[str, Any]:
     data = recipe.to_dict()
     train = {key: data["train"][key] for key in _TRAIN}
     kept = {key: data[key] for key in ("task", "model", "data", "transfer", "deepspeed", "resources")}
+    kept["transfer"] = {key: value for key, value in data["transfer"].items() if key not in _NO_MATTER}
     decays = bool(recipe.train.weight_decay)
     return {**kept, "train": train, "decays": decays, "snapshots": data["checkpoint"]["memory_bytes"]}
 
@@ -145,6 +146,8 @@ _TRAIN: Final = (
     "precision",
     "activation_checkpointing",
 )
+_NO_MATTER: Final = ("alpha", "decay", "schedule")
+"""Settings of `transfer` that change no shape: a schedule is judged by its end, when all of it trains."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""LoRA updates of a checkpoint alone, in peft's own format: what `PeftModel.from_pretrained(base, directory)` loads.
+"""LoRA or DoRA updates of a checkpoint alone, in peft's own format: what `PeftModel.from_pretrained(base, directory)` loads.
 
 Owns the names and the configuration peft expects. Merging the updates into a whole model is `export.py`'s. Called by the command.
 
@@ -24,6 +24,7 @@ from tlcore.tasks import Task, build_task
 from tlcore.train.places import open_place
 
 _PREFIX: Final = "base_model.model."
+_PARTS: Final = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 _PEFT_TASKS: Final = {"text-classification": "SEQ_CLS"}
 _NOT_OURS: Final = "config.json"
 """A directory with both is a whole model to some loaders."""
@@ -67,10 +68,11 @@ def export_adapter(ref: str, destination: str) -> str:
 def _updates(stored: StoredWeights) -> tuple[dict[str, torch.Tensor], list[str]]:
     tensors: dict[str, torch.Tensor] = {}
     layers = []
-    for layer, a, b in stored.read_updates():
+    for layer, parts in stored.read_updates():
         layers.append(layer)
-        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = a
-        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = b
+        # a layer without DoRA's lengths has the first two
+        for name, part in zip(_PARTS, parts, strict=False):
+            tensors[f"{_PREFIX}{layer}.{name}"] = part
     return tensors, layers
 
 
@@ -92,6 +94,7 @@ def _small_files(task: Task, recipe: Recipe, layers: list[str], whole: list[str]
             "lora_alpha": recipe.transfer.lora_alpha,
             "lora_dropout": recipe.transfer.dropout or 0.0,
             "target_modules": layers,
+            "use_dora": recipe.transfer.strategy == "dora",
             "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}),
             "bias": "none",
             "task_type": _PEFT_TASKS.get(recipe.task),

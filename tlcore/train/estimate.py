@@ -98,9 +98,9 @@ def _count(recipe: Recipe, samples: int, item: int, on_gpu: bool) -> Any:
             model.to(torch.bfloat16)
         groups = parameter_groups(model, recipe)
         muon = {name for group in groups if group["muon"] for name in group["names"]}
-        decays = {name for group in groups if group["weight_decay"] > 0 or group["muon"] for name in group["names"]}
+        number = {name: index for index, group in enumerate(groups) for name in group["names"]}
         weights = [
-            Weight(name, each.numel(), each.requires_grad, name in decays, name in muon)
+            Weight(name, each.numel(), each.requires_grad, number.get(name, 0), name in muon)
             for name, each in model.named_parameters()
         ]
         buffers = sum(each.numel() * each.element_size() for each in model.buffers())

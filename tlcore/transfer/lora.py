@@ -1,4 +1,4 @@
-"""`transfer.strategy: lora`: low-rank updates beside frozen linear layers (Hu et al. 2021), through peft.
+"""`transfer.strategy: lora` and `dora`: low-rank updates beside frozen linear layers (Hu et al. 2021), through peft.
 
 Owns which layers get an update and putting it there. Does not own what trains (`strategies.py`), nor merging an update into its
 layer for an export (`models/stored.py`). Called by `strategies.py`.
@@ -6,6 +6,9 @@ layer for an export (`models/stored.py`). Called by `strategies.py`.
 The model keeps its class. A layer `x` becomes peft's wrapper, so that parameters, also in checkpoints, are called
 `x.base_layer.weight` (frozen), `x.lora_A.default.weight` [rank, in] and `x.lora_B.default.weight` [out, rank]. A begins random,
 drawn from `train.seed`, B zero: the first forward pass is the source's.
+
+DoRA (Liu et al. 2024, arXiv:2402.09353) also trains the length of each of the layer's rows, its direction being the updated
+weight's: `x.lora_magnitude_vector.default.weight` [out].
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ def add_updates(model: nn.Module, recipe: Recipe, structure: Structure) -> set[s
         lora_dropout=transfer.dropout or 0.0,
         target_modules=chosen,
         bias="none",
+        use_dora=transfer.strategy == "dora",
     )
     before = {name for name, _ in model.named_parameters()}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

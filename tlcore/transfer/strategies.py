@@ -12,6 +12,7 @@ from torch import nn
 
 from tlcore.errors import Fault, RecipeError
 from tlcore.transfer.lora import add_updates
+from tlcore.transfer.naming import named_parameters
 from tlcore.transfer.structure import Structure, read_structure
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 
 
 def apply_strategy(model: nn.Module, recipe: Recipe) -> None:
-    """Set `requires_grad` of every parameter: `full` and `scratch` train all, `head` all that follows the last block (pooler or
-    final norm, and the task's head), `last_n` also the last n blocks, `lora` also low-rank updates that it adds to the model.
+    """Set `requires_grad` of every parameter: `full`, `layerwise` and `scratch` train all (the first two what `transfer.train` and
+    `transfer.freeze` say), `head` all that follows the last block (pooler or final norm, and the task's head), `last_n` also the
+    last n blocks, `lora` and `dora` also low-rank updates that they add to the model, `bitfit` also every bias (Ben Zaken et al.
+    2022, "BitFit", arXiv:2106.10199).
 
     A pooler belongs to the head because it only feeds it: RoBERTa has the same layer inside its head. On MiniLM, which never
     trained its pooler, one epoch over 1,800 movie snippets gives 0.67 to 0.70 accuracy with it and 0.48 to 0.62 without.
@@ -28,7 +31,8 @@ def apply_strategy(model: nn.Module, recipe: Recipe) -> None:
     Where nothing below a point trains, autograd records nothing there, so a frozen backbone costs its forward pass alone.
 
     Raises:
-        RecipeError: more blocks asked for than there are, or a model without what the strategy names, or with other layers.
+        RecipeError: more blocks asked for than there are, or a model without what the strategy or the recipe names, or nothing
+            that trains.
     """
     trained = _trained(model, recipe)
     for name, parameter in model.named_parameters():
@@ -53,16 +57,45 @@ def set_training_mode(model: nn.Module) -> None:
 def _trained(model: nn.Module, recipe: Recipe) -> set[str] | None:
     """Names of what trains, once it is all there; None for all."""
     strategy = recipe.transfer.strategy
-    if strategy in ("full", "scratch"):
+    if strategy == "scratch":
         return None
     structure = read_structure(model)
+    if strategy in ("full", "layerwise"):
+        return _chosen(model, recipe, structure)
     if not structure.head:
         text = f"is {strategy!r}, but {type(model).__name__} has no head apart from its backbone; use full"
         raise RecipeError([Fault("transfer.strategy", text)])
     top = {*structure.head, *structure.after}
-    if strategy == "lora":
-        return top | add_updates(model, recipe, structure)
-    return top if strategy == "head" else top | _last_blocks(structure, recipe.transfer.n or 1, type(model).__name__)
+    match strategy:
+        case "lora" | "dora":
+            return top | add_updates(model, recipe, structure)
+        case "bitfit":
+            return top | _biases(model, top)
+        case "last_n":
+            return top | _last_blocks(structure, recipe.transfer.n or 1, type(model).__name__)
+    return top
+
+
+def _chosen(model: nn.Module, recipe: Recipe, structure: Structure) -> set[str] | None:
+    """What `transfer.train` and `transfer.freeze` leave; None for all."""
+    train, freeze = recipe.transfer.named("train"), recipe.transfer.named("freeze")
+    if not train and not freeze:
+        return None
+    left = {name for name, _ in model.named_parameters()}
+    if train:
+        left = named_parameters(model, structure, train, "transfer.train")
+    left -= named_parameters(model, structure, freeze, "transfer.freeze") if freeze else set()
+    if not left:
+        raise RecipeError([Fault("transfer.freeze", f"names all of {type(model).__name__}; leave something to train")])
+    return left
+
+
+def _biases(model: nn.Module, top: set[str]) -> set[str]:
+    found = {name for name, _ in model.named_parameters() if name.endswith("bias")}
+    if not found - top:
+        text = f"is 'bitfit', but {type(model).__name__} has no biases below its head; use head or lora"
+        raise RecipeError([Fault("transfer.strategy", text)])
+    return found
 
 
 def _last_blocks(structure: Structure, n: int, model_name: str) -> set[str]:
