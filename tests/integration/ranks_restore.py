@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from tlcore.recipe import Recipe, recipe_from_dict  # noqa: E402
 from tlcore.storage import ObjectStore, create_run, get_json, open_store  # noqa: E402
 from tlcore.train.group import agree, process_group, sum_over_ranks  # noqa: E402
 from tlcore.train.session import TrialSession  # noqa: E402
+from tlcore.train.stepper import Stepper  # noqa: E402
 
 DATA = Path(__file__).parents[1] / "data" / "tiny_reviews.csv"
 
@@ -48,20 +51,30 @@ def recipe_for(changes: dict[str, Any], model: str, storage: str, workers: int) 
 def losses(recipe: Recipe, run_url: str, *, until: float, resume: int) -> tuple[list[str], dict[str, float], int]:
     """Global loss of every step, as exact hexadecimal; the last evaluation; the step reached. Saves at the end."""
     session = TrialSession(recipe, run_url, "t000", resume_step=resume)
-    seen: list[str] = []
-    run = session._stepper.run
-
-    def recorded(step: int) -> Any:
-        loss, samples = run(step)
-        seen.append((sum_over_ranks(loss.clone()) / dist.get_world_size()).item().hex())
-        return loss, samples
-
-    session._stepper.run = recorded  # type: ignore[method-assign]
-    report = session.advance(until)
+    with told_losses() as seen:
+        report = session.advance(until)
     if resume == 0:
         session.save(wait=True)
     session.close()
-    return seen, report.metrics, report.step
+    return [loss.hex() for loss in seen], report.metrics, report.step
+
+
+@contextmanager
+def told_losses() -> Iterator[list[float]]:
+    """The global loss of every step inside, also where a trial's engine is made anew on the way."""
+    seen: list[float] = []
+    run = Stepper.run
+
+    def recorded(self: Stepper, step: int) -> Any:
+        loss, samples = run(self, step)
+        seen.append((sum_over_ranks(loss.clone()) / dist.get_world_size()).item())
+        return loss, samples
+
+    Stepper.run = recorded  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        Stepper.run = run  # type: ignore[method-assign]
 
 
 def new_run(case: dict[str, Any], name: str) -> str:

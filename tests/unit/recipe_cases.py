@@ -20,6 +20,8 @@ MISSING = object()
 LR = "train.learning_rate"
 BATCH = "train.global_batch_size"
 STRATEGY = "transfer.strategy"
+STRATEGIES = "full, head, last_n, gradual, layerwise, lora, dora, bitfit, scratch"
+"""What is built of it."""
 
 
 def space(**domains):

@@ -7,7 +7,7 @@ search spaces are in `test_recipe_bad_search.py`.
 from __future__ import annotations
 
 import pytest
-from recipe_cases import BATCH, LR, MISSING, STRATEGY, assert_faults, changed, space
+from recipe_cases import BATCH, LR, MISSING, STRATEGIES, STRATEGY, assert_faults, changed, space
 
 from tlcore.errors import RecipeError
 from tlcore.recipe import load_recipe, recipe_from_dict
@@ -91,7 +91,7 @@ TYPES = {
     ),
     "wrong word, only what is built is offered": (
         {STRATEGY: "lasst_n"},
-        ["transfer.strategy: got 'lasst_n'; give one of full, head, last_n, gradual, layerwise, lora, dora, bitfit, scratch; did you mean 'last_n'?"],
+        [f"transfer.strategy: got 'lasst_n'; give one of {STRATEGIES}; did you mean 'last_n'?"],
     ),
     "fraction above one": (
         {"data.validation": 1.5},
@@ -164,7 +164,7 @@ UNBUILT = {
     "task": ({"task": "translation"}, ["task: 'translation' is not built yet; built: text-classification"]),
     "4-bit": (
         {STRATEGY: "qlora"},
-        ["transfer.strategy: 'qlora' is not built yet; built: full, head, last_n, gradual, layerwise, lora, dora, bitfit, scratch"],
+        [f"transfer.strategy: 'qlora' is not built yet; built: {STRATEGIES}"],
     ),
     "workers by rung": (
         {"search.scheduler": {"asha": {"workers": [1, 2]}}},
@@ -230,7 +230,7 @@ UNBUILT = {
         space(transfer__strategy={"choice": ["full", "qlora"]}),
         [
             "search.space.transfer.strategy: can give 'qlora', which cannot be used: "
-            "'qlora' is not built yet; built: full, head, last_n, gradual, layerwise, lora, dora, bitfit, scratch"
+            f"'qlora' is not built yet; built: {STRATEGIES}"
         ],
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from recipe_cases import BATCH, LR, STRATEGY, assert_faults, space
+from recipe_cases import BATCH, LR, STRATEGIES, STRATEGY, assert_faults, space
 
 pytestmark = pytest.mark.unit
 
@@ -165,7 +165,7 @@ CASES = {
         {"search.space": {"transfer.n": {"choice": [1], "when": {STRATEGY: "lastn"}}}},
         [
             "search.space.transfer.n.when: transfer.strategy: got 'lastn'; "
-            "give one of full, head, last_n, gradual, layerwise, lora, dora, bitfit, scratch; did you mean 'last_n'?"
+            f"give one of {STRATEGIES}; did you mean 'last_n'?"
         ],
     ),
     "condition on a continuous setting": (

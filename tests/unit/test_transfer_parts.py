@@ -1,4 +1,4 @@
-"""Parts named in a recipe, rates by block, biases alone: what trains, at which rate, and what is said of names that mean nothing."""
+"""Parts named in a recipe, rates by block, biases alone: what trains, at which rate, and what is said of wrong names."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def test_named_parts_train_without_what_is_named_to_be_frozen(home: Path) -> Non
 
 
 WRONG = {
-    ("freeze", "encoder.0-3"): r"'encoder\.0-3' is not in BertForSequenceClassification, which has 3 blocks: encoder\.0-2",
+    (
+        "freeze",
+        "encoder.0-3",
+    ): r"'encoder\.0-3' is not in BertForSequenceClassification, which has 3 blocks: encoder\.0-2",
     ("freeze", "encoder.7"): r"'encoder\.7' is not in BertForSequenceClassification, which has 3 blocks: encoder\.0-2",
     ("freeze", "embedings"): r"'embedings' matches no parameter of BertForSequenceClassification; close are embeddings",
     ("train", "*.quary.*"): r"'\*\.quary\.\*' matches no .*; close are bert\.encoder\.layer\.0\.attention\.self\.query",
@@ -98,7 +101,10 @@ def test_something_must_train(home: Path) -> None:
 
 def test_a_model_without_blocks_has_no_numbered_parts(home: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
-    for name, said in {"encoder.0": "has no list of like blocks; give a pattern", "head": "is empty in Sequential"}.items():
+    for name, said in {
+        "encoder.0": "has no list of like blocks; give a pattern",
+        "head": "is empty in Sequential",
+    }.items():
         with pytest.raises(RecipeError, match=said):
             apply_strategy(model, tiny_recipe(home, transfer__freeze=name))
     with pytest.raises(RecipeError, match=r"transfer\.strategy: is 'layerwise', but Sequential has no list of like"):
@@ -132,7 +138,9 @@ def test_bitfit_trains_the_head_and_every_bias(home: Path) -> None:
 def test_bitfit_needs_biases(home: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2))
     model.tlcore_new_parameters = frozenset({"1.weight", "1.bias"})
-    with pytest.raises(RecipeError, match=r"transfer\.strategy: is 'bitfit', but Sequential has no biases below its head"):
+    with pytest.raises(
+        RecipeError, match=r"transfer\.strategy: is 'bitfit', but Sequential has no biases below its head"
+    ):
         apply_strategy(model, tiny_recipe(home, transfer__strategy="bitfit"))
 
 

@@ -23,8 +23,7 @@ _SGD_MOMENTUM = 0.9
 
 
 def build_optimizer(recipe: Recipe, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `groups` (each with `params`, `weight_decay`, `rate`, its share of the learning rate, and, for Muon,
-    `muon`)."""
+    """The recipe's optimizer over `groups` (each with `params`, `weight_decay`, and, for Muon, `muon`)."""
     rate = recipe.train.learning_rate
     match recipe.train.optimizer:
         case "adamw":

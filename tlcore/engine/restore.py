@@ -1,18 +1,19 @@
 """Putting stored state back into a fresh DeepSpeed engine.
 
-Owns the two steps that DeepSpeed has no call for: giving the optimizer its state tensors before the first step, and refreshing the
-working weights from restored masters. Called by `sharded.py`.
+Owns what DeepSpeed has no call for: giving the optimizer its state tensors before the first step and each group its own count of
+steps, and refreshing the working weights from restored masters. Called by `sharded.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tlcore.checkpoint import CheckpointReader, Peers, Piece, Row
+from tlcore.checkpoint import Peers, Piece, Row
+from tlcore.engine.carry import StateSource
 from tlcore.engine.state import BUFFER, FROZEN, MASTER, Interval, dtype_name, host_bytes
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -65,21 +66,56 @@ class _zero_gradient:
             tensor.grad = gradient
 
 
-def optimizer_steps(engine: Any) -> int:
-    """Steps the optimizer has really taken (an fp16 overflow skips one)."""
-    for state in base_optimizer(engine).state.values():
-        if "step" in state:
-            return int(state["step"])
-    return 0
+def _group_states(engine: Any, stage: int) -> Iterator[tuple[tuple[str, ...], list[dict[str, Any]]]]:
+    """For each parameter group: the names of its parameters, and what the optimizer keeps for each tensor that stands for them.
+
+    Several groups of the same names where stage 3 cuts one up.
+    """
+    inner, zero = base_optimizer(engine), engine.optimizer
+    if stage == 0:
+        held = [(number, group["params"]) for number, group in enumerate(inner.param_groups)]
+    elif stage == 3:
+        flats = zero.fp32_partitioned_groups_flat
+        held = [(zero.sub_group_to_group_id[number], [flat]) for number, flat in enumerate(flats)]
+    else:
+        held = [(number, [flat]) for number, flat in enumerate(zero.single_partition_of_fp32_groups)]
+    for number, tensors in held:
+        names = tuple(inner.param_groups[number].get("names", ()))
+        yield names, [inner.state[each] for each in tensors if each in inner.state]
 
 
-def set_optimizer_steps(engine: Any, steps: int) -> None:
-    """Set the step count that Adam's bias correction reads."""
-    for state in base_optimizer(engine).state.values():
-        if torch.is_tensor(state.get("step")):
-            state["step"].fill_(steps)
-        elif "step" in state:
-            state["step"] = steps
+def optimizer_steps(engine: Any, stage: int) -> tuple[int, dict[str, int]]:
+    """Steps the optimizer has really taken (an fp16 overflow skips one), and those of the parameters that joined later and have
+    taken fewer, by name."""
+    counted = [
+        (names, max(int(state["step"]) for state in states))
+        for names, states in _group_states(engine, stage)
+        if states and "step" in states[0]
+    ]
+    most = max((steps for _, steps in counted), default=0)
+    return most, {name: steps for names, steps in counted if steps < most for name in names}
+
+
+def set_optimizer_steps(engine: Any, stage: int, steps_of: Callable[[tuple[str, ...]], int]) -> None:
+    """Set the step count that Adam's bias correction reads, of each group by the names of its parameters.
+
+    A group that begins with empty moments must count from 0: late in training, uncorrected first updates of Adam would be three
+    times the learning rate.
+    """
+    for names, states in _group_states(engine, stage):
+        steps = steps_of(names)
+        for state in states:
+            if torch.is_tensor(state.get("step")):
+                state["step"].fill_(steps)
+            elif "step" in state:
+                state["step"] = steps
+
+
+def stored_steps(facts: Mapping[str, Any], scalars: Mapping[str, Any]) -> Callable[[tuple[str, ...]], int]:
+    """What `set_optimizer_steps` takes, for state whose parameters are described by `facts` (name -> with `.trained`): of a group,
+    the most that any of its parameters has taken; 0 where all were frozen."""
+    most, late = int(scalars["optimizer_steps"]), scalars.get("late_steps", {})
+    return lambda names: max((late.get(name, most) if facts[name].trained else 0 for name in names), default=most)
 
 
 def scaler_state(engine: Any) -> dict[str, float] | None:
@@ -120,8 +156,8 @@ def as_stored(intervals: Iterable[Interval], table: Mapping[str, Any]) -> Iterat
             yield Stored(each, FROZEN, getattr(torch, facts.dtype))
 
 
-def read_intervals(reader: CheckpointReader, stored: Iterable[Stored], peers: Peers | None) -> None:
-    """Fill each interval's live memory from the store, together with `peers`; device memory goes through one host copy."""
+def read_intervals(source: StateSource, stored: Iterable[Stored], peers: Peers | None) -> None:
+    """Fill each interval's live memory from `source`, together with `peers`; device memory goes through one host copy."""
     staged: list[tuple[Interval, torch.Tensor]] = []
     pieces: list[Piece] = []
     for what in stored:
@@ -133,7 +169,7 @@ def read_intervals(reader: CheckpointReader, stored: Iterable[Stored], peers: Pe
         pieces.append(Piece(row, host_bytes(host)))
         if not direct:
             staged.append((each, host))
-    reader.read_into(pieces, peers)
+    source.read_into(pieces, peers)
     for each, host in staged:
         each.values.copy_(host)
 

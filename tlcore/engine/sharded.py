@@ -6,7 +6,7 @@ format of what is saved (`checkpoint/`). Called by `train/`. Needs torch.distrib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,6 +17,7 @@ from tlcore.checkpoint import CheckpointReader
 from tlcore.checkpoint.device import StatePiece
 from tlcore.engine import state
 from tlcore.engine.activations import checkpoint_activations
+from tlcore.engine.carry import CarriedState, StateSource
 from tlcore.engine.config import deepspeed_config
 from tlcore.engine.device import TorchDevice
 from tlcore.engine.gather import gather_by_broadcast
@@ -32,6 +33,7 @@ from tlcore.engine.restore import (
     scaler_state,
     set_optimizer_steps,
     set_scaler_state,
+    stored_steps,
 )
 from tlcore.engine.stale import forget_engine
 from tlcore.recipe import BatchPlan, Recipe
@@ -142,27 +144,41 @@ class ShardedModel:
 
     def scalars(self) -> dict[str, Any]:
         """What belongs to the state and is no tensor (JSON-able)."""
-        return {"optimizer_steps": optimizer_steps(self._engine), "loss_scaler": scaler_state(self._engine)}
+        steps, late = optimizer_steps(self._engine, self.stage)
+        more = {"late_steps": late} if late else {}
+        return {"optimizer_steps": steps, "loss_scaler": scaler_state(self._engine), **more}
 
     def restore(self, reader: CheckpointReader, *, allow_refreeze: bool = False) -> None:
         """Take the state back from a checkpoint written at any stage and world size. All ranks together; each stored byte is read
         by one of them.
 
         With `allow_refreeze` parameters may be trained here that were frozen there, or the other way: the former begin with fresh
-        optimizer state (but the optimizer's own step count, which all parameters share), the latter stay as they were.
+        optimizer state (its step count too, where all of a parameter group does), the latter stay as they were.
 
         Raises:
             CheckpointIncompatible: the stored parameters are not this model's.
             CheckpointCorrupt: stored bytes do not match their digests. On every rank, whichever found it.
         """
-        stored = reader.manifest.parameters
-        state.check_fits(self.parameters, stored, allow_refreeze=allow_refreeze)
+        manifest = reader.manifest
+        state.check_fits(self.parameters, manifest.parameters, allow_refreeze=allow_refreeze)
+        self._take(reader, manifest.parameters, manifest.scalars)
+
+    def carry(self) -> CarriedState:
+        """The state as it is now, this rank's part, in memory that outlives `close`."""
+        return CarriedState.of(self.pieces(), self.memory, self.parameters, self.scalars())
+
+    def adopt(self, carried: CarriedState) -> None:
+        """Take over what an engine of the same model carried, whatever of it trained there. All ranks together."""
+        state.check_fits(self.parameters, carried.parameters, allow_refreeze=True)
+        self._take(carried, carried.parameters, carried.scalars)
+
+    def _take(self, source: StateSource, stored: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
+        """Fill this engine's state. `stored` describes the parameters of `source`: name -> facts."""
         prime_optimizer(self._engine, self.stage)
         trained = state.trained_intervals(self._engine, self.stage)
         others = state.whole_or_partitioned(self._engine.module, self.stage)
-        read_intervals(reader, as_stored(chain(trained, others), stored), restoring_peers())
-        scalars = reader.manifest.scalars
-        set_optimizer_steps(self._engine, int(scalars["optimizer_steps"]))
+        read_intervals(source, as_stored(chain(trained, others), stored), restoring_peers())
+        set_optimizer_steps(self._engine, self.stage, stored_steps(stored, scalars))
         set_scaler_state(self._engine, scalars["loss_scaler"])
         refresh_working_weights(self._engine, self.stage)
 

@@ -1,12 +1,12 @@
 """A checkpoint's weights as plain tensors, whatever stage and world size wrote them and whatever strategy trained them.
 
 Owns the view: parameters by the names they have in a model without adapters, each either the master, the frozen weight or the
-buffer; LoRA and DoRA updates merged into the layer they belong to, or given apart. Reads nothing into memory of its own but what has to be
-cast or merged. Called by `build.py` (a checkpoint as a source) and by `train/` (export, evaluation).
+buffer; LoRA and DoRA updates merged into the layer they belong to, or given apart. Reads nothing into memory of its own but what
+has to be cast or merged. Called by `build.py` (a checkpoint as a source) and by `train/` (export, evaluation).
 
 peft's names: a layer `x` with an update has `x.base_layer.weight`, `x.lora_A.default.weight` [rank, in] and
-`x.lora_B.default.weight` [out, rank]; its plain name is `x.weight` = base + scaling * B A. DoRA's `x.lora_magnitude_vector.default.
-weight` [out] is the length that each row of that sum is brought to.
+`x.lora_B.default.weight` [out, rank]; its plain name is `x.weight` = base + scaling * B A. DoRA has
+`x.lora_magnitude_vector.default.weight` [out] too, the length that each row of that sum is brought to.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class StoredWeights:
             return merged
         rows = merged.T if is_transposed else merged
         factors = (lengths.float() / torch.linalg.norm(rows, dim=1)).view(-1, 1)
-        return (factors.T if is_transposed else factors) * merged
+        return merged.mul_(factors.T if is_transposed else factors)
 
     def _dtype(self, stored: str) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.manifest.parameters[self._owner(stored)].dtype)

@@ -70,7 +70,9 @@ def _schedule(transfer: TransferSection) -> Iterator[Fault]:
     if not fractions:
         yield Fault(path, f"got {got}; give a fraction of the trial for each next block, one number for all, or auto")
     elif outside := [each for each in fractions if not 0 < each < 1]:
-        yield Fault(path, f"got {got}; {shown(outside[0])} is no fraction of the trial: give numbers above 0 and below 1")
+        yield Fault(
+            path, f"got {got}; {shown(outside[0])} is no fraction of the trial: give numbers above 0 and below 1"
+        )
     elif any(later < earlier for earlier, later in pairwise(fractions)):
         yield Fault(path, f"got {got}, which goes back; give the fractions in rising order")
 

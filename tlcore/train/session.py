@@ -19,19 +19,17 @@ from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, claim_a
 from tlcore.data import Course, Order
 from tlcore.engine.optimizer import learning_rate
 from tlcore.engine.process import give_memory_back
-from tlcore.engine.sharded import ShardedModel
 from tlcore.errors import CheckpointCorrupt, CheckpointIncompatible, Diverged
-from tlcore.models import new_head_line
 from tlcore.recipe import Recipe, plan_batch
 from tlcore.storage import open_store
 from tlcore.tasks import build_task
 from tlcore.train.cadence import Cadence
 from tlcore.train.evaluation import evaluate
-from tlcore.train.group import decide, rank_device, sum_over_ranks
+from tlcore.train.group import decide, sum_over_ranks
+from tlcore.train.making import EngineMaker
 from tlcore.train.progress import Progress, Report, finite
 from tlcore.train.saving import Saver
 from tlcore.train.stepper import Stepper
-from tlcore.transfer import apply_strategy, parameter_groups
 
 PROGRESS_EVERY_STEPS = 5
 """Steps between looks at the loss: each look is a small collective and, on a GPU, a wait for the device."""
@@ -49,12 +47,6 @@ def _legs_from(manifest: Manifest, global_batch_size: int) -> list[tuple[int, in
     first = (0, manifest.scalars["global_batch_size"])
     legs = [(int(start), int(size)) for start, size in manifest.scalars.get("legs", [first])]
     return legs if legs[-1][1] == global_batch_size else [*legs, (manifest.step, global_batch_size)]
-
-
-def _say_what_is_new(model: torch.nn.Module, recipe: Recipe) -> None:
-    """One line where a checkpoint's weights were taken and some were not there; a pre-trained source's head is always new."""
-    if CheckpointRef.is_one(recipe.model.source) and (line := new_head_line(model, recipe.model.source)):
-        logging.getLogger(__name__).warning("%s", line)
 
 
 class TrialSession:
@@ -91,13 +83,9 @@ class TrialSession:
         self._on_progress = on_progress or (lambda progress: None)
         self._store = open_store(run_url)
         self.task = build_task(recipe)
-        batch = plan_batch(recipe, self.world_size)
+        self._batch = plan_batch(recipe, self.world_size)
         self.task.load_data()
-        model = self.task.build_model(from_scratch=recipe.transfer.strategy == "scratch")
-        if self.rank == 0:
-            _say_what_is_new(model, recipe)
-        apply_strategy(model, recipe)
-        self.model = ShardedModel(recipe, model, parameter_groups(model, recipe), batch, rank_device())
+        self._maker = EngineMaker(self.task, recipe, self._batch)
         self._inherits = inherits
         self.order = self._course([(0, recipe.train.global_batch_size)])
         self._cadence = Cadence.of(recipe)
@@ -106,13 +94,14 @@ class TrialSession:
         self._fell_back: list[dict[str, Any]] = []
         claim = decide(lambda: claim_attempt(self._store, trial))
         parent = self._restore(resume_step)
+        self.model = self._maker.model_for(self.order, self.step)
         facts = {"recipe": recipe.to_dict(), "task": self.task.facts()}
         self._saver = Saver(
             self._store, trial, recipe, facts, self.rank, self.world_size, parent, self.model.memory, claim
         )
         if self._fell_back:
             self._saver.tell({"kind": "fell_back", "step": self.step, "passed_over": self._fell_back})
-        self._stepper = Stepper(self.task, self.model, self.order, batch, self._saver.before_update)
+        self._stepper = self._new_stepper()
         self._prepared = False
         self._due = False
         self._losses: list[torch.Tensor] = []
@@ -212,7 +201,7 @@ class TrialSession:
         """Complete the saves under way and give all memory back."""
         self._saver.close()
         self.model.close()
-        del self._stepper, self.model, self.task
+        del self._stepper, self._maker, self.model, self.task
         give_memory_back()
 
     def _step_at(self, fraction: float) -> int:
@@ -220,6 +209,8 @@ class TrialSession:
 
     def train_step(self) -> None:
         """One optimizer step and what goes with it: the loss told every few steps, saves when due."""
+        if self._maker.is_due(self.order, self.step):
+            self._train_more()
         loss, samples = self._stepper.run(self.step)
         self.step += 1
         if not self._prepared:
@@ -237,6 +228,18 @@ class TrialSession:
                 self._save_if_due(has_room)
         elif self._is_slow:
             self._agree_to_leave()
+
+    def _new_stepper(self) -> Stepper:
+        return Stepper(self.task, self.model, self.order, self._batch, self._saver.before_update)
+
+    def _train_more(self) -> None:
+        """Go on with the parts that join at this step. A snapshot that still reads the engine's memory is waited for."""
+        self.phase = "first step"
+        self._saver.before_update()
+        self.model = self._maker.move_on(self.order, self.step)
+        self._stepper, self._prepared = self._new_stepper(), False
+        trained = sum(facts["trained"] for facts in self.model.parameters.values())
+        self._saver.tell({"kind": "joined", "step": self.step, "trained_parameters": trained})
 
     def _save_if_due(self, has_room: bool) -> None:
         """Save, or do as `checkpoint.when_late` says where a rank has two saves under way; the same on all ranks."""
@@ -342,8 +345,10 @@ class TrialSession:
                     raise self._nothing_intact(reasons)
                 return None
             self._check_position(manifest)
+            refreeze = self._inherits or self.recipe.transfer.strategy == "gradual"
+            model = self._maker.model_for(self.order, manifest.step)
             try:
-                self.model.restore(CheckpointReader(self._store, manifest), allow_refreeze=self._inherits)
+                model.restore(CheckpointReader(self._store, manifest), allow_refreeze=refreeze)
             except CheckpointCorrupt as error:
                 # On all ranks, whichever read the damaged bytes.
                 damaged[manifest.step] = error.message

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tlcore.errors import Fault, RecipeError
+from tlcore.transfer.schedule import parts_below
 from tlcore.transfer.structure import Structure, read_structure
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def _parts(model: nn.Module, recipe: Recipe, structure: Structure) -> dict[str, 
     if recipe.transfer.strategy not in BY_PART:
         return {}
     if not structure.blocks:
-        text = f"is {recipe.transfer.strategy!r}, but {type(model).__name__} has no list of like blocks; use full or head"
+        text = (
+            f"is {recipe.transfer.strategy!r}, but {type(model).__name__} has no list of like blocks; use full or head"
+        )
         raise RecipeError([Fault("transfer.strategy", text)])
-    below = [*reversed(structure.blocks), structure.before]
-    return {name: depth for depth, part in enumerate(below, start=1) for name in part}
+    return {name: depth for depth, part in enumerate(parts_below(structure), start=1) for name in part}

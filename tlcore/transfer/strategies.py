@@ -1,7 +1,7 @@
 """Which parameters train, by the recipe's `transfer.strategy`.
 
-Owns freezing. Does not build optimizers (`groups.py`) nor models. Called by `train/` once per trial, before the engine is made, and
-`set_training_mode` again after every evaluation.
+Owns freezing. Does not build optimizers (`groups.py`) nor models. Called by `train/` before an engine is made: once per trial, and
+again where a schedule unfreezes more.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from torch import nn
 from tlcore.errors import Fault, RecipeError
 from tlcore.transfer.lora import add_updates
 from tlcore.transfer.naming import named_parameters
+from tlcore.transfer.schedule import joining, parts_below
 from tlcore.transfer.structure import Structure, read_structure
 
 if TYPE_CHECKING:
     from tlcore.recipe import Recipe
 
 
-def apply_strategy(model: nn.Module, recipe: Recipe) -> None:
+def apply_strategy(model: nn.Module, recipe: Recipe, joined: int | None = None) -> None:
     """Set `requires_grad` of every parameter: `full`, `layerwise` and `scratch` train all (the first two what `transfer.train` and
     `transfer.freeze` say), `head` all that follows the last block (pooler or final norm, and the task's head), `last_n` also the
     last n blocks, `lora` and `dora` also low-rank updates that they add to the model, `bitfit` also every bias (Ben Zaken et al.
-    2022, "BitFit", arXiv:2106.10199).
+    2022, "BitFit", arXiv:2106.10199), `gradual` also the first `joined` parts below the head, or all that ever join.
 
     A pooler belongs to the head because it only feeds it: RoBERTa has the same layer inside its head. On MiniLM, which never
     trained its pooler, one epoch over 1,800 movie snippets gives 0.67 to 0.70 accuracy with it and 0.48 to 0.62 without.
@@ -34,7 +35,7 @@ def apply_strategy(model: nn.Module, recipe: Recipe) -> None:
         RecipeError: more blocks asked for than there are, or a model without what the strategy or the recipe names, or nothing
             that trains.
     """
-    trained = _trained(model, recipe)
+    trained = _trained(model, recipe, joined)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained is None or name in trained)
     set_training_mode(model)
@@ -54,7 +55,7 @@ def set_training_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def _trained(model: nn.Module, recipe: Recipe) -> set[str] | None:
+def _trained(model: nn.Module, recipe: Recipe, joined: int | None) -> set[str] | None:
     """Names of what trains, once it is all there; None for all."""
     strategy = recipe.transfer.strategy
     if strategy == "scratch":
@@ -71,6 +72,9 @@ def _trained(model: nn.Module, recipe: Recipe) -> set[str] | None:
             return top | add_updates(model, recipe, structure)
         case "bitfit":
             return top | _biases(model, top)
+        case "gradual":
+            parts = parts_below(structure)[: len(joining(model, recipe)) if joined is None else joined]
+            return top.union(*parts)
         case "last_n":
             return top | _last_blocks(structure, recipe.transfer.n or 1, type(model).__name__)
     return top

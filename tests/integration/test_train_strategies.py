@@ -1,0 +1,115 @@
+"""Every transfer strategy at every ZeRO stage trains as plain torch does; a gradual schedule is cut and restored anywhere in it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from rank_server import start
+
+from tests.small_model import make_small_bert
+
+pytestmark = pytest.mark.integration
+
+SCHEDULE = [0.2, 0.5, 0.8]
+JOINS = [2, 4, 6]
+"""Steps of seven before which the second block, the first and the embeddings join."""
+TRANSFERS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "named": {"freeze": ["embeddings", "encoder.0"]},
+    "layerwise": {"strategy": "layerwise", "decay": 0.6},
+    "layerwise-named": {"strategy": "layerwise", "train": ["encoder.1", "head"], "freeze": "*.LayerNorm"},
+    "bitfit": {"strategy": "bitfit"},
+    "dora": {"strategy": "dora", "rank": 3},
+    "gradual": {"strategy": "gradual", "schedule": SCHEDULE},
+    "gradual-decay": {"strategy": "gradual", "schedule": 0.7, "decay": 0.8},
+}
+
+
+def case(kind: str, name: str, transfer: str, stage: int, *, then: Any = None, until: float = 0, **train: Any) -> Any:
+    changes = {
+        "transfer": TRANSFERS[transfer],
+        "deepspeed": {"zero_stage": stage},
+        "train": {"epochs": 1, "global_batch_size": 24, "learning_rate": 4e-3, **train},
+    }
+    return {"kind": kind, "name": name, "changes": changes, "then": then or {}, "until": until}
+
+
+def named(cases: list[Any]) -> dict[str, Any]:
+    return {each["name"]: each for each in cases}
+
+
+WHOLE = named(
+    [case("whole", f"{name}-{stage}", name, stage) for name in TRANSFERS for stage in (1, 2, 3)]
+    + [
+        case("whole", f"layerwise-{optimizer}-{stage}", "layerwise", stage, optimizer=optimizer)
+        for optimizer, stage in (("adam", 1), ("sgd", 2), ("lion", 3), ("adagrad", 3), ("muon", 0))
+    ]
+    + [
+        case("whole", f"gradual-{optimizer}", "gradual", stage, optimizer=optimizer)
+        for optimizer, stage in (("sgd", 1), ("muon", 0))
+    ]
+)
+PIECED = named(
+    [case("pieced", f"between-{stage}", "gradual", stage, until=0.4) for stage in (0, 1, 2, 3)]
+    + [
+        case("pieced", "where-a-block-joins-2", "gradual", 2, until=0.5),
+        case("pieced", "bf16-2", "gradual", 2, until=0.7, precision="bf16"),
+        case("pieced", "lazily-3", "gradual-decay", 3, until=0.5),
+        case("pieced", "dora-3", "dora", 3, until=0.5),
+        case("pieced", "layerwise-1", "layerwise", 1, until=0.5),
+    ]
+)
+PIECED["lazily-3"]["changes"]["checkpoint"] = {"snapshot": "lazy", "every_steps": 1, "when_late": "wait"}
+ACROSS = named([case("pieced", "2-to-3", "gradual", 2, until=0.4, then={"deepspeed": {"zero_stage": 3}})])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    directory = tmp_path_factory.mktemp("strategies")
+    model = make_small_bert(directory / "model")
+    config = json.loads((model / "config.json").read_text())
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config | no_dropout))
+    place = {"model": str(model), "storage": f"file://{directory}/store"}
+    cases = [{**each, **place} for each in (*WHOLE.values(), *PIECED.values(), *ACROSS.values())]
+    (found,) = start("ranks_strategies", [{"world": 2, "cases": cases}], directory / "ranks")
+    return {each["name"]: result for each, result in zip(cases, found, strict=True)}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_losses_are_plain_torchs(results: dict[str, Any], name: str) -> None:
+    found = results[name]
+    assert found["losses"] == pytest.approx(found["plain"], rel=2e-4)
+    assert len(set(found["losses"])) == 7
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_optimizer_state_is_kept_for_what_trains_and_nothing_else(results: dict[str, Any], name: str) -> None:
+    found = results[name]
+    world = 2 if name == "muon-0" else 1
+    assert found["moments"] == [each * world for each in found["trained"]] or "muon" in name
+    steps = [step for step in range(1, 7) if found["trained"][step] != found["trained"][step - 1]]
+    assert steps == {"gradual": JOINS, "gradual-decay": [2, 4, 5]}.get(
+        name.rpartition("-")[0], steps if "gradual" in name else []
+    )
+
+
+def test_all_of_it_trains_once_the_schedule_is_through(results: dict[str, Any]) -> None:
+    assert all(results["gradual-2"]["parameters"].values())
+    assert results["gradual-2"]["trained"][-1] == results["full-2"]["trained"][-1]
+    assert results["gradual-2"]["trained"][0] < results["full-2"]["trained"][0] / 5
+
+
+@pytest.mark.parametrize("name", PIECED)
+def test_cut_and_restored_the_losses_are_the_same_bit_for_bit(results: dict[str, Any], name: str) -> None:
+    found = results[name]
+    assert found["step"] == {0.4: 3, 0.5: 4, 0.7: 5}[PIECED[name]["until"]]
+    assert found["pieced"] == found["whole"]
+
+
+def test_a_schedule_goes_on_at_another_stage(results: dict[str, Any]) -> None:
+    found = results["2-to-3"]
+    whole, pieced = ([float.fromhex(loss) for loss in found[key]] for key in ("whole", "pieced"))
+    assert pieced == pytest.approx(whole, rel=2e-4)
