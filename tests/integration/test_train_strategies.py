@@ -57,8 +57,8 @@ PIECED = named(
         case("pieced", "where-a-block-joins-2", "gradual", 2, until=0.5),
         case("pieced", "bf16-2", "gradual", 2, until=0.7, precision="bf16"),
         case("pieced", "lazily-3", "gradual-decay", 3, until=0.5),
-        case("pieced", "dora-3", "dora", 3, until=0.5),
-        case("pieced", "layerwise-1", "layerwise", 1, until=0.5),
+        case("pieced", "cut-dora-3", "dora", 3, until=0.5),
+        case("pieced", "cut-layerwise-1", "layerwise", 1, until=0.5),
     ]
 )
 PIECED["lazily-3"]["changes"]["checkpoint"] = {"snapshot": "lazy", "every_steps": 1, "when_late": "wait"}
