@@ -65,7 +65,7 @@ def _transfer(recipe: Recipe) -> str:
     transfer = recipe.transfer
     return {
         "full": f"full: {_weights(recipe)} are trained",
-        "head": "head: only the new head is trained",
+        "head": "head: only the new head is trained" + (", on cached features" if transfer.cache_features else ""),
         "last_n": f"last_n: the head and the last {transfer.n} blocks are trained",
         "gradual": f"gradual: first the head is trained, then {_schedule(recipe)}{_decay(recipe)}",
         "layerwise": f"layerwise: {_weights(recipe)} are trained{_decay(recipe)}",

@@ -146,6 +146,9 @@ class TransferSection(Section):
     parameter names such as *.attention.*; one text or a list."""
     train: str | Texts = ()
     """full, layerwise: parts that train, and no others, named as in freeze, which is taken off; empty is all."""
+    cache_features: bool = False
+    """head: compute what the frozen part gives for each sample once per run, and keep it in the store and in each worker's
+    memory."""
     rank: Positive | None = None
     """lora, dora: rank of each layer's update; null is 8."""
     alpha: AboveZero | None = None

@@ -22,6 +22,7 @@ _TAKEN_BY: Final = {
     "schedule": ("gradual",),
     "freeze": _NAMED,
     "train": _NAMED,
+    "cache_features": ("head",),
     "rank": _UPDATES,
     "alpha": _UPDATES,
     "dropout": _UPDATES,
@@ -44,6 +45,9 @@ def transfer_faults(recipe: Recipe) -> Iterator[Fault]:
             "transfer.target_modules",
             f"got {shown(list(transfer.target_modules))}; give names of linear layers, such as query and value, or auto",
         )
+    if transfer.cache_features and recipe.train.compile:
+        text = "got true with train.compile, which builds the model's calls in; set one of them to false"
+        yield Fault("transfer.cache_features", text)
     yield from _schedule(transfer)
     yield from _names(transfer)
 
@@ -52,7 +56,7 @@ def _misplaced(transfer: TransferSection) -> Iterator[Fault]:
     """Settings that the strategy does not take."""
     for key, owners in _TAKEN_BY.items():
         value = getattr(transfer, key)
-        if transfer.strategy in owners or value in (None, "auto", ()):
+        if transfer.strategy in owners or value in (None, "auto", (), False):
             continue
         named, one = " and ".join(owners), len(owners) == 1
         when = owners[0] if one else f"[{', '.join(owners)}]"

@@ -11,6 +11,7 @@ Owns the layout. Does not touch a store. Called by `runs.py` and by every room t
     trials/t000/step-00000200/RETIRED-0001.json       a manifest that was deleted; what it names stays for a while
     trials/t000/writers/0001                          who claimed this attempt
     cas/ab/ab12...                                    chunks by SHA-256
+    features/ab12.../train-0-of-2.safetensors         outputs of a frozen part, by what they depend on
     gc/20261121T044500-ab12.json                      what a garbage collection is about to delete, or has deleted
 
 Numbers have eight digits, so that key order is number order.
@@ -127,6 +128,13 @@ def writers_prefix(trial: str) -> str:
 
 def claim_key(trial: str, attempt: int) -> str:
     return f"{writers_prefix(trial)}{_number(attempt, 4)}"
+
+
+def features_key(digest: str, name: str) -> str:
+    """Key of one object of the features that depend on what has this SHA-256."""
+    if not _DIGEST.fullmatch(digest):
+        raise ValueError(f"{digest!r} is no SHA-256 in lower-case hex")
+    return f"features/{digest}/{check_name(name)}"
 
 
 def chunk_key(digest: str) -> str:

@@ -25,6 +25,7 @@ from tlcore.storage import open_store
 from tlcore.tasks import build_task
 from tlcore.train.cadence import Cadence
 from tlcore.train.evaluation import evaluate
+from tlcore.train.features import with_features
 from tlcore.train.group import decide, sum_over_ranks
 from tlcore.train.making import EngineMaker
 from tlcore.train.progress import Progress, Report, finite
@@ -95,6 +96,7 @@ class TrialSession:
         claim = decide(lambda: claim_attempt(self._store, trial))
         parent = self._restore(resume_step)
         self.model = self._maker.model_for(self.order, self.step)
+        self.task = with_features(self.task, self.model, self._store, recipe, inherits)
         facts = {"recipe": recipe.to_dict(), "task": self.task.facts()}
         self._saver = Saver(
             self._store, trial, recipe, facts, self.rank, self.world_size, parent, self.model.memory, claim
@@ -105,8 +107,7 @@ class TrialSession:
         self._prepared = False
         self._due = False
         self._losses: list[torch.Tensor] = []
-        self._samples, self._since = 0, time.monotonic()
-        self._samples_per_s = 0.0
+        self._samples, self._since, self._samples_per_s = 0, time.monotonic(), 0.0
         self._saved_at = time.monotonic()
         self._interrupted = self._leaves = False
         self._looked, self._is_slow = (self.step, time.monotonic()), False

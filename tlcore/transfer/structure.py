@@ -32,7 +32,7 @@ def read_structure(model: nn.Module) -> Structure:
     """Find the parts of `model`. A model without a list of like blocks has none, and all its backbone is `before`."""
     names = [name for name, _ in model.named_parameters()]
     head = _head(model, names)
-    block_prefixes = [f"{name}." for name in _block_names(model)]
+    block_prefixes = [f"{name}." for name in block_names(model)]
     blocks = tuple(
         tuple(name for name in names if name.startswith(prefix) and name not in head) for prefix in block_prefixes
     )
@@ -60,7 +60,7 @@ def _head(model: nn.Module, names: list[str]) -> set[str]:
     return outside | (set(new) if len(new) < len(names) else set())
 
 
-def _block_names(model: nn.Module) -> list[str]:
+def block_names(model: nn.Module) -> list[str]:
     """Names of the modules of the longest list of like modules; lists inside another list's modules (experts) do not count.
 
     Of two equally long (encoder and decoder), the later one, which is nearer the output.
