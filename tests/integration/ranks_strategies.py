@@ -14,7 +14,9 @@ from ranks_restore import everywhere, losses, new_run, recipe_for, told_losses
 
 from tlcore.engine.optimizer import build_optimizer, learning_rate
 from tlcore.recipe import Recipe
+from tlcore.storage import open_store
 from tlcore.tasks import build_task
+from tlcore.train.features import _CachedTask
 from tlcore.train.group import agree
 from tlcore.train.session import TrialSession
 from tlcore.transfer import apply_strategy, joining, parameter_groups, set_training_mode
@@ -102,6 +104,34 @@ def pieced(case: dict[str, Any]) -> dict[str, Any]:
     first, _, step = losses(recipe, urls[1], until=case["until"], resume=0)
     second, _, _ = losses(after, urls[1], until=1.0, resume=step)
     return {"step": step, "whole": everything, "pieced": first + second}
+
+
+def features(case: dict[str, Any]) -> dict[str, Any]:
+    """Head alone, with and without cached features, then with those that are there: losses, metrics, and what was computed."""
+    found: dict[str, Any] = {"losses": [], "metrics": [], "tests": []}
+    url = new_run(case, case["name"])
+    computed = []
+    compute = _CachedTask._computed
+
+    def noted(self: _CachedTask, split: str) -> Any:
+        computed.append(split)
+        return compute(self, split)
+
+    _CachedTask._computed = noted  # type: ignore[method-assign]
+    for number, cached in enumerate((False, True, True)):
+        transfer = {"strategy": "head", "cache_features": cached}
+        changes = {**case["changes"], "transfer": transfer, "data": {"test": case["test_data"]}}
+        recipe = recipe_for(changes, case["model"], case["storage"], dist.get_world_size())
+        session = TrialSession(recipe, url, f"t{number:03}", resume_step=0)
+        with told_losses() as told:
+            found["metrics"].append(session.advance(1.0).metrics)
+        session.task.load_data(["test"])
+        found["tests"].append(session.test())
+        session.close()
+        found["losses"].append(told)
+    _CachedTask._computed = compute  # type: ignore[method-assign]
+    kept = [each.key.rpartition("/")[2] for each in open_store(url).list("features/")]
+    return {**found, "computed": everywhere(computed), "kept": kept}
 
 
 def run(case: dict[str, Any]) -> Any:

@@ -300,6 +300,20 @@ COMBINATIONS = {
             "(in a search: give transfer.freeze a domain with when: {transfer.strategy: [full, layerwise]})"
         ],
     ),
+    "features of what trains": (
+        {"transfer.cache_features": True},
+        [
+            "transfer.cache_features: got true with strategy full; only head takes it, so take it out "
+            "(in a search: give transfer.cache_features a domain with when: {transfer.strategy: head})"
+        ],
+    ),
+    "features of a compiled model": (
+        {STRATEGY: "head", "transfer.cache_features": True, "train.compile": True},
+        [
+            "transfer.cache_features: got true with train.compile, which builds the model's calls in; "
+            "set one of them to false"
+        ],
+    ),
     "an empty schedule": (
         {STRATEGY: "gradual", "transfer.schedule": []},
         [
