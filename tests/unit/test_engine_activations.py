@@ -61,8 +61,33 @@ def test_a_whole_model_recomputes(tmp_path):
     assert sizes[1] < sizes[0]
 
 
-@pytest.mark.parametrize("strategy", ["full", "head", "lora", "scratch"])
+STRATEGIES = ["full", "head", "gradual", "layerwise", "lora", "dora", "bitfit", "scratch"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_is_counted(tmp_path, strategy):
     found = Estimator().estimate(tiny_recipe(tmp_path, transfer__strategy=strategy), on_gpu=False)
     assert found["device_bytes"] == 0
     assert found["host_bytes"] > 0
+
+
+def test_what_is_frozen_by_name_takes_no_state(tmp_path):
+    estimator = Estimator()
+    plain, frozen = (
+        estimator.estimate(tiny_recipe(tmp_path, **more), on_gpu=False)["host_bytes"]
+        for more in ({}, {"transfer__freeze": "encoder"})
+    )
+    assert frozen < plain
+
+
+def test_a_schedule_is_counted_at_its_end_and_with_the_state_that_is_handed_over(tmp_path):
+    estimator = Estimator()
+    full, all_of_it, one_block = (
+        estimator.estimate(tiny_recipe(tmp_path, **more), on_gpu=False)["host_bytes"]
+        for more in (
+            {},
+            {"transfer__strategy": "gradual"},
+            {"transfer__strategy": "gradual", "transfer__schedule": [0.5]},
+        )
+    )
+    assert one_block < full < all_of_it

@@ -8,7 +8,7 @@ from recipe_cases import changed
 from tlcore.errors import ModelError, RequestError
 from tlcore.recipe import apply_point, plan_batch, recipe_from_dict
 from tlcore.storage.journal import SweepState
-from tlcore.sweep.estimates import _without_search
+from tlcore.sweep.estimates import _without_search, what_matters
 from tlcore.sweep.fit import FitCheck, admission, compare, in_settings, refuse, worker_room
 from tlcore.sweep.optuna_search import OptunaSearcher
 from tlcore.sweep.planning import distinct_points
@@ -234,3 +234,11 @@ def test_what_is_asked_about_a_trial_can_be_read_whatever_its_sweep_searches(sch
     whole = recipe(search__scheduler=scheduler)
     asked = recipe_from_dict(_without_search(apply_point(whole, {"train.learning_rate": 5e-4})))
     assert asked.train.learning_rate == 5e-4
+
+
+def test_settings_that_change_no_shape_share_a_verdict():
+    gradual = {"strategy": "gradual", "schedule": 0.5, "decay": 0.9}
+    one = what_matters(recipe(transfer=gradual))
+    assert one == what_matters(recipe(transfer={**gradual, "decay": 0.8, "schedule": 0.7}))
+    assert one != what_matters(recipe(transfer={**gradual, "schedule": [0.5]})), "fewer blocks ever train"
+    assert one != what_matters(recipe(transfer={"strategy": "layerwise", "decay": 0.9}))

@@ -135,6 +135,9 @@ def what_matters(recipe: Recipe) -> dict[str, Any]:
     train = {key: data["train"][key] for key in _TRAIN}
     kept = {key: data[key] for key in ("task", "model", "data", "transfer", "deepspeed", "resources")}
     kept["transfer"] = {key: value for key, value in data["transfer"].items() if key not in _NO_MATTER}
+    schedule = recipe.transfer.schedule
+    # judged by its end: how many parts ever join
+    kept["transfer"]["schedule"] = len(schedule) if isinstance(schedule, tuple) else "all"
     decays = bool(recipe.train.weight_decay)
     return {**kept, "train": train, "decays": decays, "snapshots": data["checkpoint"]["memory_bytes"]}
 
@@ -146,8 +149,8 @@ _TRAIN: Final = (
     "precision",
     "activation_checkpointing",
 )
-_NO_MATTER: Final = ("alpha", "decay", "schedule")
-"""Settings of `transfer` that change no shape: a schedule is judged by its end, when all of it trains."""
+_NO_MATTER: Final = ("alpha", "decay")
+"""Settings of `transfer` that change no shape."""
 
 
 @cache

@@ -49,7 +49,7 @@ class Estimator:
         trained = sum(weight.elements for weight in weights if weight.trained)
         setup = Setup.of(recipe, item, on_gpu, bucket_elements(trained), batch.accumulation_steps > 1)
         found = rank_memory(setup, weights, buffers, passes)
-        held = PROCESS_BYTES + found.host_bytes + _snapshot_bytes(recipe, trained)
+        held = PROCESS_BYTES + found.host_bytes + _copied_bytes(recipe, trained)
         return {"device_bytes": found.device_bytes + CUDA_BYTES if on_gpu else 0, "host_bytes": held}
 
     def _half(self, recipe: Recipe, on_gpu: bool) -> bool:
@@ -67,13 +67,15 @@ class Estimator:
         return self._passes[key]
 
 
-def _snapshot_bytes(recipe: Recipe, trained: int) -> int:
-    """Two saves of a rank's share of masters and moments, or what the recipe allows."""
+def _copied_bytes(recipe: Recipe, trained: int) -> int:
+    """Two saves of a rank's share of masters and moments, or what the recipe allows; where a schedule unfreezes, one share more,
+    which is handed from engine to engine (`engine/carry.py`)."""
     allowed = recipe.checkpoint.memory_bytes
     from tlcore.engine.zero_memory import states_of
 
     share = 4 * trained * (1 + states_of(recipe.train.optimizer)) // recipe.resources.workers
-    return 2 * share if allowed == "auto" else min(2 * share, allowed)
+    saves = 2 * share if allowed == "auto" else min(2 * share, allowed)
+    return saves + (share if recipe.transfer.strategy == "gradual" else 0)
 
 
 def _count(recipe: Recipe, samples: int, item: int, on_gpu: bool) -> Any:
