@@ -128,12 +128,17 @@ class _CachedTask:
             if start == 0:
                 _check_size(hidden, batch, lengths)
             rows = _rows_of(hidden, batch)
-            held += list(zip(own.tolist(), rows[: len(own)], strict=True))
-        empty = self._hidden(self._task.collate(split, own[:0]))
+            held += zip(own.tolist(), rows, strict=False)  # a filler has rows and no sample
+        # A rank without a sample gives no rows, of the shape that the filler's have.
+        shapes = {each.shape[1:] for _, each in held} | {rows[0].shape[1:]}
+        if sum_over_ranks(torch.tensor([len(shapes) - 1.0], device=self._model.device)).item():
+            raise _refused(
+                "but samples have features of different shapes, and no attention mask to tell which are their own"
+            )
         return {
             "index": torch.tensor([index for index, _ in held], dtype=torch.int64),
-            "count": torch.tensor([len(rows) for _, rows in held], dtype=torch.int64),
-            "rows": torch.cat([rows for _, rows in held]) if held else _rows_of(empty, {})[0][:0],
+            "count": torch.tensor([len(each) for _, each in held], dtype=torch.int64),
+            "rows": torch.cat([rows[0][:0], *(each for _, each in held)]),
         }
 
     def _hidden(self, batch: Batch) -> torch.Tensor:
@@ -192,7 +197,7 @@ def _rows_of(hidden: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
     """By sample: the rows of its own tokens, or all of it as one row."""
     mask = batch.get(_MASK)
     if mask is None:
-        return list(hidden.unsqueeze(1)) if batch else list(hidden)
+        return list(hidden.unsqueeze(1))
     if mask.shape != hidden.shape[:2]:
         raise _refused(f"but the blocks give {list(hidden.shape)} for samples of {list(mask.shape)}")
     return [each[own] for each, own in zip(hidden, mask.bool(), strict=True)]
