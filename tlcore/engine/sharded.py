@@ -32,6 +32,7 @@ from tlcore.engine.restore import (
     scaler_state,
     set_optimizer_steps,
     set_scaler_state,
+    states_of_masters,
 )
 from tlcore.engine.stale import forget_engine
 from tlcore.recipe import BatchPlan, Recipe
@@ -157,14 +158,21 @@ class ShardedModel:
         """
         stored = reader.manifest.parameters
         state.check_fits(self.parameters, stored, allow_refreeze=allow_refreeze)
+        peers = restoring_peers()
+        reader.begin(peers)
         prime_optimizer(self._engine, self.stage)
         trained = state.trained_intervals(self._engine, self.stage)
         others = state.whole_or_partitioned(self._engine.module, self.stage)
-        read_intervals(reader, as_stored(chain(trained, others), stored), restoring_peers())
+        read_intervals(
+            reader,
+            as_stored(chain(trained, others), stored),
+            peers,
+            states_of_masters(self.parameters, stored, self.stage),
+            lambda: refresh_working_weights(self._engine, self.stage),
+        )
         scalars = reader.manifest.scalars
         set_optimizer_steps(self._engine, int(scalars["optimizer_steps"]))
         set_scaler_state(self._engine, scalars["loss_scaler"])
-        refresh_working_weights(self._engine, self.stage)
 
     def close(self) -> None:
         """Drop the engine, its hooks and its memory."""
