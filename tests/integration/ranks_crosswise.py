@@ -5,6 +5,7 @@ Run by `rank_server.py`. A case names its `kind`, a function of this module.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tlcore.checkpoint import CheckpointReader, CheckpointWriter, Piece, WriterSettings, read_manifest
-from tlcore.engine import state
+from tlcore.engine import peers, state
 from tlcore.engine.sharded import ShardedModel
 from tlcore.errors import CheckpointIncompatible
 from tlcore.recipe import Recipe, plan_batch, recipe_from_dict
@@ -256,6 +257,42 @@ def normed(case: dict[str, Any]) -> dict[str, Any]:
     result = {"trained": trained, "evaluated": evaluated, "restored": restored, "again": metrics(fresh)}
     fresh.close()
     return result
+
+
+def transports(case: dict[str, Any]) -> dict[str, Any]:
+    """What ranks say and hand to each other, over gloo and in shared memory; whether they find each other's memory, also where
+    one cannot; files of shared memory that are still open."""
+    rank, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+    found: dict[str, Any] = {"kind": type(peers.restoring_peers()).__name__}
+    for kind in (peers.GlooPeers, peers.MemoryPeers):
+        each = kind(group)
+        for size in (0, 1, 248, 249, 100_000):
+            assert each.gather(bytes([rank]) * size * rank) == [bytes([other]) * size * other for other in range(world)]
+        for turn in range(3):
+            sent = [parcel(rank, to, turn) for to in range(world)]
+            wanted = [parcel(sender, rank, turn) for sender in range(world)]
+            send = each.buffer(sum(part.nbytes for part in sent))
+            send[:] = np.concatenate(sent)
+            arrived = each.exchange(send, [part.nbytes for part in sent], [part.nbytes for part in wanted])
+            assert all(np.array_equal(one, other) for one, other in zip(arrived, wanted, strict=True))
+            del send, arrived
+            each.gather(b"")
+    links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    found["open"] = [link for link in links if "tlcore-restore" in link]
+    reaches = peers._reaches
+    if rank == 1:
+        peers._reaches = lambda told: False
+    found["cut_off"] = peers.share_memory(peers.GlooPeers(group))
+    peers._reaches = reaches
+    said: list[Any] = [None] * world
+    dist.all_gather_object(said, found)
+    return {key: [each[key] for each in said] for key in found}
+
+
+def parcel(sender: int, to: int, turn: int) -> np.ndarray:
+    """What one rank sends to another: nothing to itself, nor from rank 0 to rank 1; else more than a page, from odd places on."""
+    size = 0 if sender == to or (sender, to) == (0, 1) else 5000 * (sender + 1) + 701 * to + turn
+    return np.full(size, 16 * sender + 4 * to + turn, np.uint8)
 
 
 def run(case: dict[str, Any]) -> Any:
