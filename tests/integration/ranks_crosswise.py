@@ -262,10 +262,10 @@ def normed(case: dict[str, Any]) -> dict[str, Any]:
 def transports(case: dict[str, Any]) -> dict[str, Any]:
     """What ranks say and hand to each other, over gloo and in shared memory; whether they find each other's memory, also where
     one cannot; files of shared memory that are still open."""
-    rank, world, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+    rank, world = dist.get_rank(), dist.get_world_size()
+    words = peers.GlooPeers(dist.group.WORLD)
     found: dict[str, Any] = {"kind": type(peers.restoring_peers()).__name__}
-    for kind in (peers.GlooPeers, peers.MemoryPeers):
-        each = kind(group)
+    for each in (words, peers.MemoryPeers(words)):
         for size in (0, 1, 248, 249, 100_000):
             assert each.gather(bytes([rank]) * size * rank) == [bytes([other]) * size * other for other in range(world)]
         for turn in range(3):
@@ -282,7 +282,7 @@ def transports(case: dict[str, Any]) -> dict[str, Any]:
     reaches = peers._reaches
     if rank == 1:
         peers._reaches = lambda told: False
-    found["cut_off"] = peers.share_memory(peers.GlooPeers(group))
+    found["cut_off"] = peers.share_memory(words)
     peers._reaches = reaches
     said: list[Any] = [None] * world
     dist.all_gather_object(said, found)

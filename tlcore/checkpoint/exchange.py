@@ -74,6 +74,9 @@ class Peers(Protocol):
         """What came from each rank, to be read until the next `gather`. `send`, a whole `buffer`, holds what goes to rank 0,
         then to rank 1, ..."""
 
+    def release(self) -> None:
+        """Let go of every buffer, after an error on all ranks."""
+
 
 class Alone:
     """The group of one rank."""
@@ -89,6 +92,9 @@ class Alone:
 
     def exchange(self, send: ByteArray, send_bytes: Sequence[int], receive_bytes: Sequence[int]) -> Sequence[ByteArray]:
         return [send]
+
+    def release(self) -> None:
+        return
 
 
 def together(peers: Peers, work: Callable[[], bytes]) -> list[bytes]:

@@ -110,9 +110,11 @@ class Transfer:
         together(self._group, lambda: _done([*self._early, *(self._late or ())]))
 
     def abandon(self) -> None:
-        """Stop reading."""
+        """Stop reading, and let go of what was to be exchanged."""
         self.patience.abandon()
         self._threads.shutdown(cancel_futures=True)
+        self._flying.clear()
+        self._group.release()
 
     def _window(self) -> None:
         """Exchange the next window, reading ahead meanwhile."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import IO
@@ -41,9 +41,10 @@ def restoring_peers() -> Peers | None:
     if dist.get_world_size() == 1:
         return None
     group = _host_group()
+    words = GlooPeers(group)
     if _near is None or _near[0] is not group:
-        _near = group, share_memory(GlooPeers(group))
-    return MemoryPeers(group) if _near[1] else GlooPeers(group)
+        _near = group, share_memory(words)
+    return MemoryPeers(words) if _near[1] else words
 
 
 def _host_group() -> dist.ProcessGroup:
@@ -86,7 +87,7 @@ class GlooPeers:
             if max(lengths) > _INLINE_BYTES:
                 return self._broadcast_all(own, lengths)
         except RuntimeError as error:
-            raise self._lost(error) from error
+            raise _lost(self, error) from error
         return [each[8 : 8 + length] for each, length in zip(said, lengths, strict=True)]
 
     def _broadcast_all(self, own: bytes, lengths: Sequence[int]) -> list[bytes]:
@@ -114,36 +115,53 @@ class GlooPeers:
                 _tensor(receive), _tensor(send), list(receive_bytes), list(send_bytes), group=self._group
             )
         except RuntimeError as error:
-            raise self._lost(error) from error
+            raise _lost(self, error) from error
         return np.split(receive, list(accumulate(receive_bytes))[:-1])
 
-    def _lost(self, error: RuntimeError | OSError) -> CheckpointError:
-        return CheckpointError(
-            f"rank {self.rank} of {self.world_size} lost the others while restoring: {error}",
-            hint="see what ended the other ranks",
-            rank=self.rank,
-        )
+    def release(self) -> None:
+        return
+
+
+def _lost(peers: Peers, error: RuntimeError | OSError) -> CheckpointError:
+    return CheckpointError(
+        f"rank {peers.rank} of {peers.world_size} lost the others while restoring: {error}",
+        hint="see what ended the other ranks",
+        rank=peers.rank,
+    )
 
 
 def _tensor(data: ByteArray) -> torch.Tensor:
     return torch.from_numpy(data) if data.nbytes else torch.empty(0, dtype=torch.uint8)
 
 
-class MemoryPeers(GlooPeers):
-    """`Peers` of one machine: words over gloo, what is exchanged in memory that all of them map."""
+class MemoryPeers:
+    """`Peers` of one machine: what they say goes through `words`, what they exchange lies in memory that all of them map."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        super().__init__(group)
+    def __init__(self, words: Peers) -> None:
+        self._words = words
         self._lent: dict[int, IO[bytes]] = {}
         self._sent: list[IO[bytes]] = []
 
+    @property
+    def rank(self) -> int:
+        return self._words.rank
+
+    @property
+    def world_size(self) -> int:
+        return self._words.world_size
+
     def gather(self, own: bytes) -> list[bytes]:
-        found = super().gather(own)
+        found = self._words.gather(own)
         # All ranks are here, so all are done with what was sent before.
-        for memory in self._sent:
-            memory.close()
+        _close(self._sent)
         self._sent.clear()
         return found
+
+    def release(self) -> None:
+        _close(self._sent)
+        self._sent.clear()
+        _close(self._lent.values())
+        self._lent.clear()
 
     def buffer(self, size_bytes: int) -> ByteArray:
         if not size_bytes:
@@ -158,18 +176,22 @@ class MemoryPeers(GlooPeers):
         if send.nbytes:
             self._sent.append(self._lent.pop(send.ctypes.data))
             own[1] = self._sent[-1].fileno()
-        words = super().gather(np.array(own, np.int64).tobytes())
-        places = [np.frombuffer(each, np.int64).tolist() for each in words]
+        places = [np.frombuffer(each, np.int64).tolist() for each in self._words.gather(np.array(own).tobytes())]
         try:
             return [
                 _read_memory(process, file, starts[self.rank], size)
                 for (process, file, *starts), size in zip(places, receive_bytes, strict=True)
             ]
         except OSError as error:
-            raise self._lost(error) from error
+            raise _lost(self, error) from error
 
 
-def share_memory(peers: GlooPeers) -> bool:
+def _close(files: Iterable[IO[bytes]]) -> None:
+    for each in files:
+        each.close()
+
+
+def share_memory(peers: Peers) -> bool:
     """Whether every rank reads what every other one puts into memory; the same answer on all. Collective."""
     if not hasattr(os, "memfd_create"):  # the kernel is no Linux
         peers.gather(b"")
