@@ -114,3 +114,11 @@ def test_where_one_rank_is_not_reached_none_uses_it(fault):
             return self.words.gather(np.array([process, 0]).tobytes() + own[16:])
 
     assert together(3, lambda rank, words: share_memory(Far(words))) == [False] * 3
+
+
+def test_where_such_memory_is_forbidden_none_uses_it(monkeypatch):
+    def refuse(name):
+        raise PermissionError(1, "not here")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    assert together(2, lambda rank, words: share_memory(words)) == [False] * 2

@@ -15,6 +15,7 @@ import mmap
 import os
 import secrets
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import IO
@@ -191,19 +192,18 @@ def _close(files: Iterable[IO[bytes]]) -> None:
         each.close()
 
 
-def share_memory(peers: Peers) -> bool:
+def share_memory(words: Peers) -> bool:
     """Whether every rank reads what every other one puts into memory; the same answer on all. Collective."""
-    if not hasattr(os, "memfd_create"):  # the kernel is no Linux
-        peers.gather(b"")
-        return all(each == b"+" for each in peers.gather(b"-"))
     token = secrets.token_bytes(_TOKEN_BYTES)
-    with _shared_memory(_TOKEN_BYTES) as memory:
-        memory.write(token)
-        memory.flush()
-        place = np.array([os.getpid(), memory.fileno()], np.int64).tobytes()
-        told = peers.gather(place + token)
-        reached = all(_reaches(each) for each in told if each)
-        return all(each == b"+" for each in peers.gather(b"+" if reached and all(told) else b"-"))
+    with ExitStack() as until_tried:
+        own = b""
+        with suppress(OSError, AttributeError):  # forbidden, or no Linux
+            memory = until_tried.enter_context(_shared_memory(_TOKEN_BYTES))
+            memory.write(token)
+            memory.flush()
+            own = np.array([os.getpid(), memory.fileno()], np.int64).tobytes() + token
+        reached = all(each and _reaches(each) for each in words.gather(own))
+        return all(each == b"+" for each in words.gather(b"+" if reached else b"-"))
 
 
 def _reaches(told: bytes) -> bool:
