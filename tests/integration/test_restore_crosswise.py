@@ -129,7 +129,7 @@ def results(embedded_store: Any, tmp_path_factory: pytest.TempPathFactory) -> di
     url = f"s3://tlcore/crosswise-{directory.name}"
     more = [
         {"kind": "refuse", "world": 3, "config": CONFIGS["stage3"], "url": f"{url}/stage0-2"},
-        {"kind": "transports", "world": 3},
+        {"kind": "transport", "world": 3},
         {"kind": "normed", "world": 2, "config": CONFIGS["stage2"], "url": f"{url}/normed"},
     ]
     return run_cases([*COVERING, *SAME], url, directory / "ranks", more)
@@ -164,14 +164,8 @@ def test_running_statistics_are_rank_0s_and_metrics_equal_everywhere(results: di
     assert found["again"] == found["evaluated"]
 
 
-def test_ranks_hand_over_the_same_through_gloo_and_in_shared_memory(results: dict[Any, Any]) -> None:
-    found = results["transports"]
-    assert found["kind"] == ["MemoryPeers"] * 3, "ranks of one machine"
-    assert found["open"] == [[]] * 3
-
-
-def test_where_one_rank_does_not_reach_the_others_memory_none_uses_it(results: dict[Any, Any]) -> None:
-    assert results["transports"]["cut_off"] == [False] * 3
+def test_what_ranks_tell_and_hand_to_each_other_arrives(results: dict[Any, Any]) -> None:
+    assert results["transport"] == "the same"
 
 
 @pytest.mark.long

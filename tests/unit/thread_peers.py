@@ -6,8 +6,6 @@ import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from tlcore.errors import CheckpointError, StorageDenied
 
 
@@ -30,18 +28,12 @@ class ThreadPeers:
         self._barrier.wait()
         return found
 
-    def buffer(self, size_bytes):
-        return np.empty(size_bytes, np.uint8)
-
     def exchange(self, send, send_bytes, receive_bytes):
         assert sum(send_bytes) == send.nbytes
         starts = [0, *itertools.accumulate(send_bytes)]
         sent = self.gather([send[start : start + size] for start, size in zip(starts, send_bytes, strict=False)])
         assert [parts[self.rank].nbytes for parts in sent] == list(receive_bytes)
         return [parts[self.rank] for parts in sent]
-
-    def release(self):
-        return
 
 
 def together(world_size, work):

@@ -67,15 +67,8 @@ class Peers(Protocol):
     def gather(self, own: bytes) -> list[bytes]:
         """What every rank gave, in rank order; lengths may differ."""
 
-    def buffer(self, size_bytes: int) -> ByteArray:
-        """Memory for what one `exchange` will send."""
-
     def exchange(self, send: ByteArray, send_bytes: Sequence[int], receive_bytes: Sequence[int]) -> Sequence[ByteArray]:
-        """What came from each rank, to be read until the next `gather`. `send`, a whole `buffer`, holds what goes to rank 0,
-        then to rank 1, ..."""
-
-    def release(self) -> None:
-        """Let go of every buffer, after an error on all ranks."""
+        """What came from each rank. `send` holds what goes to rank 0, then to rank 1, ..."""
 
 
 class Alone:
@@ -87,14 +80,8 @@ class Alone:
     def gather(self, own: bytes) -> list[bytes]:
         return [own]
 
-    def buffer(self, size_bytes: int) -> ByteArray:
-        return np.empty(size_bytes, np.uint8)
-
     def exchange(self, send: ByteArray, send_bytes: Sequence[int], receive_bytes: Sequence[int]) -> Sequence[ByteArray]:
         return [send]
-
-    def release(self) -> None:
-        return
 
 
 def together(peers: Peers, work: Callable[[], bytes]) -> list[bytes]:

@@ -110,11 +110,9 @@ class Transfer:
         together(self._group, lambda: _done([*self._early, *(self._late or ())]))
 
     def abandon(self) -> None:
-        """Stop reading, and let go of what was to be exchanged."""
+        """Stop reading."""
         self.patience.abandon()
         self._threads.shutdown(cancel_futures=True)
-        self._flying.clear()
-        self._group.release()
 
     def _window(self) -> None:
         """Exchange the next window, reading ahead meanwhile."""
@@ -127,7 +125,7 @@ class Transfer:
     def _top_up(self) -> None:
         while self._waiting and (not self._flying or self._has_room(self._waiting[0])):
             shipment = self._waiting.popleft()
-            send = self._group.buffer(sum(shipment.send_bytes))
+            send = np.empty(sum(shipment.send_bytes), np.uint8)
             reads = [self._threads.submit(self._read, request, parts, send) for request, parts in shipment.reads]
             self._flying.append((shipment, send, reads))
         if not self._waiting and self._late is None:
