@@ -7,15 +7,14 @@ from recipe_cases import changed
 
 from tlcore.checkpoint import SaveReport
 from tlcore.recipe import recipe_from_dict
-from tlcore.storage import open_store
 from tlcore.train.saving import SaveTotals, writer_settings
 
 pytestmark = pytest.mark.unit
 
 
-def settings(ranks_on_host: int, url: str = "file:///runs", **section):
+def settings(ranks_on_host: int, **section):
     recipe = recipe_from_dict(changed({f"checkpoint.{name}": value for name, value in section.items()}))
-    return writer_settings(recipe, ranks_on_host, open_store(url))
+    return writer_settings(recipe, ranks_on_host)
 
 
 @pytest.mark.parametrize(
@@ -23,18 +22,6 @@ def settings(ranks_on_host: int, url: str = "file:///runs", **section):
 )
 def test_ranks_of_a_host_share_its_connections(asked, ranks, each):
     assert settings(ranks, connections=asked).connections == each
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "ranks", "each"),
-    [("http://127.0.0.1:1", 1, 8), ("http://127.0.0.1:1", 2, 4), ("http://127.0.0.1:1", 8, 4), ("http://10.0.0.1:1", 2, 16)],
-)  # fmt: skip
-def test_a_store_on_the_host_itself_needs_fewer(monkeypatch, endpoint, ranks, each):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    assert settings(ranks, url="s3://bucket/runs").connections == each
-    assert settings(ranks, url="s3://bucket/runs", connections=12).connections == 12
 
 
 def test_the_section_reaches_the_writer():

@@ -257,7 +257,7 @@ class CheckpointSection(Section):
     memory_bytes: Literal["auto"] | Positive = "auto"
     """Bound on memory for snapshots per worker, bytes; auto fits two saves."""
     connections: Literal["auto"] | Positive = "auto"
-    """PUTs in flight from each worker; auto: 32 from each machine, 8 where it runs the store itself, shared by its workers."""
+    """PUTs in flight from each worker; auto: 32 from each machine, shared by its workers."""
 
 
 class BudgetSection(Section):

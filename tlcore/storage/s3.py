@@ -70,11 +70,6 @@ class S3ObjectStore:
     def url(self) -> str:
         return self._place.url
 
-    @property
-    def loopback(self) -> bool:
-        """Whether the server runs on this machine."""
-        return self._access.loopback
-
     def put(self, key: str, data: Buffer) -> None:
         path, body = self._path(key), memoryview(data).cast("B")
         self._ask("write", key, lambda client: obstore.put(client, path, body, use_multipart=False))

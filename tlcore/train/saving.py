@@ -37,17 +37,14 @@ from tlcore.train.notes import TrialNotes
 
 CONNECTIONS_PER_HOST = 32
 """PUTs in flight from one host where the recipe says `auto`: where each connection is capped (S3: some 50 to 90 MB/s), a
-host of 25 Gbit/s needs as many."""
-CONNECTIONS_ON_LOOPBACK = 8
-"""The same where the store runs on the host itself: no connection is capped."""
+host of 25 Gbit/s needs as many; a store on the same machine is as fast with 8."""
 FEWEST_CONNECTIONS = 4
 
 
-def writer_settings(recipe: Recipe, ranks_on_host: int, store: ObjectStore) -> WriterSettings:
+def writer_settings(recipe: Recipe, ranks_on_host: int) -> WriterSettings:
     """What a recipe's `checkpoint` section means for one of `ranks_on_host` writers: they share the host's connections."""
     section = recipe.checkpoint
-    most = CONNECTIONS_ON_LOOPBACK if getattr(store, "loopback", False) else CONNECTIONS_PER_HOST
-    shared = max(FEWEST_CONNECTIONS, most // max(1, ranks_on_host))
+    shared = max(FEWEST_CONNECTIONS, CONNECTIONS_PER_HOST // max(1, ranks_on_host))
     return WriterSettings(
         snapshot=section.snapshot,
         memory_bytes=None if section.memory_bytes == "auto" else section.memory_bytes,
@@ -118,7 +115,7 @@ class Saver:
         self.tell({"kind": "started", "world_size": world_size, "from_step": parent.step if parent else 0})
         if claim is None:
             claim = decide(lambda: claim_attempt(store, trial))
-        settings = writer_settings(recipe, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), store)
+        settings = writer_settings(recipe, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self._writer = CheckpointWriter(
             store, trial, rank, world_size, claim.attempt, settings, parent, device, claim.text
         )

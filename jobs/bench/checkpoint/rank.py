@@ -104,8 +104,7 @@ class Rank:
         copy.copy()
         put = client_put(self._raw_client(), self._url) if through == "client" else self._ours[model].store.put
         bodies = copy.bodies(CHUNK_BYTES)
-        ranks, store = int(os.environ["LOCAL_WORLD_SIZE"]), self._ours[model].store
-        connections = writer_settings(self._trained[model].recipe, ranks, store).connections
+        connections = writer_settings(self._trained[model].recipe, int(os.environ["LOCAL_WORLD_SIZE"])).connections
         dist.barrier()
         return {"seconds": raw_put(put, f"raw/{dist.get_rank()}/{self._puts}", bodies, connections)}
 
