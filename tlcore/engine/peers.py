@@ -3,10 +3,10 @@
 Owns the group. Does not own what is said (`checkpoint/exchange.py`). Called by `sharded.py`.
 
 `all_to_all_single` on flat buffers moved 1.3 GB/s each way between two ranks of one machine in blocks of 32 MiB, 1.05 in
-blocks of 8 MiB; batched isend and irecv 1.1 and 0.95, all_gather 0.2 and 0.4. Memory that ranks of one machine share (memfd, mapped
-by the receivers) was tried in place of it, together with reading masters first: 0.43 CPU-s for a restore of 0.25 GB from ZeRO-2 to
-ZeRO-3 on two ranks, 0.37 before (medians of seven turns by turns, ranges apart). That new pages cost more than the sockets' copies is
-the likely reason.
+blocks of 8 MiB; batched isend and irecv 1.1 and 0.95, all_gather 0.2 and 0.4. Memory that ranks of one machine share (memfd,
+mapped by the receivers) was tried in place of it, together with reading masters first: 0.43 CPU-s for a restore of 0.25 GB
+from ZeRO-2 to ZeRO-3 on two ranks, 0.37 before (medians of seven interleaved turns, ranges apart). That new pages cost more
+than the sockets' copies is the likely reason.
 """
 
 from __future__ import annotations
