@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tlcore.checkpoint import CheckpointReader, CheckpointWriter, Piece, WriterSettings, read_manifest
-from tlcore.engine import state
+from tlcore.engine import peers, state
 from tlcore.engine.sharded import ShardedModel
 from tlcore.errors import CheckpointIncompatible
 from tlcore.recipe import Recipe, plan_batch, recipe_from_dict
@@ -256,6 +256,27 @@ def normed(case: dict[str, Any]) -> dict[str, Any]:
     result = {"trained": trained, "evaluated": evaluated, "restored": restored, "again": metrics(fresh)}
     fresh.close()
     return result
+
+
+def transport(case: dict[str, Any]) -> str:
+    """What ranks say and hand to each other: words of any length, parcels of any size."""
+    rank, world, words = dist.get_rank(), dist.get_world_size(), peers.restoring_peers()
+    assert words is not None
+    for size in (0, 1, 248, 249, 100_000):
+        assert words.gather(bytes([rank]) * size * rank) == [bytes([other]) * size * other for other in range(world)]
+    for turn in range(3):
+        sent = [parcel(rank, to, turn) for to in range(world)]
+        wanted = [parcel(sender, rank, turn) for sender in range(world)]
+        sizes = [part.nbytes for part in sent], [part.nbytes for part in wanted]
+        arrived = words.exchange(np.concatenate(sent), *sizes)
+        assert all(np.array_equal(one, other) for one, other in zip(arrived, wanted, strict=True))
+    return "the same"
+
+
+def parcel(sender: int, to: int, turn: int) -> np.ndarray:
+    """What one rank sends to another: nothing to itself, nor from rank 0 to rank 1; else more than a page, from odd places on."""
+    size = 0 if sender == to or (sender, to) == (0, 1) else 5000 * (sender + 1) + 701 * to + turn
+    return np.full(size, 16 * sender + 4 * to + turn, np.uint8)
 
 
 def run(case: dict[str, Any]) -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from typing_extensions import Buffer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))
 from checkpoint_state import SETTINGS, State, blank, close, restored, same, save, saved, wait, writers
@@ -32,7 +34,7 @@ from tlcore.checkpoint import (
 )
 from tlcore.errors import CheckpointError, StaleWriter
 from tlcore.storage import ObjectInfo, open_store
-from tlcore.storage.keys import CHUNKS_PREFIX, parse_retired_key, parse_step_key
+from tlcore.storage.keys import CHUNKS_PREFIX, parse_manifest_key, parse_step_key
 
 pytestmark = pytest.mark.integration
 
@@ -90,18 +92,63 @@ def ask(channel, step):
 
 
 class Hurried:
-    """The store as a collection sees it when time flies: chunks, and checkpoints that were deleted, are two days older than they
-    are. What is under way stays young, as it does in a save that takes minutes."""
+    """The store when time flies: chunks are two days old at once, and so is a checkpoint that was deleted, but not while a clone
+    lasts that began before: a clone that takes longer than the grace period is refused, and what it may read stays that long.
+    All who use the store share it, so that how slow a machine is decides nothing. What is under way is as young as it is.
+
+    A clone's last step, its manifest, waits until a whole collection has gone by: the worst moment for it."""
 
     def __init__(self, store):
         self._store = store
+        self._lock = threading.Lock()
+        self._moments = itertools.count()
+        self._deleted: dict[tuple[str, int], int] = {}
+        self._cloning: set[int] = set()
+        self._collections = 0
+        self._collected = threading.Condition()
 
     def __getattr__(self, name):
         return getattr(self._store, name)
 
+    @contextmanager
+    def cloning(self) -> Iterator[None]:
+        """A clone is under way inside the block."""
+        with self._lock:
+            began = next(self._moments)
+            self._cloning.add(began)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._cloning.remove(began)
+
+    def gc(self) -> int:
+        """Collect, and say how many chunks went."""
+        deleted = gc(self).deleted
+        with self._collected:
+            self._collections += 1
+            self._collected.notify_all()
+        return deleted
+
+    def put_if_absent(self, key: str, data: Buffer) -> bool:
+        if key.startswith("trials/clone-") and parse_manifest_key(key) is not None:
+            with self._collected:
+                following = self._collections + 2  # the one under way may have looked already
+                assert self._collected.wait_for(lambda: self._collections >= following, 60)
+        done: bool = self._store.put_if_absent(key, data)
+        return done
+
+    def delete(self, keys: Sequence[str]) -> None:
+        self._store.delete(keys)
+        with self._lock:  # afterwards: a clone that still saw the manifest began before
+            gone = [tuple(parsed) for key in keys if (parsed := parse_manifest_key(key)) is not None]
+            self._deleted.update(dict.fromkeys(gone, next(self._moments)))
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        with self._lock:
+            long_ago = min(self._cloning, default=next(self._moments))
+            gone = {step for step, moment in self._deleted.items() if moment < long_ago}
         found = list(self._store.list(prefix))
-        gone = {parse_step_key(each.key)[:2] for each in found if parse_retired_key(each.key) is not None}
         gone -= {parse_step_key(each.key)[:2] for each in found if each.key.endswith("MANIFEST.json")}
         for each in found:
             step = parse_step_key(each.key)
@@ -109,11 +156,12 @@ class Hurried:
             yield ObjectInfo(each.key, each.size_bytes, each.modified - timedelta(days=2) if old else each.modified)
 
 
-TRIALS, STEPS = ("t000", "t001"), 20
+TRIALS, CLONES, STEPS = ("t000", "t001"), ("clone-0", "clone-1"), 20
 
 
 def test_collections_beside_saves_clones_and_retention_leave_every_checkpoint_whole(store):
     """Two trials go round the same few states: what a collection is deleting is sent again at that very moment."""
+    store = Hurried(store)
     over = threading.Event()
     given_up, torn, collected = [], [], []
 
@@ -131,16 +179,18 @@ def test_collections_beside_saves_clones_and_retention_leave_every_checkpoint_wh
                 given_up.append((TRIALS[number], step))
                 continue
             retention.after_commit(step)
-            if step % 5 == 0:
+            if step % 5 == 2 * number:  # while the donor goes on
                 with suppress(CheckpointError):
                     donor = max(list_manifests(store, TRIALS[1 - number]), default=0)
-                    clone_checkpoint(store, read_manifest(store, TRIALS[1 - number], donor), f"clone-{number}")
+                    manifest = read_manifest(store, TRIALS[1 - number], donor)
+                    with store.cloning():
+                        clone_checkpoint(store, manifest, CLONES[number])
         close(ranks)
 
     def collect():
         while not over.is_set():
-            collected.append(gc(Hurried(store)).deleted)
-            for trial in TRIALS:
+            collected.append(store.gc())
+            for trial in (*TRIALS, *CLONES):
                 for step in list_manifests(store, trial):
                     look(trial, step)
 
@@ -162,7 +212,7 @@ def test_collections_beside_saves_clones_and_retention_leave_every_checkpoint_wh
     assert torn == []
     assert sum(collected) > 0, "nothing was ever deleted: the test proved nothing"
     assert len(given_up) < 2 * STEPS
-    for trial in (*TRIALS, "clone-0", "clone-1"):
+    for trial in (*TRIALS, *CLONES):
         assert newest_intact(store, trial, every_byte=True).problems == ()
 
 

@@ -129,6 +129,7 @@ def results(embedded_store: Any, tmp_path_factory: pytest.TempPathFactory) -> di
     url = f"s3://tlcore/crosswise-{directory.name}"
     more = [
         {"kind": "refuse", "world": 3, "config": CONFIGS["stage3"], "url": f"{url}/stage0-2"},
+        {"kind": "transport", "world": 3},
         {"kind": "normed", "world": 2, "config": CONFIGS["stage2"], "url": f"{url}/normed"},
     ]
     return run_cases([*COVERING, *SAME], url, directory / "ranks", more)
@@ -161,6 +162,10 @@ def test_running_statistics_are_rank_0s_and_metrics_equal_everywhere(results: di
     assert first["net.1.num_batches_tracked"] == [3.0]
     assert found["evaluated"][0] == found["evaluated"][1]
     assert found["again"] == found["evaluated"]
+
+
+def test_what_ranks_tell_and_hand_to_each_other_arrives(results: dict[Any, Any]) -> None:
+    assert results["transport"] == "the same"
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from thread_peers import ThreadPeers, together
 
 from tlcore.checkpoint import CheckpointReader, Piece, Row, exchange, read_manifest
 from tlcore.checkpoint.exchange import Extent, plan_reads
+from tlcore.checkpoint.manifest import read_index
 from tlcore.errors import CheckpointCorrupt, CheckpointError, CheckpointIncompatible, StorageDenied
+from tlcore.storage.keys import chunk_key
 
 pytestmark = pytest.mark.unit
 
@@ -75,15 +78,51 @@ def test_windows_are_bounded_and_many(monkeypatch):
     sizes = []
     whole = ThreadPeers.exchange
 
-    def noted(self, send, send_bytes, receive, receive_bytes):
-        sizes.append(max(send.nbytes, receive.nbytes))
-        whole(self, send, send_bytes, receive, receive_bytes)
+    def noted(self, send, send_bytes, receive_bytes):
+        sizes.append(max(send.nbytes, sum(receive_bytes)))
+        return whole(self, send, send_bytes, receive_bytes)
 
     monkeypatch.setattr(ThreadPeers, "exchange", noted)
     back, _ = restore(store, state, 4, "each")
     assert same(back, state)
     assert len(sizes) > 4 * 5
     assert max(sizes) <= 32_768, "one leaf at least goes at a time"
+
+
+@pytest.mark.parametrize("layout", ["flat", "each"])
+@pytest.mark.parametrize("reads", [1, 2, 3])
+def test_what_comes_first_is_there_when_told_on_every_rank_and_no_later_byte_is_waited_for(layout, reads):
+    store, state = MemoryStore(), State(shapes={"w": (300, 77), "v": (41, 501)}, frozen_elements=0)
+    saved(store, state, world_size=2)
+    manifest = read_manifest(store, "t000", 200)
+    back, told = blank(state), []
+    late = chunks_without(store, manifest, "fp32")
+    open_gate = threading.Event()
+    store.before = lambda kind, key: open_gate.wait(30) if kind == "get_range" and key in late else None
+
+    def then():
+        told.append({key: data.copy() for key, data in back.data.items() if key[1] == "fp32"})
+        if len(told) == reads:
+            open_gate.set()
+
+    together(
+        reads,
+        lambda rank, peers: CheckpointReader(store, manifest).read_into(
+            back.pieces(rank, reads, layout), peers, frozenset({"fp32"}), then
+        ),
+    )
+    assert late
+    assert same(back, state)
+    assert len(told) == reads
+    for seen in told:
+        assert all(np.array_equal(data, state.data[key]) for key, data in seen.items())
+
+
+def chunks_without(store, manifest, kind):
+    """Keys of the chunks that hold nothing of one state."""
+    indexes = [read_index(store, ref) for ref in manifest.indexes]
+    held = {each.chunks[row.chunk].digest for each in indexes for row in each.rows if row.row.state == kind}
+    return {chunk_key(chunk.digest) for each in indexes for chunk in each.chunks if chunk.digest not in held}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,10 +67,8 @@ class Peers(Protocol):
     def gather(self, own: bytes) -> list[bytes]:
         """What every rank gave, in rank order; lengths may differ."""
 
-    def exchange(
-        self, send: ByteArray, send_bytes: Sequence[int], receive: ByteArray, receive_bytes: Sequence[int]
-    ) -> None:
-        """`send` holds what goes to rank 0, then to rank 1, ...; `receive` is filled in the order of the senders."""
+    def exchange(self, send: ByteArray, send_bytes: Sequence[int], receive_bytes: Sequence[int]) -> Sequence[ByteArray]:
+        """What came from each rank. `send` holds what goes to rank 0, then to rank 1, ..."""
 
 
 class Alone:
@@ -81,10 +80,8 @@ class Alone:
     def gather(self, own: bytes) -> list[bytes]:
         return [own]
 
-    def exchange(
-        self, send: ByteArray, send_bytes: Sequence[int], receive: ByteArray, receive_bytes: Sequence[int]
-    ) -> None:
-        receive[:] = send
+    def exchange(self, send: ByteArray, send_bytes: Sequence[int], receive_bytes: Sequence[int]) -> Sequence[ByteArray]:
+        return [send]
 
 
 def together(peers: Peers, work: Callable[[], bytes]) -> list[bytes]:
@@ -168,21 +165,29 @@ class Request:
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """Who reads what: `alone[rank]` for itself, `windows` to be handed on, one exchange each."""
+    """Who reads what: `alone[rank]` for itself, `windows` to be handed on, one exchange each. Requests of `urgent` chunks come
+    first, in windows of their own, `urgent_windows` of them.
+    """
 
     alone: tuple[tuple[Request, ...], ...]
     windows: tuple[tuple[Request, ...], ...]
+    urgent: AbstractSet[int] = frozenset()
+    urgent_windows: int = 0
 
 
-def plan_reads(wants: Sequence[Wants], extents: Sequence[Extent], gap_bytes: int) -> ReadPlan:
-    """The same plan on every rank, from the wants of all; `gap_bytes` apart is near enough for one request."""
+def plan_reads(
+    wants: Sequence[Wants], extents: Sequence[Extent], gap_bytes: int, urgent: AbstractSet[int] = frozenset()
+) -> ReadPlan:
+    """The same plan on every rank, from the wants of all; `gap_bytes` apart is near enough for one request, `urgent` are numbers
+    of chunks.
+    """
     by_chunk: dict[int, list[Part]] = defaultdict(list)
     for rank, array in enumerate(wants):
         for chunk, start, end in array.tolist():
             by_chunk[chunk].append(Part(rank, start, end))
     alone: list[list[Request]] = [[] for _ in wants]
     shared: list[tuple[int, int, int, list[Part]]] = []  # chunk, start, end, the parts in there
-    for chunk in sorted(by_chunk):
+    for chunk in sorted(by_chunk, key=lambda chunk: (chunk not in urgent, chunk)):
         parts = sorted(by_chunk[chunk], key=lambda part: (part.start, part.rank))
         for start, end, inside in _regions(parts, extents[chunk], gap_bytes):
             ranks = {part.rank for part in inside}
@@ -192,9 +197,13 @@ def plan_reads(wants: Sequence[Wants], extents: Sequence[Extent], gap_bytes: int
                 shared.extend((chunk, *piece) for piece in _split(start, end, inside, extents[chunk]))
     loads = [sum(request.size_bytes for request in requests) for requests in alone]
     dealt = [_deal(each, loads) for each in shared]
+    early = list(_windows((each for each in dealt if each.chunk in urgent), len(wants)))
+    late = _windows((each for each in dealt if each.chunk not in urgent), len(wants))
     return ReadPlan(
         tuple(tuple(sorted(requests, key=lambda each: -each.size_bytes)) for requests in alone),
-        tuple(_windows(dealt, len(wants))),
+        (*early, *late),
+        urgent,
+        len(early),
     )
 
 
@@ -273,16 +282,16 @@ def _windows(requests: Iterable[Request], world_size: int) -> Iterator[tuple[Req
 
 @dataclass(frozen=True)
 class Shipment:
-    """One window as one rank sees it. Offsets are bytes in its send and its receive buffer."""
+    """One window as one rank sees it. Offsets are bytes in its send buffer, and in what came from one sender."""
 
     reads: tuple[tuple[Request, tuple[tuple[Part, int], ...]], ...]
     send_bytes: tuple[int, ...]
-    arrivals: tuple[tuple[int, Part, int], ...]
+    arrivals: tuple[tuple[int, Part, int, int], ...]
     receive_bytes: tuple[int, ...]
 
     @classmethod
     def of(cls, window: Sequence[Request], rank: int, world_size: int) -> Shipment:
-        """What `rank` reads and sends, and what reaches it (chunk number, part, offset), by sender."""
+        """What `rank` reads and sends, and what reaches it (chunk number, part, sender, offset)."""
         mine = [request for request in window if request.reader == rank]
         send_bytes = [0] * world_size
         for request in mine:
@@ -296,11 +305,10 @@ class Shipment:
                 placed.append((part, places[part.rank]))
                 places[part.rank] += part.end - part.start
             reads.append((request, tuple(placed)))
-        arrivals, receive_bytes, offset = [], [0] * world_size, 0
-        for request in sorted(window, key=lambda each: each.reader):
+        arrivals, receive_bytes = [], [0] * world_size
+        for request in window:
             for part in request.parts:
                 if part.rank == rank:
-                    arrivals.append((request.chunk, part, offset))
+                    arrivals.append((request.chunk, part, request.reader, receive_bytes[request.reader]))
                     receive_bytes[request.reader] += part.end - part.start
-                    offset += part.end - part.start
         return cls(tuple(reads), tuple(send_bytes), tuple(arrivals), tuple(receive_bytes))

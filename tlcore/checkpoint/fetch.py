@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from tlcore.checkpoint.manifest import Manifest, StoredChunk, index_bytes, parse_index, parse_manifest
 from tlcore.checkpoint.patience import Patience
-from tlcore.checkpoint.reader import ATTEMPTS, read_verified
+from tlcore.checkpoint.transfer import ATTEMPTS, read_verified
 from tlcore.errors import CheckpointCorrupt, ObjectMissing, RequestError
 from tlcore.storage.base import ObjectStore
 from tlcore.storage.keys import CHUNKS_PREFIX, RUN_JSON, chunk_key

@@ -6,36 +6,23 @@ choosing the checkpoint (`verify.py`). Called by `engine/`, `train/` and the exp
 Wanted and stored intervals are intersected, so that any world size and ZeRO stage reads any other. What is wanted of
 a chunk is widened to leaves, neighbours up to `GAP_BYTES` apart become one request, and each request's bytes are
 proved leaf by leaf before anything is copied. Threads do request, proof and copy of one range each; all three release
-the GIL. Ranks that restore together share the reading (`exchange.py`).
+the GIL. Ranks that restore together share the reading (`exchange.py`), which `transfer.py` carries out.
 """
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 
-from tlcore.checkpoint.digest import first_bad_leaf
-from tlcore.checkpoint.exchange import (
-    AHEAD_BYTES,
-    Alone,
-    Extent,
-    Part,
-    Peers,
-    ReadPlan,
-    Request,
-    Shipment,
-    Wants,
-    plan_reads,
-    together,
-)
-from tlcore.checkpoint.intervals import ByteArray, Piece, Row, coalesce, intersect
+from tlcore.checkpoint.exchange import Alone, Extent, Peers, plan_reads, together
+from tlcore.checkpoint.intervals import Piece, Row, intersect
 from tlcore.checkpoint.manifest import (
     IndexRef,
     Manifest,
@@ -46,13 +33,11 @@ from tlcore.checkpoint.manifest import (
     parse_index,
     read_index,
 )
-from tlcore.checkpoint.patience import Patience
-from tlcore.errors import CheckpointCorrupt, CheckpointIncompatible, ObjectMissing, StorageError
+from tlcore.checkpoint.transfer import Copy, Targets, Transfer, wants_of
+from tlcore.errors import CheckpointIncompatible
 from tlcore.storage.base import ObjectStore
-from tlcore.storage.keys import chunk_key
 
 CONNECTIONS = 8
-ATTEMPTS = 4
 GAP_BYTES = 64 << 10
 """Bytes worth reading to save a request: two leaves of a pack."""
 
@@ -79,6 +64,7 @@ class CheckpointReader:
         self._manifest = manifest
         self._connections = connections
         self._held: _Held | None = None
+        self._ahead: Future[bytes] | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -94,8 +80,24 @@ class CheckpointReader:
         name = self._resolve(parameter)
         return sorted(state for held, state in self._index().rows if held == name)
 
-    def read_into(self, pieces: Sequence[Piece], peers: Peers | None = None) -> ReadReport:
+    def begin(self, peers: Peers | None = None) -> None:
+        """Start to read the indexes in a thread, for the `read_into` with the same peers that follows."""
+        if self._held is None and self._ahead is None:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-index")
+            self._ahead = thread.submit(self._own_indexes, peers or Alone())
+            thread.shutdown(wait=False)
+
+    def read_into(
+        self,
+        pieces: Sequence[Piece],
+        peers: Peers | None = None,
+        first: AbstractSet[str] = frozenset(),
+        then: Callable[[], None] = lambda: None,
+    ) -> ReadReport:
         """Fill the pieces' views. With `peers` all ranks call it together, each with its own pieces.
+
+        What is wanted of the states in `first` is read before the rest, and `then` is called as soon as it is there on all
+        ranks, while threads read on; `first` is the same on all ranks.
 
         Raises CheckpointIncompatible, naming the parameter, where the checkpoint does not hold what is wanted
         in that dtype, before anything is read; CheckpointCorrupt where stored bytes are missing or not what
@@ -105,22 +107,25 @@ class CheckpointReader:
         group: Peers = peers or Alone()
         self._read_indexes_of(group)
         held = self._index()
-        targets: dict[int, _Targets] = {}
+        targets: dict[int, Targets] = {}
 
         def wanted() -> bytes:
             targets.update(self._targets(pieces))
-            return _wants(targets).tobytes()
+            return wants_of(targets).tobytes()
 
         wants = [np.frombuffer(each, np.int64).reshape(-1, 3) for each in together(group, wanted)]
-        plan = plan_reads(wants, [Extent(each.size_bytes, each.leaf_bytes) for each in held.chunks], GAP_BYTES)
-        run = _Run(self._store, held.chunks, targets, plan, group)
+        extents = [Extent(each.size_bytes, each.leaf_bytes) for each in held.chunks]
+        plan = plan_reads(wants, extents, GAP_BYTES, held.chunks_of(first))
         with ThreadPoolExecutor(self._connections, thread_name_prefix="checkpoint-get") as threads:
+            run = Transfer(self._store, held.chunks, targets, plan, group, threads)
             try:
-                run.windows(threads)
-                together(group, run.alone)
+                run.begin()
+                if first:
+                    run.urgent()
+                    then()
+                run.rest()
             except BaseException:
-                run.patience.abandon()
-                threads.shutdown(cancel_futures=True)
+                run.abandon()
                 raise
         return ReadReport(
             bytes_wanted=sum(piece.row.size_bytes for piece in pieces),
@@ -133,21 +138,22 @@ class CheckpointReader:
 
     def _read_indexes_of(self, group: Peers) -> None:
         """Read each index on one rank of the group, and tell it to all."""
-        if self._held is not None or group.world_size == 1:
+        if self._held is not None:
             # All ranks have called the same methods, so what one has read, all have.
             return
         refs = self._manifest.indexes
-
-        def read() -> bytes:
-            own = refs[group.rank :: group.world_size]
-            with ThreadPoolExecutor(self._connections, thread_name_prefix="checkpoint-index") as threads:
-                return b"".join(threads.map(lambda ref: index_bytes(self._store, ref), own))
-
+        ahead, self._ahead = self._ahead, None
         found: dict[IndexRef, bytes] = {}
-        for rank, joined in enumerate(together(group, read)):
+        for rank, joined in enumerate(together(group, ahead.result if ahead else lambda: self._own_indexes(group))):
             for ref in refs[rank :: group.world_size]:
                 found[ref], joined = joined[: ref.size_bytes], joined[ref.size_bytes :]
         self._held = _Held.of([parse_index(found[ref], ref.key) for ref in refs])
+
+    def _own_indexes(self, group: Peers) -> bytes:
+        """This rank's share of the indexes, one after the other."""
+        own = self._manifest.indexes[group.rank :: group.world_size]
+        with ThreadPoolExecutor(self._connections, thread_name_prefix="checkpoint-index") as threads:
+            return b"".join(threads.map(lambda ref: index_bytes(self._store, ref), own))
 
     def _index(self) -> _Held:
         if self._held is None:
@@ -158,15 +164,15 @@ class CheckpointReader:
         facts = self._manifest.parameters.get(parameter)
         return facts.tied_to if facts is not None and facts.tied_to is not None else parameter
 
-    def _targets(self, pieces: Sequence[Piece]) -> dict[int, _Targets]:
+    def _targets(self, pieces: Sequence[Piece]) -> dict[int, Targets]:
         """Where the bytes of each chunk go, by the chunk's number."""
-        copies: dict[int, list[_Copy]] = defaultdict(list)
+        copies: dict[int, list[Copy]] = defaultdict(list)
         for piece in pieces:
             for chunk, copy in self._copies(piece):
                 copies[chunk].append(copy)
-        return {chunk: _Targets(found) for chunk, found in sorted(copies.items())}
+        return {chunk: Targets(found) for chunk, found in sorted(copies.items())}
 
-    def _copies(self, piece: Piece) -> Iterator[tuple[int, _Copy]]:
+    def _copies(self, piece: Piece) -> Iterator[tuple[int, Copy]]:
         wanted = piece.row
         name = self._resolve(wanted.parameter)
         held = self._index().rows.get((name, wanted.state), [])
@@ -186,7 +192,7 @@ class CheckpointReader:
             if start > position:
                 break
             target = piece.data[(start - wanted.start) * item : (end - wanted.start) * item]
-            yield chunk, _Copy(stored.offset + (start - stored.row.start) * item, target)
+            yield chunk, Copy(stored.offset + (start - stored.row.start) * item, target)
             position = max(position, end)
         if position < wanted.end:
             raise self._incompatible(wanted, self._what_is_held(name, wanted.state))
@@ -230,147 +236,12 @@ class _Held:
             found.sort(key=lambda each: each[1].row.start)
         return cls(tuple(chunks), dict(rows))
 
-
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """Bytes `[start, start + len(target))` of a chunk belong to `target`."""
-
-    start: int
-    target: ByteArray
-
-    @property
-    def end(self) -> int:
-        return self.start + self.target.nbytes
-
-
-class _Targets:
-    """Where the bytes of one chunk go on this rank."""
-
-    def __init__(self, copies: Sequence[_Copy]) -> None:
-        self._copies = sorted(copies, key=lambda copy: copy.start)
-        self._ends = list(accumulate((copy.end for copy in self._copies), max))
-
-    def spans(self) -> list[tuple[int, int]]:
-        """What is wanted of the chunk."""
-        return coalesce((copy.start, copy.end) for copy in self._copies)
-
-    def fill(self, start: int, data: ByteArray) -> None:
-        """Copy bytes from `start` of the chunk to where they belong."""
-        end = start + data.nbytes
-        for copy in self._copies[bisect_right(self._ends, start) :]:
-            if copy.start >= end:
-                break
-            low, high = max(start, copy.start), min(end, copy.end)
-            copy.target[low - copy.start : high - copy.start] = data[low - start : high - start]
-
-
-def _wants(targets: dict[int, _Targets]) -> Wants:
-    rows = [(chunk, start, end) for chunk, found in targets.items() for start, end in found.spans()]
-    return np.array(rows, np.int64).reshape(-1, 3)
-
-
-class _Run:
-    """One `read_into` under way: its requests in threads, its exchanges in the caller's thread."""
-
-    def __init__(
-        self,
-        store: ObjectStore,
-        chunks: Sequence[StoredChunk],
-        targets: dict[int, _Targets],
-        plan: ReadPlan,
-        group: Peers,
-    ) -> None:
-        self._store, self._chunks, self._targets, self._group = store, chunks, targets, group
-        self._shipments = [Shipment.of(window, group.rank, group.world_size) for window in plan.windows]
-        self._alone = plan.alone[group.rank]
-        self._reading: list[Future[None]] = []
-        self.patience = Patience(ATTEMPTS)
-        shared = [request for shipment in self._shipments for request, _ in shipment.reads]
-        self.bytes_read = sum(request.size_bytes for request in (*self._alone, *shared))
-        self.requests = len(self._alone) + len(shared)
-        self.bytes_received = sum(sum(shipment.receive_bytes) for shipment in self._shipments)
-
-    def windows(self, threads: ThreadPoolExecutor) -> None:
-        """Read and exchange window after window, reading ahead; then have the threads read what is for this rank alone."""
-        waiting = deque(self._shipments)
-        flying: deque[tuple[Shipment, ByteArray, list[Future[None]]]] = deque()
-        while waiting or flying:
-            while waiting and (not flying or self._has_room(flying, waiting[0])):
-                flying.append(self._begin(waiting.popleft(), threads))
-            if not waiting and not self._reading:
-                self._begin_alone(threads)
-            shipment, send, reads = flying.popleft()
-            together(self._group, lambda reads=reads: _done(reads))  # type: ignore[misc]
-            self._hand_over(shipment, send)
-        if not self._reading:
-            self._begin_alone(threads)
-
-    def alone(self) -> bytes:
-        """Wait until what is for this rank alone is there."""
-        return _done(self._reading)
-
-    def _has_room(self, flying: Sequence[tuple[Shipment, ByteArray, list[Future[None]]]], following: Shipment) -> bool:
-        return sum(send.nbytes for _, send, _ in flying) + sum(following.send_bytes) <= AHEAD_BYTES
-
-    def _begin(self, shipment: Shipment, threads: ThreadPoolExecutor) -> tuple[Shipment, ByteArray, list[Future[None]]]:
-        send = np.empty(sum(shipment.send_bytes), np.uint8)
-        reads = [threads.submit(self._read, request, parts, send) for request, parts in shipment.reads]
-        return shipment, send, reads
-
-    def _begin_alone(self, threads: ThreadPoolExecutor) -> None:
-        self._reading = [threads.submit(self._read, request) for request in self._alone]
-
-    def _read(self, request: Request, parts: Sequence[tuple[Part, int]] = (), send: ByteArray | None = None) -> None:
-        data = read_verified(self._store, self._chunks[request.chunk], request.start, request.end, self.patience)
-        if request.chunk in self._targets:
-            self._targets[request.chunk].fill(request.start, data)
-        for part, offset in parts:
-            assert send is not None  # parts come with a buffer to put them in
-            size = part.end - part.start
-            send[offset : offset + size] = data[part.start - request.start : part.end - request.start]
-
-    def _hand_over(self, shipment: Shipment, send: ByteArray) -> None:
-        receive = np.empty(sum(shipment.receive_bytes), np.uint8)
-        self._group.exchange(send, shipment.send_bytes, receive, shipment.receive_bytes)
-        for chunk, part, offset in shipment.arrivals:
-            self._targets[chunk].fill(part.start, receive[offset : offset + part.end - part.start])
-
-
-def _done(reads: Sequence[Future[None]]) -> bytes:
-    for read in reads:
-        read.result()
-    return b""
+    def chunks_of(self, states: AbstractSet[str]) -> frozenset[int]:
+        """Numbers of the chunks that hold anything of these states."""
+        return frozenset(chunk for (_, state), found in self.rows.items() if state in states for chunk, _ in found)
 
 
 def read_indexes(store: ObjectStore, manifest: Manifest, connections: int = CONNECTIONS) -> list[RankIndex]:
     """All rank indexes of a checkpoint, read in parallel. Raises CheckpointCorrupt."""
     with ThreadPoolExecutor(connections, thread_name_prefix="checkpoint-index") as threads:
         return list(threads.map(lambda ref: read_index(store, ref), manifest.indexes))
-
-
-def read_verified(store: ObjectStore, chunk: StoredChunk, start: int, end: int, patience: Patience) -> ByteArray:
-    """Bytes `[start, end)` of a chunk, on leaf boundaries, proved by its leaves.
-
-    A range that does not match is read once more, since the fault may lie on the way. Raises CheckpointCorrupt.
-    """
-    key = chunk_key(chunk.digest)
-    bad: int | None = None
-    for _ in range(2):
-        try:
-            data = patience.ask(lambda: store.get_range(key, start, end - start))
-        except ObjectMissing as error:
-            raise CheckpointCorrupt(f"{key}: the chunk is missing", key=key) from error
-        except StorageError as error:
-            # A plain StorageError says that the object is shorter than the range; its subclasses say other things.
-            if type(error) is not StorageError:
-                raise
-            raise CheckpointCorrupt(
-                f"{key}: the chunk is shorter than its {chunk.size_bytes} bytes: {error}", key=key
-            ) from error
-        view = memoryview(data).cast("B")
-        bad = first_bad_leaf(view, chunk.leaves, chunk.leaf_bytes, start // chunk.leaf_bytes)
-        if bad is None:
-            return np.frombuffer(view, dtype=np.uint8)
-    raise CheckpointCorrupt(
-        f"{key}: bytes from {(bad or 0) * chunk.leaf_bytes} (leaf {bad}) do not match their digest", key=key
-    )

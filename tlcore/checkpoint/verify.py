@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from tlcore.checkpoint.intervals import Row, cover_faults
 from tlcore.checkpoint.manifest import Manifest, RankIndex, StoredChunk, list_manifests, read_manifest
 from tlcore.checkpoint.patience import Patience
-from tlcore.checkpoint.reader import ATTEMPTS, CONNECTIONS, read_indexes, read_verified
+from tlcore.checkpoint.reader import CONNECTIONS, read_indexes
+from tlcore.checkpoint.transfer import ATTEMPTS, read_verified
 from tlcore.errors import CheckpointCorrupt, CheckpointError, CheckpointIncompatible
 from tlcore.storage.base import ObjectStore
 from tlcore.storage.keys import manifest_key

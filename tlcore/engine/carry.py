@@ -10,7 +10,8 @@ Trained state is copied to the host, a rank's part of it, so that the old engine
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,8 +29,10 @@ WINDOW_BYTES = 64 << 20
 class StateSource(Protocol):
     """What state is read from: a checkpoint, or an engine's that was closed."""
 
-    def read_into(self, pieces: Sequence[Piece], peers: Peers | None = None) -> object:
-        """Fill the pieces; together with `peers`, all ranks at once."""
+    def read_into(
+        self, pieces: Sequence[Piece], peers: Peers | None, first: AbstractSet[str], then: Callable[[], None]
+    ) -> object:
+        """Fill the pieces; together with `peers`, all ranks at once. `then` is called once the states in `first` are there."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,14 @@ class CarriedState:
         memory.mark()()
         return cls(facts, dict(scalars), held)
 
-    def read_into(self, pieces: Sequence[Piece], peers: Peers | None = None) -> None:
-        """Fill this rank's `pieces` from what all ranks hold. Collective."""
+    def read_into(
+        self,
+        pieces: Sequence[Piece],
+        peers: Peers | None = None,
+        first: AbstractSet[str] = frozenset(),
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Fill this rank's `pieces` from what all ranks hold, then call `then`. Collective."""
         group = peers or Alone()
         held = _everywhere([piece.row for piece in self.pieces], group)
         wanted = _everywhere([piece.row for piece in pieces], group)
@@ -70,6 +79,7 @@ class CarriedState:
             out = [[move for name in window for move in moves.get(name, ())] for moves in give]
             into = [[move for name in window for move in moves.get(name, ())] for moves in take]
             self._exchange(pieces, out, into, group)
+        then()
 
     def _exchange(
         self, pieces: Sequence[Piece], give: Sequence[list[_Move]], take: Sequence[list[_Move]], peers: Peers
@@ -77,12 +87,12 @@ class CarriedState:
         """Hand on what each rank is given, and put in place what this one gets; moves by rank."""
         given = [self.pieces[move.held].data[move.of] for moves in give for move in moves]
         sizes = [[sum(move.size_bytes for move in moves) for moves in side] for side in (give, take)]
-        got = np.empty(sum(sizes[1]), np.uint8)
-        peers.exchange(np.concatenate([np.empty(0, np.uint8), *given]), sizes[0], got, sizes[1])
-        at = 0
-        for move in (move for moves in take for move in moves):
-            pieces[move.wanted].data[move.to] = got[at : at + move.size_bytes]
-            at += move.size_bytes
+        got = peers.exchange(np.concatenate([np.empty(0, np.uint8), *given]), sizes[0], sizes[1])
+        for moves, part in zip(take, got, strict=True):
+            at = 0
+            for move in moves:
+                pieces[move.wanted].data[move.to] = part[at : at + move.size_bytes]
+                at += move.size_bytes
 
 
 @dataclass(frozen=True, slots=True)

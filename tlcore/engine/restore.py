@@ -7,6 +7,7 @@ steps, and refreshing the working weights from restored masters. Called by `shar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,9 +157,30 @@ def as_stored(intervals: Iterable[Interval], table: Mapping[str, Any]) -> Iterat
             yield Stored(each, FROZEN, getattr(torch, facts.dtype))
 
 
-def read_intervals(source: StateSource, stored: Iterable[Stored], peers: Peers | None) -> None:
-    """Fill each interval's live memory from `source`, together with `peers`; device memory goes through one host copy."""
-    staged: list[tuple[Interval, torch.Tensor]] = []
+def states_of_masters(here: Mapping[str, Mapping[str, Any]], stored: Mapping[str, Any], stage: int) -> frozenset[str]:
+    """Names of the stored states that must be there before working weights are refreshed; the same on every rank.
+
+    Args:
+        here: this model's table of parameters. stored: the manifest's.
+    """
+    newly = any(facts["trained"] and not stored[name].trained for name, facts in here.items())
+    # Stage 3 gathers small parameters for good in the refresh, the frozen ones too.
+    return frozenset({MASTER, FROZEN}) if newly or stage == 3 else frozenset({MASTER})
+
+
+def read_intervals(
+    source: StateSource,
+    stored: Iterable[Stored],
+    peers: Peers | None,
+    first: AbstractSet[str],
+    then: Callable[[], None],
+) -> None:
+    """Fill each interval's live memory from `source`, together with `peers`; device memory goes through one host copy.
+
+    `then` is called once the states in `first` are in place, while the rest is still being read: the optimizer's state is twice
+    what the masters are, and refreshing weights takes a tenth of a restore at stages 1 and 2.
+    """
+    staged: list[tuple[Stored, torch.Tensor]] = []
     pieces: list[Piece] = []
     for what in stored:
         each = what.interval
@@ -168,10 +190,19 @@ def read_intervals(source: StateSource, stored: Iterable[Stored], peers: Peers |
         row = Row(each.parameter, what.state, each.start, each.start + host.numel(), dtype_name(host.dtype))
         pieces.append(Piece(row, host_bytes(host)))
         if not direct:
-            staged.append((each, host))
-    source.read_into(pieces, peers)
-    for each, host in staged:
-        each.values.copy_(host)
+            staged.append((what, host))
+
+    def put(*, early: bool) -> None:
+        for what, host in staged:
+            if (what.state in first) == early:
+                what.interval.values.copy_(host)
+
+    def masters_are_there() -> None:
+        put(early=True)
+        then()
+
+    source.read_into(pieces, peers, first, masters_are_there)
+    put(early=False)
 
 
 def refresh_working_weights(engine: Any, stage: int) -> None:

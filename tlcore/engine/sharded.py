@@ -13,7 +13,7 @@ from typing import Any
 import deepspeed
 import torch
 
-from tlcore.checkpoint import CheckpointReader
+from tlcore.checkpoint import CheckpointReader, Peers
 from tlcore.checkpoint.device import StatePiece
 from tlcore.engine import state
 from tlcore.engine.activations import checkpoint_activations
@@ -33,6 +33,7 @@ from tlcore.engine.restore import (
     scaler_state,
     set_optimizer_steps,
     set_scaler_state,
+    states_of_masters,
     stored_steps,
 )
 from tlcore.engine.stale import forget_engine
@@ -161,7 +162,8 @@ class ShardedModel:
         """
         manifest = reader.manifest
         state.check_fits(self.parameters, manifest.parameters, allow_refreeze=allow_refreeze)
-        self._take(reader, manifest.parameters, manifest.scalars)
+        reader.begin(peers := restoring_peers())
+        self._take(reader, manifest.parameters, manifest.scalars, peers)
 
     def carry(self) -> CarriedState:
         """The state as it is now, this rank's part, in memory that outlives `close`."""
@@ -170,17 +172,24 @@ class ShardedModel:
     def adopt(self, carried: CarriedState) -> None:
         """Take over what an engine of the same model carried, whatever of it trained there. All ranks together."""
         state.check_fits(self.parameters, carried.parameters, allow_refreeze=True)
-        self._take(carried, carried.parameters, carried.scalars)
+        self._take(carried, carried.parameters, carried.scalars, restoring_peers())
 
-    def _take(self, source: StateSource, stored: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
+    def _take(
+        self, source: StateSource, stored: Mapping[str, Any], scalars: Mapping[str, Any], peers: Peers | None
+    ) -> None:
         """Fill this engine's state. `stored` describes the parameters of `source`: name -> facts."""
         prime_optimizer(self._engine, self.stage)
         trained = state.trained_intervals(self._engine, self.stage)
         others = state.whole_or_partitioned(self._engine.module, self.stage)
-        read_intervals(source, as_stored(chain(trained, others), stored), restoring_peers())
+        read_intervals(
+            source,
+            as_stored(chain(trained, others), stored),
+            peers,
+            states_of_masters(self.parameters, stored, self.stage),
+            lambda: refresh_working_weights(self._engine, self.stage),
+        )
         set_optimizer_steps(self._engine, self.stage, stored_steps(stored, scalars))
         set_scaler_state(self._engine, scalars["loss_scaler"])
-        refresh_working_weights(self._engine, self.stage)
 
     def close(self) -> None:
         """Drop the engine, its hooks and its memory."""
