@@ -47,4 +47,10 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("llama", "text-generation"),
     Family("qwen3", "text-generation"),
     Family("gpt-oss", "text-generation"),
+    Family("vit", "image-classification"),
+    Family("resnet", "image-classification"),
+    Family("mobilenet_v2", "image-classification"),
+    Family("convnext", "image-classification"),
+    Family("swin", "image-classification"),
+    Family("efficientnet", "image-classification"),
 )

@@ -1,0 +1,120 @@
+"""Families of pictures at the size of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SAMPLES = 40
+SIDE = 32
+
+
+def picture(number: int, kind: int, side: int = SIDE + 6) -> Any:
+    """A picture of noise with a bright block, red in the upper half for one kind, blue in the lower for the other."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(number).integers(0, 90, (side, side + number % 5, 3), dtype=np.uint8)
+    rows = slice(0, side // 2) if kind == 0 else slice(side // 2, side)
+    pixels[rows, :, 0 if kind == 0 else 2] = 220
+    return Image.fromarray(pixels)
+
+
+def folder_per_class(home: Path, samples: int = SAMPLES) -> str:
+    for number in range(samples):
+        place = home / ("first", "second")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        picture(number, number % 2).save(place / f"{number:03d}.png")
+    return str(home)
+
+
+def save(home: Path, config: Any, model_class: str, processor: Any) -> str:
+    """A random model of this configuration, and its image processor, as a pre-trained source."""
+    import torch
+    import transformers
+
+    torch.manual_seed(3)
+    getattr(transformers, model_class)(config).save_pretrained(home)
+    processor.save_pretrained(home)
+    return str(home)
+
+
+def classification(
+    model_class: str,
+    config_class: str,
+    data: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Callable[[Path], dict[str, Any]]:
+    def make(home: Path) -> dict[str, Any]:
+        import transformers
+
+        processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
+        source = save(home / "model", getattr(transformers, config_class)(**settings), model_class, processor)
+        place = folder_per_class(home / "pictures")
+        return {"model": {"source": source}, "data": {"train": place, **(data or {})}, "train": train or {}}
+
+    return make
+
+
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": SIDE,
+    "patch_size": 8,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.3,
+}
+
+MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "vit/image-classification": classification("ViTModel", "ViTConfig", {"augment": True, "image_size": 24}, **VIT),
+    "resnet/image-classification": classification(
+        "ResNetModel", "ResNetConfig", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+    ),
+    "mobilenet_v2/image-classification": classification(
+        "MobileNetV2Model",
+        "MobileNetV2Config",
+        train={"learning_rate": 1e-3},
+        depth_multiplier=0.1,
+        image_size=SIDE,
+        classifier_dropout_prob=0.0,
+    ),
+    "convnext/image-classification": classification(
+        "ConvNextModel", "ConvNextConfig", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, initializer_range=0.3
+    ),
+    "swin/image-classification": classification(
+        "SwinModel",
+        "SwinConfig",
+        image_size=SIDE,
+        patch_size=4,
+        embed_dim=8,
+        depths=[1, 1],
+        num_heads=[2, 2],
+        window_size=4,
+        hidden_dropout_prob=0.0,
+        drop_path_rate=0.0,
+        initializer_range=0.3,
+    ),
+    "efficientnet/image-classification": classification(
+        "EfficientNetModel",
+        "EfficientNetConfig",
+        width_coefficient=0.025,
+        depth_coefficient=1.0,
+        hidden_dim=32,
+        in_channels=[32, 16],
+        out_channels=[16, 24],
+        kernel_sizes=[3, 3],
+        strides=[1, 2],
+        num_block_repeats=[1, 1],
+        expand_ratios=[1, 2],
+        depthwise_padding=[],
+        dropout_rate=0.0,
+        drop_connect_rate=0.0,
+        initializer_range=0.3,
+    ),
+}
+"""Row's name -> makes the model under a directory and returns the recipe's sections that differ."""

@@ -1,0 +1,179 @@
+"""One class per picture, or any number of them, through transformers' image classification models.
+
+Owns the task's batches, model class, loss, prediction and export. Decoding is `images.py`'s, reading `labelled_media.py`'s. Called
+through `build_task`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcore.models import build_pretrained, build_scratch, resolve_source
+from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.classes import Classes, assumed_labels
+from tlcore.tasks.images import ENDINGS, ImageModel, held_pictures, picture_examples, pictures_given
+from tlcore.tasks.labelled_media import check_labelled_media, labelled_splits
+from tlcore.tasks.logits import logits_of, mean_binary_cross_entropy, mean_cross_entropy
+from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.splits import given_places
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tlcore.recipe import Recipe
+
+_PREDICT_BATCH: Final = 32
+_LIKELY: Final = 0.5
+"""Probability from which a class counts as present, with `data.multi_label`."""
+
+
+class ImageClassification:
+    """Implements `Task`; see there for what each method promises."""
+
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+        self._recipe, data = recipe, recipe.data
+        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        self._image = ImageModel(self._source, data.image_size)
+        self._splits = labelled_splits(data, data.image_column, ENDINGS)
+        self._classes = Classes(data, facts, lambda: self._splits.read_training_place().labels.values)
+        self._class_of: dict[str, npt.NDArray[np.int64]] = {}
+
+    @staticmethod
+    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
+        return assumed_labels(recipe.data)
+
+    def check_data(self) -> None:
+        check_labelled_media(self._recipe.data, self._recipe.data.image_column, ENDINGS)
+
+    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
+        for name in splits:
+            self._classes_of(name)
+        return {name: len(self._splits[name].rows) for name in splits}
+
+    def lengths(self, split: str) -> npt.NDArray[np.int32]:
+        return np.ones(len(self._splits[split].rows), dtype=np.int32)
+
+    def build_model(self, from_scratch: bool) -> nn.Module:
+        from transformers import AutoModelForImageClassification
+
+        build = build_scratch if from_scratch else build_pretrained
+        return build(AutoModelForImageClassification, self._source, self._config(), self._recipe.train.seed)
+
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        import torch
+
+        filler = len(indices) == 0
+        rows = self._splits[split].rows_of([0] if filler else indices)
+        labels = self._targets(split, rows)
+        if filler:
+            labels = np.full_like(labels, IGNORED)
+        return {"pixel_values": self._pixels(split, rows), "labels": torch.from_numpy(labels)}
+
+    def largest_batch(self, samples: int) -> Batch:
+        import torch
+
+        shape = (samples, len(self._classes.names)) if self._recipe.data.multi_label else (samples,)
+        return {
+            "pixel_values": torch.zeros(samples, 3, *self._image.size),
+            "labels": torch.zeros(shape, dtype=torch.int64),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        mean_loss = mean_binary_cross_entropy if self._recipe.data.multi_label else mean_cross_entropy
+        return mean_loss(image_logits(model, batch), batch["labels"])
+
+    def metrics(self) -> MetricAccumulator:
+        from tlcore.tasks.classification_metrics import ClassificationCounts, MultiLabelCounts
+
+        counts = MultiLabelCounts if self._recipe.data.multi_label else ClassificationCounts
+        return counts(len(self._classes.names), image_logits)
+
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        import torch
+
+        answers: list[dict[str, Any]] = []
+        for start in range(0, len(inputs), _PREDICT_BATCH):
+            pictures = pictures_given(inputs[start : start + _PREDICT_BATCH])
+            values = self._image.finish([self._image.shape(picture) for picture in pictures])
+            with torch.no_grad():
+                logits = image_logits(model, {"pixel_values": values})
+            answers.extend(self._answers(logits))
+        return answers
+
+    def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
+        data = self._recipe.data
+        if split not in dict(given_places(data)):
+            return []
+        return picture_examples(self._splits[split].read.rows, data.image_column, count, data.label)
+
+    def facts(self) -> dict[str, Any]:
+        return self._classes.facts()
+
+    def export_extras(self, directory: Path) -> None:
+        from transformers import AutoModelForImageClassification
+
+        save_model_files(AutoModelForImageClassification, self._config(), [self._image.processor], directory)
+
+    def _config(self) -> Any:
+        kind = "multi_label_classification" if self._recipe.data.multi_label else "single_label_classification"
+        return self._source.load_config(**self._classes.as_config(), problem_type=kind)
+
+    def _pixels(self, split: str, rows: npt.NDArray[np.int64]) -> Tensor:
+        """[B, 3, H, W]; training pictures varied where the recipe says so."""
+        read, column, image = self._splits[split].read.rows, self._recipe.data.image_column, self._image
+        if split == "train" and self._recipe.data.augment:
+            whole = held_pictures(read, column, rows, f"whole, for {image.size}", image.shrink)
+            return image.finish([image.vary(pixels) for pixels in whole])
+        return image.finish(held_pictures(read, column, rows, image.key, image.shape))
+
+    def _targets(self, split: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Class of each row [B], or 1 for each class of it, else 0 [B, C]."""
+        labels, class_of = self._splits[split].read.labels, self._classes_of(split)
+        if self._recipe.data.multi_label:
+            return labels.any_of(rows, class_of, len(self._classes.names))
+        return labels.one_of(rows, class_of)
+
+    def _classes_of(self, split: str) -> npt.NDArray[np.int64]:
+        """Class of each distinct label of the split's place."""
+        if split not in self._class_of:
+            chosen = self._splits[split]
+            self._class_of[split] = self._classes.encode(chosen.read.labels.values, chosen.place)
+        return self._class_of[split]
+
+    def _answers(self, logits: Tensor) -> list[dict[str, Any]]:
+        """Of [B, C]."""
+        if not self._recipe.data.multi_label:
+            return [self._classes.answer(scores) for scores in logits.softmax(dim=-1).tolist()]
+        named = [dict(zip(self._classes.names, scores, strict=True)) for scores in logits.sigmoid().tolist()]
+        return [
+            {"labels": [name for name, score in scores.items() if score >= _LIKELY], "scores": scores}
+            for scores in named
+        ]
+
+
+def image_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits in fp32 [B, C]; a model with positions for another size than the pictures have stretches them."""
+    return logits_of(model, batch, **position_settings(model, batch["pixel_values"]))
+
+
+def position_settings(model: nn.Module, pixel_values: Tensor) -> dict[str, Any]:
+    """What a vision transformer's forward pass needs for pictures [..., H, W] of another size than it was trained with."""
+    plain: Any = getattr(model, "module", model)
+    own = getattr(plain.config, "image_size", None)
+    if own is None or not _can_stretch(type(plain)):
+        return {}
+    size = tuple(own) if isinstance(own, list | tuple) else (own, own)
+    return {} if tuple(pixel_values.shape[-2:]) == size else {"interpolate_pos_encoding": True}
+
+
+@cache
+def _can_stretch(model_class: Hashable) -> bool:
+    forward: Any = getattr(model_class, "forward", None)
+    return "interpolate_pos_encoding" in inspect.signature(forward).parameters
