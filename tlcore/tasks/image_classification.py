@@ -7,8 +7,7 @@ through `build_task`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -167,13 +166,7 @@ def position_settings(model: nn.Module, pixel_values: Tensor) -> dict[str, Any]:
     """What a vision transformer's forward pass needs for pictures [..., H, W] of another size than it was trained with."""
     plain: Any = getattr(model, "module", model)
     own = getattr(plain.config, "image_size", None)
-    if own is None or not _can_stretch(type(plain)):
+    if own is None or "interpolate_pos_encoding" not in inspect.signature(plain.forward).parameters:
         return {}
     size = tuple(own) if isinstance(own, list | tuple) else (own, own)
     return {} if tuple(pixel_values.shape[-2:]) == size else {"interpolate_pos_encoding": True}
-
-
-@cache
-def _can_stretch(model_class: Hashable) -> bool:
-    forward: Any = getattr(model_class, "forward", None)
-    return "interpolate_pos_encoding" in inspect.signature(forward).parameters

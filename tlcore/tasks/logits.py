@@ -6,10 +6,7 @@ Called by the classification tasks.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-=======
 from collections.abc import Sequence
->>>>>>> 27dba6e (Image classification: one class or any number, with the model's own processor (proof follows))
 from typing import TYPE_CHECKING, Any
 
 from tlcore.tasks.base import IGNORED, Batch
@@ -20,15 +17,8 @@ if TYPE_CHECKING:
 
 def logits_of(model: nn.Module, batch: Batch, **settings: Any) -> Tensor:
     """Logits in fp32, whatever the model computes in, on the model's device: [B, C], or [B, T, C] for one class per token. All of
-<<<<<<< HEAD
-    `batch` but `labels` goes into the model, and the `settings` of its forward pass."""
-    device = next(model.parameters()).device
-    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name != "labels"}
-    logits: Tensor = model(**inputs, **settings).logits
-=======
     `batch` but `labels` goes into the model, and `settings` with it."""
     logits: Tensor = model(**inputs_of(model, batch), **settings).logits
->>>>>>> 27dba6e (Image classification: one class or any number, with the model's own processor (proof follows))
     return logits.float()
 
 
