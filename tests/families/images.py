@@ -116,5 +116,14 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
         drop_connect_rate=0.0,
         initializer_range=0.3,
     ),
+    "resnet/image-embedding": classification(
+        "ResNetModel",
+        "ResNetConfig",
+        {"embedding_size": 4, "validation": 0.25},
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+    ),
 }
 """Row's name -> makes the model under a directory and returns the recipe's sections that differ."""

@@ -56,7 +56,6 @@ UNBUILT: Final = (
     Unbuilt("task", "video-classification"),
     Unbuilt("task", "object-detection"),
     Unbuilt("task", "image-segmentation"),
-    Unbuilt("task", "image-embedding"),
     Unbuilt("task", "anomaly-detection"),
     Unbuilt("task", "speech-recognition"),
     Unbuilt("task", "audio-classification"),

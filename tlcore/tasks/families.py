@@ -53,4 +53,5 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("convnext", "image-classification"),
     Family("swin", "image-classification"),
     Family("efficientnet", "image-classification"),
+    Family("resnet", "image-embedding"),
 )

@@ -6,7 +6,6 @@ through `build_task`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,18 +16,16 @@ import numpy.typing as npt
 from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import Classes, assumed_labels
-from tlcore.tasks.images import ENDINGS, ImageModel, held_pictures, picture_examples, pictures_given
-from tlcore.tasks.labelled_media import check_labelled_media, labelled_splits
-from tlcore.tasks.logits import logits_of, mean_binary_cross_entropy, mean_cross_entropy
+from tlcore.tasks.image_logits import image_logits
+from tlcore.tasks.labelled_pictures import LabelledPictures
+from tlcore.tasks.logits import mean_binary_cross_entropy, mean_cross_entropy
 from tlcore.tasks.saved import save_model_files
-from tlcore.tasks.splits import given_places
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tlcore.recipe import Recipe
 
-_PREDICT_BATCH: Final = 32
 _LIKELY: Final = 0.5
 """Probability from which a class counts as present, with `data.multi_label`."""
 
@@ -39,8 +36,8 @@ class ImageClassification:
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
         self._recipe, data = recipe, recipe.data
         self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
-        self._image = ImageModel(self._source, data.image_size)
-        self._splits = labelled_splits(data, data.image_column, ENDINGS)
+        self._pictures = LabelledPictures(data, self._source)
+        self._splits = self._pictures.splits
         self._classes = Classes(data, facts, lambda: self._splits.read_training_place().labels.values)
         self._class_of: dict[str, npt.NDArray[np.int64]] = {}
 
@@ -49,7 +46,7 @@ class ImageClassification:
         return assumed_labels(recipe.data)
 
     def check_data(self) -> None:
-        check_labelled_media(self._recipe.data, self._recipe.data.image_column, ENDINGS)
+        self._pictures.check()
 
     def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
         for name in splits:
@@ -57,7 +54,7 @@ class ImageClassification:
         return {name: len(self._splits[name].rows) for name in splits}
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
-        return np.ones(len(self._splits[split].rows), dtype=np.int32)
+        return self._pictures.lengths(split)
 
     def build_model(self, from_scratch: bool) -> nn.Module:
         from transformers import AutoModelForImageClassification
@@ -73,14 +70,14 @@ class ImageClassification:
         labels = self._targets(split, rows)
         if filler:
             labels = np.full_like(labels, IGNORED)
-        return {"pixel_values": self._pixels(split, rows), "labels": torch.from_numpy(labels)}
+        return {"pixel_values": self._pictures.pixels(split, rows), "labels": torch.from_numpy(labels)}
 
     def largest_batch(self, samples: int) -> Batch:
         import torch
 
         shape = (samples, len(self._classes.names)) if self._recipe.data.multi_label else (samples,)
         return {
-            "pixel_values": torch.zeros(samples, 3, *self._image.size),
+            "pixel_values": self._pictures.image.largest(samples),
             "labels": torch.zeros(shape, dtype=torch.int64),
         }
 
@@ -98,19 +95,13 @@ class ImageClassification:
         import torch
 
         answers: list[dict[str, Any]] = []
-        for start in range(0, len(inputs), _PREDICT_BATCH):
-            pictures = pictures_given(inputs[start : start + _PREDICT_BATCH])
-            values = self._image.finish([self._image.shape(picture) for picture in pictures])
+        for values in self._pictures.image.batches(inputs):
             with torch.no_grad():
-                logits = image_logits(model, {"pixel_values": values})
-            answers.extend(self._answers(logits))
+                answers.extend(self._answers(image_logits(model, {"pixel_values": values})))
         return answers
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
-        data = self._recipe.data
-        if split not in dict(given_places(data)):
-            return []
-        return picture_examples(self._splits[split].read.rows, data.image_column, count, data.label)
+        return self._pictures.examples(split, count)
 
     def facts(self) -> dict[str, Any]:
         return self._classes.facts()
@@ -118,19 +109,11 @@ class ImageClassification:
     def export_extras(self, directory: Path) -> None:
         from transformers import AutoModelForImageClassification
 
-        save_model_files(AutoModelForImageClassification, self._config(), [self._image.processor], directory)
+        save_model_files(AutoModelForImageClassification, self._config(), [self._pictures.image.processor], directory)
 
     def _config(self) -> Any:
         kind = "multi_label_classification" if self._recipe.data.multi_label else "single_label_classification"
         return self._source.load_config(**self._classes.as_config(), problem_type=kind)
-
-    def _pixels(self, split: str, rows: npt.NDArray[np.int64]) -> Tensor:
-        """[B, 3, H, W]; training pictures varied where the recipe says so."""
-        read, column, image = self._splits[split].read.rows, self._recipe.data.image_column, self._image
-        if split == "train" and self._recipe.data.augment:
-            whole = held_pictures(read, column, rows, f"whole, for {image.size}", image.shrink)
-            return image.finish([image.vary(pixels) for pixels in whole])
-        return image.finish(held_pictures(read, column, rows, image.key, image.shape))
 
     def _targets(self, split: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Class of each row [B], or 1 for each class of it, else 0 [B, C]."""
@@ -155,18 +138,3 @@ class ImageClassification:
             {"labels": [name for name, score in scores.items() if score >= _LIKELY], "scores": scores}
             for scores in named
         ]
-
-
-def image_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits in fp32 [B, C]; a model with positions for another size than the pictures have stretches them."""
-    return logits_of(model, batch, **position_settings(model, batch["pixel_values"]))
-
-
-def position_settings(model: nn.Module, pixel_values: Tensor) -> dict[str, Any]:
-    """What a vision transformer's forward pass needs for pictures [..., H, W] of another size than it was trained with."""
-    plain: Any = getattr(model, "module", model)
-    own = getattr(plain.config, "image_size", None)
-    if own is None or "interpolate_pos_encoding" not in inspect.signature(plain.forward).parameters:
-        return {}
-    size = tuple(own) if isinstance(own, list | tuple) else (own, own)
-    return {} if tuple(pixel_values.shape[-2:]) == size else {"interpolate_pos_encoding": True}

@@ -12,7 +12,7 @@ Shapes: B samples of a micro-batch, H and W the pixels that the model takes.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 HELD_BYTES: Final = 512 << 20
 """Decoded pictures kept per process."""
+_PREDICT_BATCH: Final = 32
 _ROOM: Final = 2
 """Pictures to be cropped at random are kept with a shorter side of so many times the model's: a quarter is still sharp."""
 _held: Held[Tensor] = Held(HELD_BYTES, lambda tensor: tensor.numel() * tensor.element_size())
@@ -89,6 +90,20 @@ class ImageModel:
     def _plain_values(self) -> dict[str, Any]:
         # EfficientNet's processor divides by the deviation a second time, whatever do_normalize says.
         return {"include_top": False} if hasattr(self.processor, "include_top") else {}
+
+    def batches(self, inputs: Sequence[Any]) -> Iterator[Tensor]:
+        """Inputs of a prediction (paths, URLs of the store, files' bytes), some at a time, [B, 3, H, W]. Raises DataError,
+        StorageError."""
+        for start in range(0, len(inputs), _PREDICT_BATCH):
+            yield self.finish(
+                [self.shape(picture) for picture in pictures_given(inputs[start : start + _PREDICT_BATCH])]
+            )
+
+    def largest(self, samples: int) -> Tensor:
+        """Pictures of nothing, fp32 [B, 3, H, W]."""
+        import torch
+
+        return torch.zeros(samples, 3, *self.size)
 
     def shrink(self, picture: Image) -> Tensor:
         """What random crops are taken of: the whole picture, not larger than they need it, uint8 [3, h, w]."""
