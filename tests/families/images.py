@@ -58,6 +58,39 @@ def classification(
     return make
 
 
+def segmentation(home: Path) -> dict[str, Any]:
+    """Segformer on pictures whose upper or lower half is coloured: the colour is the class, all else is class 0."""
+    import json
+
+    import numpy as np
+    import transformers
+    from PIL import Image
+
+    config = transformers.SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        num_attention_heads=[1, 1, 2, 2],
+        mlp_ratios=[2, 2, 2, 2],
+        decoder_hidden_size=16,
+        classifier_dropout_prob=0.0,
+        drop_path_rate=0.0,
+        initializer_range=0.3,
+    )
+    processor = transformers.SegformerImageProcessor(size={"height": SIDE, "width": SIDE})
+    source = save(home / "model", config, "SegformerModel", processor)
+    rows = []
+    for number in range(SAMPLES):
+        whole = picture(number, number % 2)
+        whole.save(home / f"{number}.png")
+        mask = np.zeros((whole.height, whole.width), dtype=np.uint8)
+        mask[(slice(0, whole.height // 2), slice(whole.height // 2, None))[number % 2]] = 1 + number % 2
+        mask[0, 0] = 255
+        Image.fromarray(mask).save(home / f"{number}-mask.png")
+        rows.append({"image": f"{number}.png", "mask": f"{number}-mask.png"})
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"model": {"source": source}, "data": {"train": str(home / "rows.jsonl"), "augment": True}}
+
+
 VIT = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -116,10 +149,12 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
         drop_connect_rate=0.0,
         initializer_range=0.3,
     ),
+    "segformer/image-segmentation": segmentation,
     "resnet/image-embedding": classification(
         "ResNetModel",
         "ResNetConfig",
         {"embedding_size": 4, "validation": 0.25},
+        {"learning_rate": 2e-3},
         embedding_size=8,
         hidden_sizes=[8, 16],
         depths=[1, 1],

@@ -54,4 +54,5 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("swin", "image-classification"),
     Family("efficientnet", "image-classification"),
     Family("resnet", "image-embedding"),
+    Family("segformer", "image-segmentation"),
 )

@@ -42,16 +42,19 @@ class ImageModel:
 
     Args:
         image_size: `data.image_size` of the recipe: pixels, or the source's own.
+        crops: leave off the margin that the source's processor leaves off; else the whole picture is brought to the size.
     """
 
-    def __init__(self, source: ModelSource, image_size: Literal["auto"] | int) -> None:
-        self._source, self._wanted = source, image_size
+    def __init__(self, source: ModelSource, image_size: Literal["auto"] | int, crops: bool = True) -> None:
+        self._source, self._wanted, self._crops = source, image_size, crops
 
     @cached_property
     def processor(self) -> Any:
         """With the sizes that this recipe trains at. Raises ModelError."""
         processor = self._source.load_preprocessor("AutoImageProcessor")
         set_sizes(processor, self._wanted)
+        if not self._crops and getattr(processor, "do_center_crop", None):
+            processor.size, processor.do_center_crop = dict(processor.crop_size), False
         return processor
 
     @property
@@ -113,15 +116,20 @@ class ImageModel:
             picture = picture.resize((width, height))
         return as_tensor(picture)
 
-    def vary(self, pixels: Tensor) -> Tensor:
+    def vary(self, pixels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A random part, 8 % to all of a picture, brought to the model's size, in half of all cases as its mirror image (Szegedy et
-        al. 2015); drawn from torch's generator. uint8 [3, h, w] to uint8 [3, H, W]."""
+        al. 2015); drawn from torch's generator. uint8 [3, h, w] to uint8 [3, H, W]; and the same part of its mask, if it has one,
+        [1, h, w] to [1, H, W]."""
         import torch
         from torchvision.transforms.v2 import RandomResizedCrop
         from torchvision.transforms.v2 import functional as pixels_of
+        from torchvision.tv_tensors import Image, Mask
 
-        varied: Tensor = RandomResizedCrop(self.size, antialias=True)(pixels)
-        return pixels_of.horizontal_flip(varied) if torch.rand(()) < 0.5 else varied
+        plain = pixels[:1] if mask is None else mask
+        varied = RandomResizedCrop(self.size, antialias=True)(Image(pixels), Mask(plain))
+        if torch.rand(()) < 0.5:
+            varied = tuple(pixels_of.horizontal_flip(each) for each in varied)
+        return varied[0].as_subclass(torch.Tensor), varied[1].as_subclass(torch.Tensor)
 
 
 def set_sizes(processor: Any, image_size: Literal["auto"] | int) -> None:

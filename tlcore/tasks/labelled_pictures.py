@@ -48,7 +48,7 @@ class LabelledPictures:
         read, column, image = self.splits[split].read.rows, self._data.image_column, self.image
         if split == "train" and self._data.augment:
             whole = held_pictures(read, column, rows, f"whole, for {image.size}", image.shrink)
-            return image.finish([image.vary(pixels) for pixels in whole])
+            return image.finish([image.vary(pixels)[0] for pixels in whole])
         return image.finish(held_pictures(read, column, rows, image.key, image.shape))
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
