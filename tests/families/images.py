@@ -91,6 +91,62 @@ def segmentation(home: Path) -> dict[str, Any]:
     return {"model": {"source": source}, "data": {"train": str(home / "rows.jsonl"), "augment": True}}
 
 
+def boxed_pictures(home: Path) -> str:
+    """A table of dark pictures, each with one or two bright rectangles, red or blue; one picture has none."""
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    rows = []
+    for number in range(SAMPLES):
+        draw = np.random.default_rng(number)
+        pixels = draw.integers(0, 60, (40, 48, 3), dtype=np.uint8)
+        boxes, kinds = [], []
+        for _ in range(0 if number == 7 else 1 + number % 2):
+            x, y, kind = int(draw.integers(0, 24)), int(draw.integers(0, 20)), int(draw.integers(2))
+            pixels[y : y + 16, x : x + 20, 2 * kind] = 230
+            boxes.append([x, y, 20, 16])
+            kinds.append(("red", "blue")[kind])
+        Image.fromarray(pixels).save(home / f"{number}.png")
+        rows.append({"image": f"{number}.png", "objects": {"bbox": boxes, "category": kinds}})
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(home / "rows.jsonl")
+
+
+def yolos(home: Path) -> dict[str, Any]:
+    import transformers
+
+    config = transformers.YolosConfig(**{**VIT, "image_size": [SIDE, SIDE]}, num_detection_tokens=5)
+    processor = transformers.YolosImageProcessor(size={"shortest_edge": SIDE, "longest_edge": SIDE})
+    source = save(home / "model", config, "YolosModel", processor)
+    place = boxed_pictures(home)
+    return {"model": {"source": source}, "data": {"train": place, "augment": True}, "train": {"learning_rate": 3e-3}}
+
+
+def detr(home: Path) -> dict[str, Any]:
+    import transformers
+
+    config = transformers.DetrConfig(
+        backbone_config=transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+        ),
+        num_queries=5,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        dropout=0.0,
+        init_std=0.3,
+    )
+    processor = transformers.DetrImageProcessor(size={"shortest_edge": SIDE, "longest_edge": SIDE})
+    source = save(home / "model", config, "DetrModel", processor)
+    return {"model": {"source": source}, "data": {"train": boxed_pictures(home)}, "train": {"learning_rate": 3e-3}}
+
+
 VIT = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -149,6 +205,8 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
         drop_connect_rate=0.0,
         initializer_range=0.3,
     ),
+    "yolos/object-detection": yolos,
+    "detr/object-detection": detr,
     "segformer/image-segmentation": segmentation,
     "resnet/image-embedding": classification(
         "ResNetModel",

@@ -159,8 +159,17 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _attention(auto_class: Any, config: Any) -> str:
-    """Torch's own fused attention where the family has it; transformers refuses the name where it has not."""
+def _attention(auto_class: Any, config: Any) -> str | dict[str, str]:
+    """Torch's own fused attention where the family has it; transformers refuses the name where it has not, also for the backbone
+    that a detector is built around."""
+    from transformers import AutoBackbone
+
+    chosen = _attention_of(auto_class, config)
+    backbone = getattr(config, "backbone_config", None)
+    return chosen if backbone is None else {"": chosen, "backbone_config": _attention_of(AutoBackbone, backbone)}
+
+
+def _attention_of(auto_class: Any, config: Any) -> str:
     family = auto_class._model_mapping.get(type(config), None)
     if isinstance(family, tuple):
         family = family[0]

@@ -54,7 +54,6 @@ _SOURCES: Final = "hub id, directory, s3://bucket/prefix, package:name/dir, a ch
 
 UNBUILT: Final = (
     Unbuilt("task", "video-classification"),
-    Unbuilt("task", "object-detection"),
     Unbuilt("task", "anomaly-detection"),
     Unbuilt("task", "speech-recognition"),
     Unbuilt("task", "audio-classification"),

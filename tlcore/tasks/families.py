@@ -55,4 +55,6 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("efficientnet", "image-classification"),
     Family("resnet", "image-embedding"),
     Family("segformer", "image-segmentation"),
+    Family("yolos", "object-detection"),
+    Family("detr", "object-detection"),
 )

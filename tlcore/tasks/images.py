@@ -190,6 +190,18 @@ def held_pictures(
     return _held.get((rows.digest, column, how), [int(row) for row in indices], make)
 
 
+def picture_sizes(rows: MediaRows, column: str, indices: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Width and height of these rows' pictures as they lie there, pixels."""
+
+    def size(picture: Image) -> Tensor:
+        import torch
+
+        return torch.tensor(picture.size)
+
+    found = held_pictures(rows, column, indices, "size", size)
+    return [(int(width), int(height)) for width, height in found]
+
+
 def pictures_given(inputs: Sequence[Any]) -> list[Image]:
     """Decoded inputs of a prediction: paths, URLs of the store, or files' bytes. Raises DataError, StorageError."""
     opener = Opener()
