@@ -147,6 +147,25 @@ def detr(home: Path) -> dict[str, Any]:
     return {"model": {"source": source}, "data": {"train": boxed_pictures(home)}, "train": {"learning_rate": 3e-3}}
 
 
+def video(home: Path) -> dict[str, Any]:
+    """VideoMAE on array files of a bright bar that moves down or up."""
+    import numpy as np
+    import transformers
+
+    config = transformers.VideoMAEConfig(**{**VIT, "image_size": 16, "patch_size": 8}, num_frames=4, tubelet_size=2)
+    processor = transformers.VideoMAEImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    source = save(home / "model", config, "VideoMAEModel", processor)
+    for number in range(SAMPLES):
+        frames = np.random.default_rng(number).integers(0, 60, (6, 18, 20, 3), dtype=np.uint8)
+        for at in range(6):
+            row = 3 * at if number % 2 else 15 - 3 * at
+            frames[at, row : row + 3] = 230
+        place = home / "videos" / ("up", "down")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        np.save(place / f"{number:03d}.npy", frames)
+    return {"model": {"source": source}, "data": {"train": str(home / "videos")}}
+
+
 VIT = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -205,6 +224,7 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
         drop_connect_rate=0.0,
         initializer_range=0.3,
     ),
+    "videomae/video-classification": video,
     "yolos/object-detection": yolos,
     "detr/object-detection": detr,
     "segformer/image-segmentation": segmentation,

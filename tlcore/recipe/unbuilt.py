@@ -53,7 +53,6 @@ def _is_nvme(value: Any) -> bool:
 _SOURCES: Final = "hub id, directory, s3://bucket/prefix, package:name/dir, a checkpoint's URL"
 
 UNBUILT: Final = (
-    Unbuilt("task", "video-classification"),
     Unbuilt("task", "anomaly-detection"),
     Unbuilt("task", "speech-recognition"),
     Unbuilt("task", "audio-classification"),

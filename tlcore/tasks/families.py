@@ -54,6 +54,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("swin", "image-classification"),
     Family("efficientnet", "image-classification"),
     Family("resnet", "image-embedding"),
+    Family("videomae", "video-classification"),
     Family("segformer", "image-segmentation"),
     Family("yolos", "object-detection"),
     Family("detr", "object-detection"),

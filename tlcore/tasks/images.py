@@ -71,23 +71,15 @@ class ImageModel:
 
     def shape(self, picture: Image) -> Tensor:
         """Resized and cropped as for evaluation, uint8 [3, H, W]."""
-        found = self.processor(
-            images=[picture], do_rescale=False, do_normalize=False, return_tensors="pt", **self._plain_values
-        )
-        pixels: Tensor = found["pixel_values"][0]
-        return pixels
+        return self._run([picture], do_rescale=False, do_normalize=False, **self._plain_values)[0]
 
     def finish(self, pixels: Sequence[Tensor]) -> Tensor:
         """Values as the model takes them, fp32 [B, 3, H, W], of uint8 [3, H, W] each."""
-        found = self.processor(
-            images=list(pixels),
-            do_resize=False,
-            do_center_crop=False,
-            input_data_format="channels_first",
-            return_tensors="pt",
-        )
-        values: Tensor = found["pixel_values"]
-        return values
+        return self._run(list(pixels), do_resize=False, do_center_crop=False, input_data_format="channels_first")
+
+    def _run(self, pictures: Sequence[Any], **settings: Any) -> Tensor:
+        values: Tensor = self.processor(pictures, return_tensors="pt", **settings)["pixel_values"]
+        return values.flatten(0, 1) if values.ndim == 5 else values  # a processor of videos takes them as frames of one
 
     @cached_property
     def _plain_values(self) -> dict[str, Any]:
