@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tlcore.errors import ModelError
+from tlcore.models.families import is_own, register_families
 from tlcore.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ def _attention(auto_class: Any, config: Any) -> str | dict[str, str]:
     that a detector is built around."""
     from transformers import AutoBackbone
 
+    if is_own(config.model_type):  # the configuration need not come from `load_config`
+        register_families()
     chosen = _attention_of(auto_class, config)
     backbone = getattr(config, "backbone_config", None)
     return chosen if backbone is None else {"": chosen, "backbone_config": _attention_of(AutoBackbone, backbone)}

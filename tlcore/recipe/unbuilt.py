@@ -42,15 +42,9 @@ def _is_map(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _is_torchvision(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("torchvision:")
-
-
 def _is_nvme(value: Any) -> bool:
     return value == "nvme" or (isinstance(value, dict) and value.get("device") == "nvme")
 
-
-_SOURCES: Final = "hub id, directory, s3://bucket/prefix, package:name/dir, a checkpoint's URL"
 
 UNBUILT: Final = (
     Unbuilt("task", "anomaly-detection"),
@@ -58,7 +52,6 @@ UNBUILT: Final = (
     Unbuilt("task", "audio-classification"),
     Unbuilt("task", "audio-pretraining"),
     Unbuilt("task", "speech-translation"),
-    Unbuilt("model.source", _is_torchvision, _SOURCES),
     Unbuilt("transfer.strategy", "gradual"),
     Unbuilt("transfer.strategy", "layerwise"),
     Unbuilt("transfer.strategy", "dora"),
