@@ -166,6 +166,29 @@ def video(home: Path) -> dict[str, Any]:
     return {"model": {"source": source}, "data": {"train": str(home / "videos")}}
 
 
+def torchvision(network: str, **settings: Any) -> Callable[[Path], dict[str, Any]]:
+    def make(home: Path) -> dict[str, Any]:
+        import transformers
+
+        from tlcore.models.families import register_families, torchvision_models
+
+        register_families()
+        config = torchvision_models.TorchvisionConfig(network=network, settings=settings, num_labels=2)
+        processor = transformers.BitImageProcessor(
+            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+        )
+        place = home / "model"
+        torchvision_models.TorchvisionForImageClassification(config).save_pretrained(place)
+        processor.save_pretrained(place)
+        return {
+            "model": {"source": str(place)},
+            "data": {"train": folder_per_class(home / "pictures")},
+            "train": {"learning_rate": 1e-3},
+        }
+
+    return make
+
+
 VIT = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -224,6 +247,8 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
         drop_connect_rate=0.0,
         initializer_range=0.3,
     ),
+    "torchvision-mobilenet_v2/image-classification": torchvision("mobilenet_v2", width_mult=0.1, dropout=0.0),
+    "torchvision-resnet/image-classification": torchvision("resnet50", width_per_group=4),
     "videomae/video-classification": video,
     "yolos/object-detection": yolos,
     "detr/object-detection": detr,

@@ -53,6 +53,17 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("convnext", "image-classification"),
     Family("swin", "image-classification"),
     Family("efficientnet", "image-classification"),
+    Family("torchvision-mobilenet_v2", "image-classification", "torchvision"),
+    Family("torchvision-resnet", "image-classification", "torchvision"),
+    Family(
+        "torchvision-efficientnet", "image-classification", "torchvision", "its answers are proved, its training is not"
+    ),
+    Family(
+        "torchvision-vgg",
+        "image-classification",
+        "torchvision",
+        "its layers are proved, its training is not: 129 M weights",
+    ),
     Family("resnet", "image-embedding"),
     Family("videomae", "video-classification"),
     Family("segformer", "image-segmentation"),

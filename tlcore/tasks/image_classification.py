@@ -56,6 +56,9 @@ class ImageClassification:
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return self._pictures.lengths(split)
 
+    def weights(self, split: str) -> None:
+        return None
+
     def build_model(self, from_scratch: bool) -> nn.Module:
         from transformers import AutoModelForImageClassification
 

@@ -68,6 +68,9 @@ class ObjectDetection:
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.ones(len(self._splits[split].rows), dtype=np.int32)
 
+    def weights(self, split: str) -> None:
+        return None
+
     def build_model(self, from_scratch: bool) -> nn.Module:
         from transformers import AutoModelForObjectDetection
 

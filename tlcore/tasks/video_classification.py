@@ -64,6 +64,9 @@ class VideoClassification:
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.full(len(self._splits[split].rows), self._frames, dtype=np.int32)
 
+    def weights(self, split: str) -> None:
+        return None
+
     def build_model(self, from_scratch: bool) -> nn.Module:
         from transformers import AutoModelForVideoClassification
 
