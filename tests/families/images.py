@@ -21,9 +21,9 @@ def picture(number: int, kind: int, side: int = SIDE + 6) -> Any:
     return Image.fromarray(pixels)
 
 
-def folder_per_class(home: Path, samples: int = SAMPLES) -> str:
+def folder_per_class(home: Path, samples: int = SAMPLES, names: tuple[str, str] = ("first", "second")) -> str:
     for number in range(samples):
-        place = home / ("first", "second")[number % 2]
+        place = home / names[number % 2]
         place.mkdir(parents=True, exist_ok=True)
         picture(number, number % 2).save(place / f"{number:03d}.png")
     return str(home)
@@ -189,6 +189,21 @@ def torchvision(network: str, **settings: Any) -> Callable[[Path], dict[str, Any
     return make
 
 
+def one_class(home: Path) -> dict[str, Any]:
+    """The first kind of picture is normal, the second an anomaly."""
+    import transformers
+
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
+    source = save(home / "model", config, "ResNetModel", processor)
+    place = folder_per_class(home / "pictures", 60, ("good", "scratched"))
+    return {
+        "model": {"source": source},
+        "data": {"train": place, "validation": 0.2},
+        "train": {"learning_rate": 1e-3, "epochs": 4},
+    }
+
+
 VIT = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -249,6 +264,7 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ),
     "torchvision-mobilenet_v2/image-classification": torchvision("mobilenet_v2", width_mult=0.1, dropout=0.0),
     "torchvision-resnet/image-classification": torchvision("resnet50", width_per_group=4),
+    "resnet/anomaly-detection": one_class,
     "videomae/video-classification": video,
     "yolos/object-detection": yolos,
     "detr/object-detection": detr,

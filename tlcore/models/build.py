@@ -46,7 +46,7 @@ def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: in
 
     source.weight_files()
     try:
-        with _seeded(seed), quiet():
+        with seeded(seed), quiet():
             model, info = auto_class.from_pretrained(
                 source.directory,
                 config=config,
@@ -71,7 +71,7 @@ def build_scratch(auto_class: Any, source: ModelSource, config: Any, seed: int) 
     """The same network with random weights in fp32, drawn from `seed`; reads no weights at all."""
     import torch
 
-    with _seeded(seed), quiet():
+    with seeded(seed), quiet():
         model = auto_class.from_config(
             config,
             dtype=torch.float32,
@@ -151,7 +151,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw from `seed` inside, and leave the caller's random state as it was."""
     import torch
 

@@ -47,7 +47,6 @@ def _is_nvme(value: Any) -> bool:
 
 
 UNBUILT: Final = (
-    Unbuilt("task", "anomaly-detection"),
     Unbuilt("task", "speech-recognition"),
     Unbuilt("task", "audio-classification"),
     Unbuilt("task", "audio-pretraining"),

@@ -65,6 +65,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
         "its layers are proved, its training is not: 129 M weights",
     ),
     Family("resnet", "image-embedding"),
+    Family("resnet", "anomaly-detection"),
     Family("videomae", "video-classification"),
     Family("segformer", "image-segmentation"),
     Family("yolos", "object-detection"),

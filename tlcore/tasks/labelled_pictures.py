@@ -45,10 +45,15 @@ class LabelledPictures:
 
     def pixels(self, split: str, rows: npt.NDArray[np.int64]) -> Tensor:
         """Pictures of these rows of the split's place, fp32 [B, 3, H, W]; training pictures varied where the recipe says so."""
+        if split != "train" or not self._data.augment:
+            return self.plain_pixels(split, rows)
         read, column, image = self.splits[split].read.rows, self._data.image_column, self.image
-        if split == "train" and self._data.augment:
-            whole = held_pictures(read, column, rows, f"whole, for {image.size}", image.shrink)
-            return image.finish([image.vary(pixels)[0] for pixels in whole])
+        whole = held_pictures(read, column, rows, f"whole, for {image.size}", image.shrink)
+        return image.finish([image.vary(pixels)[0] for pixels in whole])
+
+    def plain_pixels(self, split: str, rows: npt.NDArray[np.int64]) -> Tensor:
+        """The same without any variation."""
+        read, column, image = self.splits[split].read.rows, self._data.image_column, self.image
         return image.finish(held_pictures(read, column, rows, image.key, image.shape))
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:

@@ -35,6 +35,7 @@ def register_for(directory: Path) -> None:
 def register_families() -> None:
     """Make AutoConfig and the AutoModelFor... classes know every family of this room. Once per process."""
     _register_torchvision()
+    _register_one_class()
 
 
 def _register(config: Any, models: dict[Any, Any]) -> None:
@@ -57,3 +58,11 @@ def _register_torchvision() -> None:
             AutoModelForImageClassification: networks.TorchvisionForImageClassification,
         },
     )
+
+
+def _register_one_class() -> None:
+    from transformers import AutoModel
+
+    from tlcore.models.families import one_class
+
+    _register(one_class.OneClassConfig, {AutoModel: one_class.OneClassModel})
