@@ -132,7 +132,8 @@ def set_sizes(processor: Any, image_size: Literal["auto"] | int) -> None:
     own = int((crop or size).get("height") or size["shortest_edge"])
     wanted = own if image_size == "auto" else image_size
     if image_size != "auto":
-        processor.size = {side: round(pixels * wanted / own) for side, pixels in size.items()}
+        scaled = {side: round(pixels * wanted / own) for side, pixels in size.items()}
+        processor.size = scaled if crop or "shortest_edge" in size else {"height": wanted, "width": wanted}
     if crop or "shortest_edge" in size:
         processor.do_center_crop = True
         height, width = (crop["height"], crop["width"]) if crop and image_size == "auto" else (wanted, wanted)
