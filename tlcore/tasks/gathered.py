@@ -69,4 +69,4 @@ class GatheredSamples:
 
 def slots_of(indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """What a batch of these samples of a split tells of where they stand in it [B]; -1 for a filler."""
-    return np.asarray(indices if len(indices) else [-1], dtype=np.int64)
+    return np.array(indices if len(indices) else [-1], dtype=np.int64)
