@@ -121,7 +121,7 @@ def yolos(home: Path) -> dict[str, Any]:
     processor = transformers.YolosImageProcessor(size={"shortest_edge": SIDE, "longest_edge": SIDE})
     source = save(home / "model", config, "YolosModel", processor)
     place = boxed_pictures(home)
-    return {"model": {"source": source}, "data": {"train": place, "augment": True}, "train": {"learning_rate": 3e-3}}
+    return {"model": {"source": source}, "data": {"train": place}, "train": {"learning_rate": 3e-3}}
 
 
 def detr(home: Path) -> dict[str, Any]:
@@ -164,29 +164,6 @@ def video(home: Path) -> dict[str, Any]:
         place.mkdir(parents=True, exist_ok=True)
         np.save(place / f"{number:03d}.npy", frames)
     return {"model": {"source": source}, "data": {"train": str(home / "videos")}}
-
-
-def torchvision(network: str, **settings: Any) -> Callable[[Path], dict[str, Any]]:
-    def make(home: Path) -> dict[str, Any]:
-        import transformers
-
-        from tlcore.models.families import register_families, torchvision_models
-
-        register_families()
-        config = torchvision_models.TorchvisionConfig(network=network, settings=settings, num_labels=2)
-        processor = transformers.BitImageProcessor(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-        )
-        place = home / "model"
-        torchvision_models.TorchvisionForImageClassification(config).save_pretrained(place)
-        processor.save_pretrained(place)
-        return {
-            "model": {"source": str(place)},
-            "data": {"train": folder_per_class(home / "pictures")},
-            "train": {"learning_rate": 1e-3},
-        }
-
-    return make
 
 
 def one_class(home: Path) -> dict[str, Any]:
@@ -262,8 +239,6 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
         drop_connect_rate=0.0,
         initializer_range=0.3,
     ),
-    "torchvision-mobilenet_v2/image-classification": torchvision("mobilenet_v2", width_mult=0.1, dropout=0.0),
-    "torchvision-resnet/image-classification": torchvision("resnet50", width_per_group=4),
     "resnet/anomaly-detection": one_class,
     "videomae/video-classification": video,
     "yolos/object-detection": yolos,
@@ -273,7 +248,7 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
         "ResNetModel",
         "ResNetConfig",
         {"embedding_size": 4, "validation": 0.25},
-        {"learning_rate": 2e-3},
+        {"learning_rate": 3e-4, "global_batch_size": 16},
         embedding_size=8,
         hidden_sizes=[8, 16],
         depths=[1, 1],

@@ -118,8 +118,6 @@ def test_training_pictures_vary_with_torch_s_generator_and_no_others(homes: Any)
 
 def test_a_filler_has_no_weight_and_the_largest_batch_reads_nothing(homes: Any) -> None:
     for name in images.MAKERS:
-        if name.startswith("torchvision-resnet"):
-            continue
         task = task_of(homes, name)
         task.check_data()
         task.load_data()
