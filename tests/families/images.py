@@ -198,14 +198,6 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "resnet/image-classification": classification(
         "ResNetModel", "ResNetConfig", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
     ),
-    "mobilenet_v2/image-classification": classification(
-        "MobileNetV2Model",
-        "MobileNetV2Config",
-        train={"learning_rate": 1e-3},
-        depth_multiplier=0.1,
-        image_size=SIDE,
-        classifier_dropout_prob=0.0,
-    ),
     "convnext/image-classification": classification(
         "ConvNextModel", "ConvNextConfig", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, initializer_range=0.3
     ),

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 WORKS: Final = "works"
+_CHAOTIC: Final = (
+    "trains and restores, but at a test's size batch norms over few values let rounding grow past any comparison"
+)
 _ANSWERS_ONLY: Final = (
     "converted weights are tested to answer as torchvision's own; its training is not proved on ranks"
 )
@@ -52,7 +55,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("gpt-oss", "text-generation"),
     Family("vit", "image-classification"),
     Family("resnet", "image-classification"),
-    Family("mobilenet_v2", "image-classification"),
+    Family("mobilenet_v2", "image-classification", lacks=_CHAOTIC),
     Family("convnext", "image-classification"),
     Family("swin", "image-classification"),
     Family("efficientnet", "image-classification"),
