@@ -72,7 +72,10 @@ BAD = {
     "package:weights_for_test": "has no config.json, so it is no transformers model",
     "./nowhere": "nowhere does not exist",
     "/etc/passwd": "/etc/passwd is a file, not a directory",
-    "torchvision:resnet50": "torchvision models are not built yet",
+    "torchvision:resnet5": "torchvision has no classifier 'resnet5'",
+    "torchvision:inception_v3": "torchvision has no classifier 'inception_v3'",
+    "torchvision:resnet18@/etc/nothing.pth": "/etc/nothing.pth is no file",
+    "torchvision:resnet18@/etc/passwd": "/etc/passwd is no state dict",
     "ftp://host/model": "nothing is known of ftp://",
 }
 

@@ -219,13 +219,6 @@ UNBUILT = {
         ],
     ),
     "tracker": ({"track.wandb": "team"}, ["track.wandb: not built yet (got 'team'); built: null"]),
-    "torchvision": (
-        {"model.source": "torchvision:resnet18"},
-        [
-            "model.source: not built yet (got 'torchvision:resnet18'); "
-            "built: hub id, directory, s3://bucket/prefix, package:name/dir, a checkpoint's URL"
-        ],
-    ),
     "a choice that is not built": (
         space(transfer__strategy={"choice": ["full", "qlora"]}),
         [

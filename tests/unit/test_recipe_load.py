@@ -259,8 +259,11 @@ def test_what_is_not_built_is_refused_and_named_once(row):
     if isinstance(row.refuses, str) and row.path != "search.scheduler":
         assert row.refuses in str(settings()[row.path])
     value = row.refuses if isinstance(row.refuses, str) else {"budget.bytes": 1}.get(row.path, ["x"])
-    tests = {"resources.workers": {"min": 1}, "model.source": "torchvision:x/trials/t0/step-1"}
-    tests |= {"deepspeed.offload_optimizer": "nvme", "deepspeed.offload_param": {"device": "nvme"}}
+    tests = {
+        "resources.workers": {"min": 1},
+        "deepspeed.offload_optimizer": "nvme",
+        "deepspeed.offload_param": {"device": "nvme"},
+    }
     data = parse_yaml(SMALLEST, "x")
     section = data
     *parents, leaf = row.path.split(".")

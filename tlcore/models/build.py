@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tlcore.errors import ModelError
+from tlcore.models.families import is_own, register_families
 from tlcore.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: in
 
     source.weight_files()
     try:
-        with _seeded(seed), quiet():
+        with seeded(seed), quiet():
             model, info = auto_class.from_pretrained(
                 source.directory,
                 config=config,
@@ -70,7 +71,7 @@ def build_scratch(auto_class: Any, source: ModelSource, config: Any, seed: int) 
     """The same network with random weights in fp32, drawn from `seed`; reads no weights at all."""
     import torch
 
-    with _seeded(seed), quiet():
+    with seeded(seed), quiet():
         model = auto_class.from_config(
             config,
             dtype=torch.float32,
@@ -150,7 +151,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Draw from `seed` inside, and leave the caller's random state as it was."""
     import torch
 
@@ -159,8 +160,19 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _attention(auto_class: Any, config: Any) -> str:
-    """Torch's own fused attention where the family has it; transformers refuses the name where it has not."""
+def _attention(auto_class: Any, config: Any) -> str | dict[str, str]:
+    """Torch's own fused attention where the family has it; transformers refuses the name where it has not, also for the backbone
+    that a detector is built around."""
+    from transformers import AutoBackbone
+
+    if is_own(config.model_type):  # the configuration need not come from `load_config`
+        register_families()
+    chosen = _attention_of(auto_class, config)
+    backbone = getattr(config, "backbone_config", None)
+    return chosen if backbone is None else {"": chosen, "backbone_config": _attention_of(AutoBackbone, backbone)}
+
+
+def _attention_of(auto_class: Any, config: Any) -> str:
     family = auto_class._model_mapping.get(type(config), None)
     if isinstance(family, tuple):
         family = family[0]

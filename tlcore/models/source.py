@@ -1,8 +1,9 @@
 """From the recipe's `model.source` to one directory on this machine.
 
-Owns the forms a source may have (`package:name/sub`, a directory, a hub id, an `s3://` prefix, a checkpoint's URL), the digest of
-its weights, and the loading of its configuration and tokenizer. Does not build models (`build.py`). Called by `tasks/` in every
-worker, and by the driver before a sweep starts, so that a source that cannot be had fails in seconds.
+Owns the forms a source may have (`package:name/sub`, a directory, a hub id, an `s3://` prefix, a torchvision network, a
+checkpoint's URL), the digest of its weights, and the loading of its configuration and tokenizer. Does not build models
+(`build.py`). Called by `tasks/` in every worker, and by the driver before a sweep starts, so that a source that cannot be had fails
+in seconds.
 
 Weights are read from safetensors only: nothing of a source is unpickled. Code that ships with a model runs only where the recipe
 says `trust_remote_code`, and for a hub id only at the revision that the recipe names.
@@ -20,11 +21,17 @@ from typing import Any
 
 from tlcore.checkpoint import CheckpointRef
 from tlcore.errors import ModelError
+from tlcore.models.families import register_for
 from tlcore.models.fetch import fetch_prefix
 from tlcore.models.hub import hub_answers
+from tlcore.models.torchvision_source import SCHEME as TORCHVISION
+from tlcore.models.torchvision_source import torchvision_directory
 from tlcore.recipe import recipe_from_dict
 
-FORMS = "a hub id, a directory, package:<installed package>/<folder>, an s3:// prefix, or a checkpoint's URL"
+FORMS = (
+    "a hub id, a directory, package:<installed package>/<folder>, an s3:// prefix, torchvision:<network>, "
+    "or a checkpoint's URL"
+)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HASH_BLOCK_BYTES = 8 << 20
@@ -92,6 +99,7 @@ class ModelSource:
         """The transformers configuration with `changes` applied (num_labels, id2label, ...). Raises ModelError."""
         from transformers import AutoConfig
 
+        register_for(self.directory)
         try:
             return AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code, **changes)
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -121,6 +129,7 @@ class ModelSource:
         `AutoProcessor`. Raises ModelError."""
         import transformers
 
+        register_for(self.directory)
         loader = getattr(transformers, auto_class)
         try:
             return loader.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
@@ -161,6 +170,8 @@ def resolve_source(source: str, revision: str | None = None, trust_remote_code: 
         directory = _package_directory(source)
     elif source.startswith("s3://"):
         directory = fetch_prefix(source)
+    elif source.startswith(TORCHVISION):
+        directory = torchvision_directory(source)
     elif _is_hub_id(source):
         return _resolve_hub(source, revision, trust_remote_code)
     else:
@@ -220,8 +231,6 @@ def _folders(parent: Path) -> list[str]:
 
 
 def _local_directory(source: str) -> Path:
-    if source.startswith("torchvision:"):
-        raise ModelError(f"model source {source!r}: torchvision models are not built yet", hint=f"what is: {FORMS}")
     scheme, separator, _ = source.partition("://")
     if separator and scheme != "file":
         raise ModelError(f"model source {source!r}: nothing is known of {scheme}://", hint=f"give {FORMS}")

@@ -37,28 +37,15 @@ def _is_map(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _is_torchvision(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("torchvision:")
-
-
 def _is_nvme(value: Any) -> bool:
     return value == "nvme" or (isinstance(value, dict) and value.get("device") == "nvme")
 
 
-_SOURCES: Final = "hub id, directory, s3://bucket/prefix, package:name/dir, a checkpoint's URL"
-
 UNBUILT: Final = (
-    Unbuilt("task", "image-classification"),
-    Unbuilt("task", "video-classification"),
-    Unbuilt("task", "object-detection"),
-    Unbuilt("task", "image-segmentation"),
-    Unbuilt("task", "image-embedding"),
-    Unbuilt("task", "anomaly-detection"),
     Unbuilt("task", "speech-recognition"),
     Unbuilt("task", "audio-classification"),
     Unbuilt("task", "audio-pretraining"),
     Unbuilt("task", "speech-translation"),
-    Unbuilt("model.source", _is_torchvision, _SOURCES),
     Unbuilt("transfer.strategy", "qlora"),
     Unbuilt("deepspeed.offload_optimizer", _is_nvme, "cpu, none"),
     Unbuilt("deepspeed.offload_param", _is_nvme, "cpu, none"),

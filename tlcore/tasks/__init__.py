@@ -24,6 +24,12 @@ TASKS = {
     "translation": "tlcore.tasks.text_to_text:TextToText",
     "text-classification": "tlcore.tasks.text_classification:TextClassification",
     "text-generation": "tlcore.tasks.text_generation:TextGeneration",
+    "anomaly-detection": "tlcore.tasks.anomaly_detection:AnomalyDetection",
+    "video-classification": "tlcore.tasks.video_classification:VideoClassification",
+    "object-detection": "tlcore.tasks.object_detection:ObjectDetection",
+    "image-segmentation": "tlcore.tasks.image_segmentation:ImageSegmentation",
+    "image-embedding": "tlcore.tasks.image_embedding:ImageEmbedding",
+    "image-classification": "tlcore.tasks.image_classification:ImageClassification",
 }
 """Task id -> where its class is."""
 

@@ -88,12 +88,30 @@ def check_labelled(
 
     Raises DataError, StorageError.
     """
+
+    def distinct(split: str, place: str) -> Sequence[Any] | None:
+        if size_bytes(place) > MOST_CHECKED_BYTES:
+            return None
+        table = read_split(place, [*others, data.label], texts=texts, split=split).data.table
+        return tuple(table.column(data.label).combine_chunks().unique().to_pylist())
+
+    check_distinct(data, places, distinct)
+
+
+def check_distinct(
+    data: DataSection, places: Sequence[tuple[str, str]], distinct: Callable[[str, str], Sequence[Any] | None]
+) -> None:
+    """See that every label is a class of the training data's. Raises DataError, and what `distinct` raises.
+
+    Args:
+        places: (split, place), the training one first.
+        distinct: the labels of a split and place, each once; None for a place that is not looked at.
+    """
     names = data.labels
     for split, place in places:
-        if size_bytes(place) > MOST_CHECKED_BYTES:
+        values = distinct(split, place)
+        if values is None:
             continue
-        table = read_split(place, [*others, data.label], texts=texts, split=split).data.table
-        values = tuple(table.column(data.label).combine_chunks().unique().to_pylist())
         where = f"{place}, column {data.label!r}"
         if names is None or split == "train":
             names = find_label_names(values, data.labels, where)

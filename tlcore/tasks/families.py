@@ -11,6 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 WORKS: Final = "works"
+_CHAOTIC: Final = (
+    "trains and restores, but at a test's size batch norms over few values let rounding grow past any comparison"
+)
+_ANSWERS_ONLY: Final = (
+    "converted weights are tested to answer as torchvision's own; its training is not proved on ranks"
+)
 
 
 @dataclass(frozen=True)
@@ -47,4 +53,20 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("llama", "text-generation"),
     Family("qwen3", "text-generation"),
     Family("gpt-oss", "text-generation"),
+    Family("vit", "image-classification"),
+    Family("resnet", "image-classification"),
+    Family("mobilenet_v2", "image-classification", lacks=_CHAOTIC),
+    Family("convnext", "image-classification"),
+    Family("swin", "image-classification"),
+    Family("efficientnet", "image-classification"),
+    Family("torchvision-mobilenet_v2", "image-classification", "torchvision", _ANSWERS_ONLY),
+    Family("torchvision-resnet", "image-classification", "torchvision", _ANSWERS_ONLY),
+    Family("torchvision-efficientnet", "image-classification", "torchvision", _ANSWERS_ONLY),
+    Family("torchvision-vgg", "image-classification", "torchvision", _ANSWERS_ONLY),
+    Family("resnet", "image-embedding"),
+    Family("resnet", "anomaly-detection"),
+    Family("videomae", "video-classification"),
+    Family("segformer", "image-segmentation"),
+    Family("yolos", "object-detection"),
+    Family("detr", "object-detection"),
 )

@@ -7,7 +7,7 @@ next. Called by the tasks, each with its own instance, so that the bound is stat
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -28,3 +28,39 @@ class Recent(Generic[Value]):
         while len(self._values) > self._entries:
             self._values.popitem(last=False)
         return self._values[key]
+
+
+class Held(Generic[Value]):
+    """Values of a group by number, until `most_bytes` are held; what does not fit is made anew each time. A group is the samples of
+    one place, prepared in one way; the least recently used one goes when there are more than `groups`.
+
+    Within a group it is not the most recently used that stay: in a random order, epoch after epoch, those that came first are asked
+    for as often as any, and with them no more is made anew than what does not fit.
+    """
+
+    def __init__(self, most_bytes: int, size_bytes: Callable[[Value], int], groups: int = 3) -> None:
+        self._free_bytes, self._size_bytes, self._most_groups = most_bytes, size_bytes, groups
+        self._groups: OrderedDict[Hashable, dict[int, Value]] = OrderedDict()
+
+    def get(
+        self, group: Hashable, numbers: Sequence[int], make: Callable[[Sequence[int]], Sequence[Value]]
+    ) -> list[Value]:
+        """The values of these numbers; `make` gives those that are not held."""
+        held = self._group(group)
+        absent = [number for number in dict.fromkeys(numbers) if number not in held]
+        made = dict(zip(absent, make(absent), strict=True)) if absent else {}
+        found = [held[number] if number in held else made[number] for number in numbers]
+        for number, value in made.items():
+            size = self._size_bytes(value)
+            if size <= self._free_bytes:
+                held[number] = value
+                self._free_bytes -= size
+        return found
+
+    def _group(self, group: Hashable) -> dict[int, Value]:
+        held = self._groups.setdefault(group, {})
+        self._groups.move_to_end(group)
+        while len(self._groups) > self._most_groups:
+            _, old = self._groups.popitem(last=False)
+            self._free_bytes += sum(self._size_bytes(value) for value in old.values())
+        return held

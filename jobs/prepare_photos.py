@@ -1,0 +1,152 @@
+"""Put the photos of Tux Paint into the store as parquet: six kinds of things, their pictures' bytes and their names.
+
+    python -m jobs.prepare_photos --destination s3://tlcore/data/photos
+
+Owns where the photos come from and how they are cut. They are the stamps of the drawing program Tux Paint, from Debian's package
+tuxpaint-stamps-default (GPL-2+ and freer, see its copyright file), checked against a pinned SHA-256; drawings among them are left
+out, and no picture stands in both parts. `SOURCE.json` is written last and holds the digests of what was written: where it matches,
+a second run changes nothing and ends within a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from jobs.fetch import ASSETS, fetch_by_apt, unpack_deb
+from tlcore.errors import DataError, ObjectMissing, TlcoreError
+from tlcore.storage import ObjectStore, encode_json, ensure_embedded, get_json, open_store
+
+PACKAGE: Final = "tuxpaint-stamps-default"
+SHA256: Final = {"2022.06.04-1": "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"}
+KINDS: Final[Mapping[str, str]] = {
+    "bird": "animals/birds",
+    "mammal": "animals/mammals",
+    "fruit": "food/fruit",
+    "vegetable": "food/vegetables",
+    "flower": "plants/flowers",
+    "vehicle": "vehicles",
+}
+"""Label -> folder of the package."""
+FILES: Final = ("train.parquet", "test.parquet")
+TEST_SHARE: Final = 1 / 3
+_STAMPS: Final = "usr/share/tuxpaint/stamps"
+_DRAWN: Final = "cartoon"
+# Raise when the cut changes, so that data made before is made again.
+_CUT: Final = 1
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One picture: its path in the package, what it shows, and its file."""
+
+    id: str
+    label: str
+    image: bytes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    destination = options.destination.rstrip("/")
+    try:
+        ensure_embedded(destination)
+        store = open_store(destination)
+        if already_there(store):
+            print(f"{store.url}: photos are there already")
+            return 0
+        train, test = cut(fetch_photos(ASSETS.expanduser()))
+        write(store, train, test)
+        print(f"{store.url}: {len(train)} photos to train on and {len(test)} to test with, of {', '.join(KINDS)}")
+    except TlcoreError as error:
+        print(f"prepare_photos: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m jobs.prepare_photos", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--destination", required=True, help="s3://bucket/prefix or a directory")
+    return parser.parse_args(arguments)
+
+
+def fetch_photos(assets: Path) -> list[Photo]:
+    """All photos, by apt or from `assets`. Raises DataError when they can be had from neither."""
+    archive = fetch_by_apt(assets, PACKAGE, SHA256)
+    with tempfile.TemporaryDirectory() as directory:
+        unpack_deb(archive, Path(directory))
+        return read_photos(Path(directory) / _STAMPS)
+
+
+def read_photos(stamps: Path) -> list[Photo]:
+    """The photos below a folder of stamps, each content once, in the order of their paths. Raises DataError."""
+    found: dict[bytes, Photo] = {}
+    for label, folder in KINDS.items():
+        files = [
+            file for file in sorted((stamps / folder).rglob("*.png")) if _DRAWN not in str(file.relative_to(stamps))
+        ]
+        if not files:
+            raise DataError(f"{PACKAGE} has no photos in {folder}", hint="its layout is another one than it was")
+        for file in files:
+            photo = Photo(file.relative_to(stamps).as_posix(), label, file.read_bytes())
+            found.setdefault(hashlib.sha256(photo.image).digest(), photo)
+    return list(found.values())
+
+
+def cut(photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
+    """(train, test): a third of each kind is for the test, by the hash of its path."""
+    train: list[Photo] = []
+    test: list[Photo] = []
+    for label in KINDS:
+        kind = sorted(
+            (photo for photo in photos if photo.label == label),
+            key=lambda photo: hashlib.sha256(photo.id.encode()).digest(),
+        )
+        held = round(len(kind) * TEST_SHARE)
+        test += kind[:held]
+        train += kind[held:]
+    return train, test
+
+
+def write(store: ObjectStore, train: Sequence[Photo], test: Sequence[Photo]) -> None:
+    """Both parquet files, then SOURCE.json."""
+    files = dict(zip(FILES, (to_parquet(train), to_parquet(test)), strict=True))
+    for name, data in files.items():
+        store.put(name, data)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    store.put("SOURCE.json", encode_json({**_source(), "files": digests}))
+
+
+def to_parquet(photos: Sequence[Photo]) -> bytes:
+    import pyarrow as pa  # half a second, not needed where everything is there already
+    import pyarrow.parquet as pq
+
+    table = pa.table({name: [getattr(photo, name) for photo in photos] for name in ("id", "image", "label")})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def already_there(store: ObjectStore) -> bool:
+    """Whether the destination holds what this version would write, byte for byte."""
+    try:
+        source: dict[str, Any] = get_json(store, "SOURCE.json")
+        if source != {**_source(), "files": source.get("files")}:
+            return False
+        return all(hashlib.sha256(store.get(name)).hexdigest() == source["files"].get(name) for name in FILES)
+    except ObjectMissing:
+        return False
+
+
+def _source() -> dict[str, Any]:
+    return {"made_from": PACKAGE, "sha256": SHA256, "cut": _CUT, "cite": "Tux Paint stamps, tuxpaint.org"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

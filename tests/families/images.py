@@ -1,0 +1,250 @@
+"""Families of pictures at the size of a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SAMPLES = 40
+SIDE = 32
+
+
+def picture(number: int, kind: int, side: int = SIDE + 6) -> Any:
+    """A picture of noise with a bright block, red in the upper half for one kind, blue in the lower for the other."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(number).integers(0, 90, (side, side + number % 5, 3), dtype=np.uint8)
+    rows = slice(0, side // 2) if kind == 0 else slice(side // 2, side)
+    pixels[rows, :, 0 if kind == 0 else 2] = 220
+    return Image.fromarray(pixels)
+
+
+def folder_per_class(home: Path, samples: int = SAMPLES, names: tuple[str, str] = ("first", "second")) -> str:
+    for number in range(samples):
+        place = home / names[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        picture(number, number % 2).save(place / f"{number:03d}.png")
+    return str(home)
+
+
+def save(home: Path, config: Any, model_class: str, processor: Any) -> str:
+    """A random model of this configuration, and its image processor, as a pre-trained source."""
+    import torch
+    import transformers
+
+    torch.manual_seed(3)
+    getattr(transformers, model_class)(config).save_pretrained(home)
+    processor.save_pretrained(home)
+    return str(home)
+
+
+def classification(
+    model_class: str,
+    config_class: str,
+    data: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Callable[[Path], dict[str, Any]]:
+    def make(home: Path) -> dict[str, Any]:
+        import transformers
+
+        processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
+        source = save(home / "model", getattr(transformers, config_class)(**settings), model_class, processor)
+        place = folder_per_class(home / "pictures")
+        return {"model": {"source": source}, "data": {"train": place, **(data or {})}, "train": train or {}}
+
+    return make
+
+
+def segmentation(home: Path) -> dict[str, Any]:
+    """Segformer on pictures whose upper or lower half is coloured: the colour is the class, all else is class 0."""
+    import json
+
+    import numpy as np
+    import transformers
+    from PIL import Image
+
+    config = transformers.SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        num_attention_heads=[1, 1, 2, 2],
+        mlp_ratios=[2, 2, 2, 2],
+        decoder_hidden_size=16,
+        classifier_dropout_prob=0.0,
+        drop_path_rate=0.0,
+        initializer_range=0.3,
+    )
+    processor = transformers.SegformerImageProcessor(size={"height": SIDE, "width": SIDE})
+    source = save(home / "model", config, "SegformerModel", processor)
+    rows = []
+    for number in range(SAMPLES):
+        whole = picture(number, number % 2)
+        whole.save(home / f"{number}.png")
+        mask = np.zeros((whole.height, whole.width), dtype=np.uint8)
+        mask[(slice(0, whole.height // 2), slice(whole.height // 2, None))[number % 2]] = 1 + number % 2
+        mask[0, 0] = 255
+        Image.fromarray(mask).save(home / f"{number}-mask.png")
+        rows.append({"image": f"{number}.png", "mask": f"{number}-mask.png"})
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"model": {"source": source}, "data": {"train": str(home / "rows.jsonl"), "augment": True}}
+
+
+def boxed_pictures(home: Path) -> str:
+    """A table of dark pictures, each with one or two bright rectangles, red or blue; one picture has none."""
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    rows = []
+    for number in range(SAMPLES):
+        draw = np.random.default_rng(number)
+        pixels = draw.integers(0, 60, (40, 48, 3), dtype=np.uint8)
+        boxes, kinds = [], []
+        for _ in range(0 if number == 7 else 1 + number % 2):
+            x, y, kind = int(draw.integers(0, 24)), int(draw.integers(0, 20)), int(draw.integers(2))
+            pixels[y : y + 16, x : x + 20, 2 * kind] = 230
+            boxes.append([x, y, 20, 16])
+            kinds.append(("red", "blue")[kind])
+        Image.fromarray(pixels).save(home / f"{number}.png")
+        rows.append({"image": f"{number}.png", "objects": {"bbox": boxes, "category": kinds}})
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(home / "rows.jsonl")
+
+
+def yolos(home: Path) -> dict[str, Any]:
+    import transformers
+
+    config = transformers.YolosConfig(**{**VIT, "image_size": [SIDE, SIDE]}, num_detection_tokens=5)
+    processor = transformers.YolosImageProcessor(size={"shortest_edge": SIDE, "longest_edge": SIDE})
+    source = save(home / "model", config, "YolosModel", processor)
+    place = boxed_pictures(home)
+    return {"model": {"source": source}, "data": {"train": place}, "train": {"learning_rate": 3e-3}}
+
+
+def detr(home: Path) -> dict[str, Any]:
+    import transformers
+
+    config = transformers.DetrConfig(
+        backbone_config=transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+        ),
+        num_queries=5,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        dropout=0.0,
+        init_std=0.3,
+    )
+    processor = transformers.DetrImageProcessor(size={"shortest_edge": SIDE, "longest_edge": SIDE})
+    source = save(home / "model", config, "DetrModel", processor)
+    return {"model": {"source": source}, "data": {"train": boxed_pictures(home)}, "train": {"learning_rate": 3e-3}}
+
+
+def video(home: Path) -> dict[str, Any]:
+    """VideoMAE on array files of a bright bar that moves down or up."""
+    import numpy as np
+    import transformers
+
+    config = transformers.VideoMAEConfig(**{**VIT, "image_size": 16, "patch_size": 8}, num_frames=4, tubelet_size=2)
+    processor = transformers.VideoMAEImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    source = save(home / "model", config, "VideoMAEModel", processor)
+    for number in range(SAMPLES):
+        frames = np.random.default_rng(number).integers(0, 60, (6, 18, 20, 3), dtype=np.uint8)
+        for at in range(6):
+            row = 3 * at if number % 2 else 15 - 3 * at
+            frames[at, row : row + 3] = 230
+        place = home / "videos" / ("up", "down")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        np.save(place / f"{number:03d}.npy", frames)
+    return {"model": {"source": source}, "data": {"train": str(home / "videos")}}
+
+
+def one_class(home: Path) -> dict[str, Any]:
+    """The first kind of picture is normal, the second an anomaly."""
+    import transformers
+
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
+    source = save(home / "model", config, "ResNetModel", processor)
+    place = folder_per_class(home / "pictures", 60, ("good", "scratched"))
+    return {
+        "model": {"source": source},
+        "data": {"train": place, "validation": 0.2},
+        "train": {"learning_rate": 1e-3, "epochs": 4},
+    }
+
+
+VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": SIDE,
+    "patch_size": 8,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.3,
+}
+
+MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "vit/image-classification": classification("ViTModel", "ViTConfig", {"augment": True, "image_size": 24}, **VIT),
+    "resnet/image-classification": classification(
+        "ResNetModel", "ResNetConfig", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+    ),
+    "convnext/image-classification": classification(
+        "ConvNextModel", "ConvNextConfig", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, initializer_range=0.3
+    ),
+    "swin/image-classification": classification(
+        "SwinModel",
+        "SwinConfig",
+        image_size=SIDE,
+        patch_size=4,
+        embed_dim=8,
+        depths=[1, 1],
+        num_heads=[2, 2],
+        window_size=4,
+        hidden_dropout_prob=0.0,
+        drop_path_rate=0.0,
+        initializer_range=0.3,
+    ),
+    "efficientnet/image-classification": classification(
+        "EfficientNetModel",
+        "EfficientNetConfig",
+        width_coefficient=0.025,
+        depth_coefficient=1.0,
+        hidden_dim=32,
+        in_channels=[32, 16],
+        out_channels=[16, 24],
+        kernel_sizes=[3, 3],
+        strides=[1, 2],
+        num_block_repeats=[1, 1],
+        expand_ratios=[1, 2],
+        depthwise_padding=[],
+        dropout_rate=0.0,
+        drop_connect_rate=0.0,
+        initializer_range=0.3,
+    ),
+    "resnet/anomaly-detection": one_class,
+    "videomae/video-classification": video,
+    "yolos/object-detection": yolos,
+    "detr/object-detection": detr,
+    "segformer/image-segmentation": segmentation,
+    "resnet/image-embedding": classification(
+        "ResNetModel",
+        "ResNetConfig",
+        {"embedding_size": 4, "validation": 0.25},
+        {"learning_rate": 3e-4, "global_batch_size": 16},
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+    ),
+}
+"""Row's name -> makes the model under a directory and returns the recipe's sections that differ."""

@@ -1,0 +1,169 @@
+"""Object detection: boxes from tables and COCO files, in the square that the model sees and back, and what cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.families import images
+from tlcore.errors import DataError
+from tlcore.recipe import recipe_from_dict
+from tlcore.tasks import Task, build_task
+from tlcore.tasks.base import IGNORED
+from tlcore.tasks.detection_images import vary
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("boxes")
+    images.yolos(directory)
+    return directory
+
+
+def task_of(home: Path, **data: Any) -> Task:
+    return build_task(
+        recipe_from_dict(
+            {
+                "name": "tiny",
+                "task": "object-detection",
+                "model": {"source": str(home / "model")},
+                "data": {"train": str(home / "rows.jsonl"), **data},
+                "storage": str(home / "store"),
+            }
+        )
+    )
+
+
+def coco(folder: Path, **changes: Any) -> Path:
+    """A COCO file in the layout of COCO itself, of two pictures of 40 x 20 pixels."""
+    (folder / "val2017").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 20), "green").save(folder / "val2017" / name)
+    found = {
+        "images": [{"id": 7, "file_name": "a.png"}, {"id": 3, "file_name": "b.png"}],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 1, "name": "cat"}],
+        "annotations": [
+            {"image_id": 3, "category_id": 1, "bbox": [10, 5, 20, 10], "iscrowd": 0},
+            {"image_id": 3, "category_id": 18, "bbox": [0, 0, 40, 20], "iscrowd": 1},
+        ],
+        **changes,
+    }
+    place = folder / "annotations/instances_val2017.json"
+    place.write_text(json.dumps(found))
+    return place
+
+
+def test_coco_files_are_read_with_pictures_where_coco_has_them(home: Path, tmp_path: Path) -> None:
+    task = task_of(
+        home,
+        train=str(coco(tmp_path)),
+        validation=0.5,
+        test=str(home / "rows.jsonl"),
+        labels=["cat", "dog", "red", "blue"],
+    )
+    task.check_data()
+    assert task.load_data() == {"train": 1, "validation": 1}
+    for split in ("train", "validation"):
+        batch = task.collate(split, [0])
+        if batch["labels"].shape[1]:
+            assert batch["labels"].tolist() == [[0, IGNORED]]
+            assert batch["crowds"].tolist() == [[0, 2]]
+            # The square's side is the longer one's: 40 pixels. The picture fills its upper half.
+            torch.testing.assert_close(batch["boxes"][0, 0], torch.tensor([20 / 40, 10 / 40, 20 / 40, 10 / 40]))
+            assert batch["scale"].item() == 40
+            assert batch["pixel_mask"].float().mean().item() == 0.5
+
+
+def test_one_kind_of_object_is_enough(home: Path, tmp_path: Path) -> None:
+    row = {"image": str(home / "0.png"), "objects": {"bbox": [[1, 2, 3, 4]], "category": ["pin"]}}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    task = task_of(home, train=str(tmp_path / "rows.jsonl"), validation=0.5)
+    task.load_data()
+    assert task.facts() == {"labels": ["pin"]}
+    assert task_of(home, train=str(tmp_path / "rows.jsonl"), validation=0.5, labels=["pin"]).load_data()
+
+
+def test_boxes_go_where_the_picture_goes() -> None:
+    for seed in range(20):
+        pixels = torch.zeros(3, 40, 60, dtype=torch.uint8)
+        pixels[0, 10:26, 20:44] = 255
+        torch.manual_seed(seed)
+        varied, boxes, left = vary(pixels, torch.tensor([[20.0, 10.0, 24.0, 16.0]]))
+        assert varied.shape == pixels.shape
+        if left[0] and boxes[0, 2] > 4 and boxes[0, 3] > 4:
+            rows, columns = (varied[0] > 127).nonzero().T
+            seen = [columns.min(), rows.min(), columns.max() + 1 - columns.min(), rows.max() + 1 - rows.min()]
+            np.testing.assert_allclose(boxes[0].numpy(), [int(each) for each in seen], atol=2.5)
+
+
+def test_a_perfect_detector_finds_all(home: Path) -> None:
+    """The way from the table to the square and back to pixels is the same for what there is and what is found."""
+    from tlcore.tasks.detection_metrics import BoxCounts
+
+    task: Any = task_of(home)
+    counts = task.load_data()
+    split = "validation"
+    batch = task.collate(split, range(counts[split]))
+
+    def perfect(model: Any, batch: dict[str, torch.Tensor]) -> Any:
+        logits = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), 3).float() * 9
+        logits[batch["labels"] == IGNORED] = torch.tensor([0.0, 0.0, 9.0])
+        return logits, batch["boxes"], torch.zeros(len(logits))
+
+    judged = BoxCounts(("blue", "red"), 2, perfect)
+    judged.update(torch.nn.Identity(), batch)
+    judged.merge(lambda tensor: tensor)
+    assert judged.compute() == pytest.approx({"map": 1.0, "map_50": 1.0, "loss": 0.0})
+    first = judged._whole[:, 1:7]
+    rows = task._splits[split].rows
+    assert judged._whole.shape[0] == len(rows)
+    boxes = [
+        task._splits[split].read.objects[row].boxes[0]
+        for row in rows
+        if len(task._splits[split].read.objects[row].boxes)
+    ]
+    assert any(
+        np.allclose(first[0, :4].numpy(), box, atol=1e-3)
+        for box in np.concatenate([boxes, *[o.boxes for o in task._splits[split].read.objects]])
+    )
+
+
+BAD = {
+    "no form": ({"objects": [1, 2]}, r"row 1, column 'objects' is not of the form \{bbox"),
+    "lengths": ({"objects": {"bbox": [[1, 2, 3, 4]], "category": []}}, "has 1 boxes and 0 categories"),
+    "no width": (
+        {"objects": {"bbox": [[1, 2, 0, 4]], "category": ["a"]}},
+        r"box \[1, 2, 0, 4\] is not x, y, width, height",
+    ),
+    "no boxes": ({"objects": {"bbox": [], "category": []}}, "has no box in it"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_boxes_that_are_none_are_said(home: Path, tmp_path: Path, case: str) -> None:
+    row, message = BAD[case]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": str(home / "0.png"), **row}) + "\n")
+    with pytest.raises(DataError, match=message):
+        task_of(home, train=str(tmp_path / "rows.jsonl")).check_data()
+
+
+def test_coco_files_that_are_not_whole_are_said(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no whole COCO file: KeyError"):
+        task_of(
+            home,
+            train=str(coco(tmp_path / "a", annotations=[{"image_id": 99, "bbox": [1, 1, 1, 1], "category_id": 1}])),
+        ).check_data()
+    with pytest.raises(DataError, match="has no images"):
+        task_of(home, train=str(coco(tmp_path / "b", images=[], annotations=[]))).check_data()
+    with pytest.raises(DataError, match=r"its first picture 'c\.png' is nowhere"):
+        lost = [{"id": 7, "file_name": "c.png"}, {"id": 3, "file_name": "b.png"}]
+        task_of(home, train=str(coco(tmp_path / "c", images=lost))).check_data()

@@ -1,0 +1,68 @@
+"""Model families that no kept library has any more, as published, as transformers models of our own.
+
+Each module owns one family: configuration, backbone, heads, and the source it follows. `register_families` makes transformers' Auto
+classes know them, so that a directory whose config.json names one is a model source like any other; `source.py` and `build.py` call
+it where such a one is met. Importing this package costs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PREFIX = "tlcore-"
+"""What the model types of these families begin with."""
+
+
+def is_own(model_type: object) -> bool:
+    """Whether a configuration's `model_type` is one of these families'."""
+    return isinstance(model_type, str) and model_type.startswith(PREFIX)
+
+
+def register_for(directory: Path) -> None:
+    """Register the families if the directory's config.json names one of them; an unreadable file is left to transformers."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError):
+        return
+    if isinstance(config, dict) and is_own(config.get("model_type")):
+        register_families()
+
+
+@cache
+def register_families() -> None:
+    """Make AutoConfig and the AutoModelFor... classes know every family of this room. Once per process."""
+    _register_torchvision()
+    _register_one_class()
+
+
+def _register(config: Any, models: dict[Any, Any]) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    for auto, model in models.items():
+        auto.register(config, model, exist_ok=True)
+
+
+def _register_torchvision() -> None:
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    from tlcore.models.families import torchvision_models as networks
+
+    _register(
+        networks.TorchvisionConfig,
+        {
+            AutoModel: networks.TorchvisionModel,
+            AutoModelForImageClassification: networks.TorchvisionForImageClassification,
+        },
+    )
+
+
+def _register_one_class() -> None:
+    from transformers import AutoModel
+
+    from tlcore.models.families import one_class
+
+    _register(one_class.OneClassConfig, {AutoModel: one_class.OneClassModel})

@@ -1,0 +1,144 @@
+"""Makes a model directory of one of torchvision's classifiers, once per node.
+
+Owns the forms `torchvision:resnet50` (the weights that torchvision publishes for it, from torch's own cache or the network) and
+`torchvision:resnet50@/path/to/state.pth` (a state dict of the same names), and their conversion to safetensors, config.json and an
+image processor. Called by `source.py`. A state dict is read with torch's restricted unpickler, which makes tensors and nothing
+else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, Final
+
+from tlcore.errors import ModelError
+from tlcore.models.shelf import node_shelf, shelved
+
+SCHEME: Final = "torchvision:"
+_TIMEOUT_S: Final = 5.0
+
+
+def torchvision_directory(source: str, shelf: Path | None = None) -> Path:
+    """The directory of a source `torchvision:<name>` or `torchvision:<name>@<file>`.
+
+    Raises:
+        ModelError: no such network, its weights cannot be had or belong to another one, or the shelf cannot be written.
+    """
+    from tlcore.models.families.torchvision_models import network_names
+
+    name, _, given = source.removeprefix(SCHEME).partition("@")
+    known = network_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        meant = f"did you mean {', '.join(near)}?" if near else "resnet50, vgg16_bn, efficientnet_b0, mobilenet_v2, ..."
+        raise ModelError(f"model source {source!r}: torchvision has no classifier {name!r}", hint=meant)
+    file = Path(given).expanduser().absolute() if given else _published_file(source, name)
+    if not file.is_file():
+        raise ModelError(f"model source {source!r}: {file} is no file", hint="give a state dict saved by torch.save")
+    stat = file.stat()
+    content = hashlib.sha256(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:24]
+    place = shelf or node_shelf()
+    try:
+        return shelved(place, f"torchvision-{name}-{content}", lambda folder: _convert(source, name, file, folder))
+    except OSError as error:
+        raise ModelError(
+            f"model source {source!r}: cannot keep it in {place}: {error}", hint="free space there, or make it writable"
+        ) from error
+
+
+def _published(name: str) -> Any:
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(name).DEFAULT
+
+
+def _published_file(source: str, name: str) -> Path:
+    """Where torch keeps what it downloads; downloaded now if it is not there, and its hash compared."""
+    import torch
+
+    url = str(_published(name).url)
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if file.is_file():
+        return file
+    hint = f"put the file there from a machine that has a network, or name one: {SCHEME}{name}@<file>"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT_S):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2], progress=False)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"model source {source!r}: no {file}, and {url} cannot be had: {error}", hint=hint) from error
+    return file
+
+
+def _convert(source: str, name: str, file: Path, folder: Path) -> None:
+    import torch
+    import torchvision
+    from safetensors.torch import save_file
+    from transformers import BitImageProcessor
+
+    from tlcore.models.families import torchvision_models as family
+
+    state = _read_state(source, file)
+    with torch.device("meta"):
+        head = family.head_name(torchvision.models.get_model(name, weights=None))
+    classes = len(state[f"{head}.bias"]) if f"{head}.bias" in state else 0
+    names = _published(name).meta["categories"] if classes == 1000 else [str(number) for number in range(classes or 2)]
+    config = family.TorchvisionConfig(
+        network=name, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
+    )
+    config.architectures = [family.TorchvisionForImageClassification.__name__]
+    with torch.device("meta"):
+        wanted = family.TorchvisionForImageClassification(config).state_dict()
+    renamed = {_renamed(key, head): tensor.contiguous() for key, tensor in state.items()}
+    _check(source, file, wanted, renamed)
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    BitImageProcessor(**_published_pictures(name)).save_pretrained(folder)
+
+
+def _read_state(source: str, file: Path) -> dict[str, Any]:
+    import torch
+    from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]  # nowhere else does torch name it
+
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ModelError(f"model source {source!r}: {file} is no state dict: {reason}", hint="save it anew") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(each, torch.Tensor) for each in state.values()):
+        raise ModelError(f"model source {source!r}: {file} holds no tensors by name", hint="save model.state_dict()")
+    return state
+
+
+def _published_pictures(name: str) -> dict[str, Any]:
+    """What the published weights say of their pictures (EfficientNet's larger ones take larger)."""
+    takes = _published(name).transforms()
+    crop = takes.crop_size[0]
+    return {
+        "size": {"shortest_edge": takes.resize_size[0]},
+        "crop_size": {"height": crop, "width": crop},
+        "image_mean": list(takes.mean),
+        "image_std": list(takes.std),
+        "resample": {"bilinear": 2, "bicubic": 3}[takes.interpolation.value],
+    }
+
+
+def _renamed(key: str, head: str) -> str:
+    return f"classifier{key.removeprefix(head)}" if key.startswith(f"{head}.") else f"backbone.network.{key}"
+
+
+def _check(source: str, file: Path, wanted: dict[str, Any], there: dict[str, Any]) -> None:
+    """The backbone is whole; a head may be missing."""
+    for key, tensor in wanted.items():
+        shape = list(there[key].shape) if key in there else None
+        if shape != list(tensor.shape) and not (key.startswith("classifier.") and shape is None):
+            found = "is missing" if shape is None else f"has shape {shape}, not {list(tensor.shape)}"
+            raise ModelError(
+                f"model source {source!r}: in {file}, {key.removeprefix('backbone.network.')} {found}",
+                hint="the file belongs to another network",
+            )

@@ -1,0 +1,77 @@
+"""Files with classes: the labelled pictures or sounds of one place.
+
+Owns reading them and checking them before workers start. Opening and decoding is left to who knows what they are. Called by
+classification of pictures, videos and sounds, by image embedding and anomaly detection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tlcore.data import MediaRows, bytes_read, read_media
+from tlcore.tasks.classes import MOST_CHECKED_BYTES, check_distinct
+from tlcore.tasks.sample_labels import SampleLabels
+from tlcore.tasks.splits import Splits, given_places
+
+if TYPE_CHECKING:
+    from tlcore.recipe.schema import DataSection
+
+
+@dataclass(frozen=True)
+class LabelledMedia:
+    """All samples at one place: their files in `rows`, and their labels."""
+
+    rows: MediaRows
+    labels: SampleLabels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def read_labelled(data: DataSection, column: str, endings: Sequence[str], place: str, split: str) -> LabelledMedia:
+    """The samples at a place. Raises as `read_media`."""
+    rows = read_media(place, [column], endings, label=data.label, split=split)
+    return LabelledMedia(rows, SampleLabels.read(rows.table.column(data.label), data.multi_label))
+
+
+def labelled_splits(data: DataSection, column: str, endings: Sequence[str]) -> Splits[LabelledMedia]:
+    """The splits of a task, each place read once."""
+    read: dict[tuple[str, str], LabelledMedia] = {}
+
+    def remembered(place: str, split: str) -> LabelledMedia:
+        if (place, split) not in read:
+            read[place, split] = read_labelled(data, column, endings, place, split)
+        return read[place, split]
+
+    return Splits(data, remembered)
+
+
+def check_labelled_media(
+    data: DataSection,
+    column: str,
+    endings: Sequence[str],
+    check: Callable[[Sequence[Any], str], None] | None = None,
+) -> None:
+    """See that small places can be read, that their files on this machine are there, and their labels classes of the training
+    data's. Raises DataError, StorageError.
+
+    Args:
+        check: takes a place's distinct labels and the place, instead of the rule that they are classes.
+    """
+
+    def distinct(split: str, place: str) -> Sequence[Any] | None:
+        if bytes_read(place) > MOST_CHECKED_BYTES:
+            return None
+        found = read_labelled(data, column, endings, place, split)
+        found.rows.check_present(column)
+        return found.labels.values
+
+    places = given_places(data)
+    if check is None:
+        check_distinct(data, places, distinct)
+        return
+    for split, place in places:
+        if (values := distinct(split, place)) is not None:
+            check(values, place)

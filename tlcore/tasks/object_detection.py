@@ -1,0 +1,242 @@
+"""Boxes around objects and what each is, through transformers' detectors of the DETR kind (YOLOS, DETR).
+
+Owns the task's batches, loss, prediction and export. Reading is `boxes.py`'s, pictures `detection_images.py`'s. Called through
+`build_task`. Every picture weighs once in the loss, however many objects it has.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcore.data import bytes_read, encode_labels
+from tlcore.errors import DataError
+from tlcore.models import build_pretrained, build_scratch, resolve_source
+from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.boxes import BoxedPictures, read_boxes
+from tlcore.tasks.classes import ASSUMED, MOST_CHECKED_BYTES
+from tlcore.tasks.detection_images import DetectionImages, vary
+from tlcore.tasks.gathered import SLOT, slots_of
+from tlcore.tasks.images import held_pictures, picture_sizes, pictures_given
+from tlcore.tasks.logits import inputs_of
+from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.splits import Splits, given_places
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tlcore.recipe import Recipe
+
+_LIKELY: Final = 0.5
+"""Score from which a box is part of a prediction."""
+
+
+class ObjectDetection:
+    """Implements `Task`; see there for what each method promises."""
+
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+        self._recipe = recipe
+        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        self._images = DetectionImages(self._source, recipe.data.image_size)
+        self._read: dict[tuple[str, str], BoxedPictures] = {}
+        self._splits = Splits(recipe.data, self._remembered)
+        self._known = None if facts is None else tuple(facts["labels"])
+        self._class_of: dict[str, npt.NDArray[np.int64]] = {}
+
+    @staticmethod
+    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
+        return {"labels": list(recipe.data.labels or ASSUMED)}
+
+    def check_data(self) -> None:
+        for split, place in given_places(self._recipe.data):
+            if bytes_read(place) <= MOST_CHECKED_BYTES:
+                found = self._remembered(place, split)
+                found.rows.check_present(self._recipe.data.image_column)
+                self._encode(found, place)
+
+    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
+        for name in splits:
+            self._classes_of(name)
+        return {name: len(self._splits[name].rows) for name in splits}
+
+    def lengths(self, split: str) -> npt.NDArray[np.int32]:
+        return np.ones(len(self._splits[split].rows), dtype=np.int32)
+
+    def weights(self, split: str) -> None:
+        return None
+
+    def build_model(self, from_scratch: bool) -> nn.Module:
+        from transformers import AutoModelForObjectDetection
+
+        build = build_scratch if from_scratch else build_pretrained
+        return build(AutoModelForObjectDetection, self._source, self._config(), self._recipe.train.seed)
+
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        import torch
+
+        chosen, data, side = self._splits[split], self._recipe.data, self._images.side
+        rows = chosen.rows_of(indices if len(indices) else [0])
+        pixels = held_pictures(chosen.read.rows, data.image_column, rows, f"for {side}", self._images.shape)
+        wholes = picture_sizes(chosen.read.rows, data.image_column, rows)
+        varies = split == "train" and data.augment
+        objects = []
+        for at, (row, whole) in enumerate(zip(rows, wholes, strict=True)):
+            boxes, labels, crowds = self._objects(chosen.read, int(row), self._classes_of(split))
+            scale = max(whole) / side
+            boxes = boxes / scale
+            if varies:
+                pixels[at], boxes, left = vary(pixels[at], boxes)
+                boxes, labels, crowds = boxes[left], labels[left], crowds[left]
+            objects.append((_centred(boxes) / side, labels, crowds, torch.tensor([scale * side], dtype=torch.float64)))
+        padded = {
+            name: torch.nn.utils.rnn.pad_sequence([each[at] for each in objects], True, float(filler))
+            for at, (name, filler) in enumerate((("boxes", 0), ("labels", IGNORED), ("crowds", 0)))
+        }
+        scales = torch.cat([each[3] for each in objects])
+        return {
+            **self._images.finish(pixels),
+            **padded,
+            "scale": scales,
+            SLOT: torch.from_numpy(slots_of(indices)),
+        }
+
+    def largest_batch(self, samples: int) -> Batch:
+        import torch
+
+        nothing = torch.zeros(samples, 0, dtype=torch.int64)
+        return {
+            **self._images.largest(samples),
+            "boxes": torch.zeros(samples, 0, 4),
+            "labels": nothing,
+            "crowds": nothing,
+            "scale": torch.ones(samples, dtype=torch.float64),
+            SLOT: torch.zeros(samples, dtype=torch.int64),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        losses = run_detector(model, batch)[2]
+        counted = (batch[SLOT] >= 0).to(losses.device)
+        return (losses * counted).sum() / counted.sum().clamp(min=1)
+
+    def metrics(self) -> MetricAccumulator:
+        from tlcore.tasks.detection_metrics import BoxCounts
+
+        most = max((found.most for found in self._read.values()), default=0)
+        return BoxCounts(self._names, most, run_detector)
+
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        import torch
+
+        from tlcore.tasks.detection_metrics import best_boxes
+
+        answers: list[dict[str, Any]] = []
+        for given in inputs:
+            (picture,) = pictures_given([given])
+            with torch.no_grad():
+                outputs = _outputs(model, self._images.finish([self._images.shape(picture)]))
+            found = best_boxes(outputs.logits.float(), outputs.pred_boxes.float())[0].cpu()
+            found[:, :4] *= max(picture.size)
+            answers.append({"objects": [self._answer(row) for row in found.tolist() if row[5] >= _LIKELY]})
+        return answers
+
+    def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
+        data = self._recipe.data
+        if split not in dict(given_places(data)):
+            return []
+        read = self._splits[split].read
+        shown = []
+        for row in range(min(count, len(read))):
+            path = read.rows.opener.path_of(read.rows.cell(data.image_column, row))
+            there = read.objects[row]
+            kinds = [read.values[kind] for kind in there.kinds]
+            if path is not None:
+                shown.append((path, {"bbox": there.boxes.tolist(), "category": kinds}))
+        return shown
+
+    def facts(self) -> dict[str, Any]:
+        return {"labels": list(self._names)}
+
+    def export_extras(self, directory: Path) -> None:
+        from transformers import AutoModelForObjectDetection
+
+        save_model_files(AutoModelForObjectDetection, self._config(), [self._images.processor], directory)
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """Of the classes, by number. Raises DataError."""
+        data = self._recipe.data
+        if self._known is not None or data.labels is not None:
+            return self._known or data.labels or ()
+        names = tuple(sorted({str(value) for value in self._splits.read_training_place().values}))
+        if not names:
+            raise DataError(f"{data.train} has no box in it", hint="a detector needs objects to learn")
+        return names
+
+    def _config(self) -> Any:
+        names = self._names
+        config = self._source.load_config(
+            num_labels=len(names),
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+        )
+        config.auxiliary_loss = False
+        return config
+
+    def _objects(self, read: BoxedPictures, row: int, class_of: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one picture: boxes in its pixels [M, 4], classes [M], ignored for crowds, and of those their class + 1, else 0 [M]."""
+        import torch
+
+        there = read.objects[row]
+        kinds = torch.from_numpy(class_of[there.kinds])
+        crowd = torch.from_numpy(there.crowds)
+        return torch.from_numpy(there.boxes), kinds.masked_fill(crowd, IGNORED), (kinds + 1) * crowd
+
+    def _classes_of(self, split: str) -> npt.NDArray[np.int64]:
+        """Class of each distinct category of the split's place."""
+        if split not in self._class_of:
+            chosen = self._splits[split]
+            self._class_of[split] = self._encode(chosen.read, chosen.place)
+        return self._class_of[split]
+
+    def _encode(self, read: BoxedPictures, place: str) -> npt.NDArray[np.int64]:
+        data = self._recipe.data
+        where = f"{place}, column {data.objects!r}"
+        return encode_labels(read.values, self._names, data.labels is not None, where)
+
+    def _answer(self, row: Sequence[float]) -> dict[str, Any]:
+        return {"label": self._names[int(row[4])], "score": row[5], "bbox": list(row[:4])}
+
+    def _remembered(self, place: str, split: str) -> BoxedPictures:
+        data = self._recipe.data
+        if (place, split) not in self._read:
+            self._read[place, split] = read_boxes(place, data.image_column, data.objects, split)
+        return self._read[place, split]
+
+
+def run_detector(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [B, Q, C + 1] and boxes [B, Q, 4] in fp32, and the loss of each picture [B]."""
+    from tlcore.tasks.detection_metrics import box_losses
+
+    plain: Any = getattr(model, "module", model)
+    outputs = _outputs(model, {name: batch[name] for name in ("pixel_values", "pixel_mask")})
+    logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
+    return logits, boxes, box_losses(logits, boxes, batch, plain.config)
+
+
+def _outputs(model: nn.Module, pictures: Batch) -> Any:
+    plain: Any = getattr(model, "module", model)
+    takes = inspect.signature(plain.forward).parameters
+    return model(**inputs_of(model, {name: each for name, each in pictures.items() if name in takes}))
+
+
+def _centred(boxes: Tensor) -> Tensor:
+    """From x, y, width, height to centre x, y, width, height [M, 4]."""
+    import torch
+
+    return torch.cat([boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]], dim=1)

@@ -1,0 +1,210 @@
+"""One class per video, through transformers' video classification models.
+
+Owns the task's batches, model class, loss, prediction and export; frames are prepared as `images.py` prepares pictures. A video is
+a list of pictures, or an array file (.npy) of uint8 [frames, height, width, 3]; so many frames as the model takes are taken of it,
+evenly from first to last. Called through `build_task`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcore.data import MediaRows, Opener
+from tlcore.errors import DataError, Fault, RecipeError
+from tlcore.models import build_pretrained, build_scratch, resolve_source
+from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.classes import Classes, assumed_labels
+from tlcore.tasks.image_logits import image_logits
+from tlcore.tasks.images import HELD_BYTES, ImageModel, decode
+from tlcore.tasks.labelled_media import check_labelled_media, labelled_splits
+from tlcore.tasks.logits import mean_cross_entropy
+from tlcore.tasks.recent import Held
+from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.splits import given_places
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tlcore.recipe import Recipe
+
+ENDINGS: Final = (".npy",)
+_held: Held[Tensor] = Held(HELD_BYTES, lambda tensor: tensor.numel())
+
+
+class VideoClassification:
+    """Implements `Task`; see there for what each method promises."""
+
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+        self._recipe, data = recipe, recipe.data
+        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        self._image = ImageModel(self._source, data.image_size)
+        self._splits = labelled_splits(data, data.video, ENDINGS)
+        self._classes = Classes(data, facts, lambda: self._splits.read_training_place().labels.values)
+        self._class_of: dict[str, npt.NDArray[np.int64]] = {}
+
+    @staticmethod
+    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
+        return assumed_labels(recipe.data)
+
+    def check_data(self) -> None:
+        check_labelled_media(self._recipe.data, self._recipe.data.video, ENDINGS)
+
+    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
+        for name in splits:
+            self._classes_of(name)
+        return {name: len(self._splits[name].rows) for name in splits}
+
+    def lengths(self, split: str) -> npt.NDArray[np.int32]:
+        return np.full(len(self._splits[split].rows), self._frames, dtype=np.int32)
+
+    def weights(self, split: str) -> None:
+        return None
+
+    def build_model(self, from_scratch: bool) -> nn.Module:
+        from transformers import AutoModelForVideoClassification
+
+        build = build_scratch if from_scratch else build_pretrained
+        return build(AutoModelForVideoClassification, self._source, self._config(), self._recipe.train.seed)
+
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        import torch
+
+        filler = len(indices) == 0
+        chosen = self._splits[split]
+        rows = chosen.rows_of([0] if filler else indices)
+        labels = chosen.read.labels.one_of(rows, self._classes_of(split))
+        videos = _held.get((chosen.read.rows.digest, self._image.key, self._frames), rows.tolist(), self._reader(split))
+        values = torch.stack([self._image.finish(list(frames)) for frames in videos])
+        return {"pixel_values": values, "labels": torch.from_numpy(np.full_like(labels, IGNORED) if filler else labels)}
+
+    def largest_batch(self, samples: int) -> Batch:
+        import torch
+
+        pictures = self._image.largest(samples * self._frames)
+        return {
+            "pixel_values": pictures.unflatten(0, (samples, self._frames)),
+            "labels": torch.zeros(samples, dtype=torch.int64),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return mean_cross_entropy(image_logits(model, batch), batch["labels"])
+
+    def metrics(self) -> MetricAccumulator:
+        from tlcore.tasks.classification_metrics import ClassificationCounts
+
+        return ClassificationCounts(len(self._classes.names), image_logits)
+
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        import torch
+
+        answers: list[dict[str, Any]] = []
+        opener = Opener()
+        for number, given in enumerate(inputs):
+            name = given if isinstance(given, str) else f"input {number}"
+            frames = self._prepare(_contents(opener, given), name)
+            with torch.no_grad():
+                logits = image_logits(model, {"pixel_values": self._image.finish(list(frames))[None]})
+            answers.append(self._classes.answer(logits.softmax(dim=-1)[0].tolist()))
+        return answers
+
+    def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
+        data = self._recipe.data
+        if split not in dict(given_places(data)):
+            return []
+        rows = self._splits[split].read.rows
+        cells = [rows.cell(data.video, row) for row in range(min(count, len(rows)))]
+        paths = [[rows.opener.path_of(each) for each in (cell if isinstance(cell, list) else [cell])] for cell in cells]
+        return [
+            (path if isinstance(cell, list) else path[0], rows.cell(data.label, row))
+            for row, (cell, path) in enumerate(zip(cells, paths, strict=True))
+            if None not in path
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        return self._classes.facts()
+
+    def export_extras(self, directory: Path) -> None:
+        from transformers import AutoModelForVideoClassification
+
+        save_model_files(AutoModelForVideoClassification, self._config(), [self._image.processor], directory)
+
+    @cached_property
+    def _frames(self) -> int:
+        """How many the model takes. Raises RecipeError: it takes another number, or pictures of another size."""
+        data, config = self._recipe.data, self._source.load_config()
+        own = {"frames": getattr(config, "num_frames", None), "image_size": getattr(config, "image_size", None)}
+        for key, there in own.items():
+            wanted = getattr(data, key)
+            if there is not None and wanted not in ("auto", there):
+                text = f"is {wanted}, but model {self._source.name!r} takes {there}; set it to {there} or auto"
+                raise RecipeError([Fault(f"data.{key}", text)])
+        if data.frames == "auto" and own["frames"] is None:
+            text = f"is auto, but model {self._source.name!r} does not say how many it takes; give a number"
+            raise RecipeError([Fault("data.frames", text)])
+        return int(own["frames"] or 0) if data.frames == "auto" else data.frames
+
+    def _config(self) -> Any:
+        return self._source.load_config(**self._classes.as_config(), num_frames=self._frames)
+
+    def _classes_of(self, split: str) -> npt.NDArray[np.int64]:
+        """Class of each distinct label of the split's place."""
+        if split not in self._class_of:
+            chosen = self._splits[split]
+            self._class_of[split] = self._classes.encode(chosen.read.labels.values, chosen.place)
+        return self._class_of[split]
+
+    def _reader(self, split: str) -> Any:
+        """Gives the prepared frames of rows of the split's place."""
+        rows: MediaRows = self._splits[split].read.rows
+        column = self._recipe.data.video
+
+        def make(absent: Sequence[int]) -> list[Tensor]:
+            return [
+                self._prepare(_contents(rows.opener, rows.cell(column, row)), f"{rows.place}, row {row + 1}")
+                for row in absent
+            ]
+
+        return make
+
+    def _prepare(self, contents: list[bytes], name: str) -> Tensor:
+        """Frames as the model takes them, uint8 [frames, 3, H, W]. Raises DataError."""
+        import torch
+        from PIL import Image
+
+        if len(contents) > 1 or not contents[0].startswith(b"\x93NUMPY"):
+            chosen = _evenly(len(contents), self._frames)
+            pictures = [decode(contents[place], f"{name}, frame {place}") for place in chosen]
+        else:
+            array = _array(contents[0], name)
+            pictures = [Image.fromarray(array[place]) for place in _evenly(len(array), self._frames)]
+        return torch.stack([self._image.shape(picture) for picture in pictures])
+
+
+def _contents(opener: Opener, cell: Any) -> list[bytes]:
+    """Of one array file, or of each frame's picture."""
+    return opener.read_all(cell if isinstance(cell, list) else [cell])
+
+
+def _array(content: bytes, name: str) -> npt.NDArray[np.uint8]:
+    try:
+        array: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{name} cannot be read as an array file: {error}", hint="write it with numpy.save") from error
+    if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not len(array):
+        raise DataError(
+            f"{name} is {array.dtype} {list(array.shape)}, not uint8 [frames, height, width, 3]",
+            hint="write frames in RGB, a byte a channel",
+        )
+    return array
+
+
+def _evenly(there: int, wanted: int) -> list[int]:
+    """Places of `wanted` frames from first to last; some more than once where there are fewer."""
+    return [int(place) for place in np.linspace(0, there - 1, wanted).round()]
