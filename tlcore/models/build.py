@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tlcore.errors import ModelError
+from tlcore.models.families import is_own, register_families
 from tlcore.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _attention(auto_class: Any, config: Any) -> str:
     """Torch's own fused attention where the family has it; transformers refuses the name where it has not."""
+    if is_own(config.model_type):  # the configuration need not come from `load_config`
+        register_families()
     family = auto_class._model_mapping.get(type(config), None)
     if isinstance(family, tuple):
         family = family[0]

@@ -20,6 +20,7 @@ from typing import Any
 
 from tlcore.checkpoint import CheckpointRef
 from tlcore.errors import ModelError
+from tlcore.models.families import register_for
 from tlcore.models.fetch import fetch_prefix
 from tlcore.models.hub import hub_answers
 from tlcore.recipe import recipe_from_dict
@@ -92,6 +93,7 @@ class ModelSource:
         """The transformers configuration with `changes` applied (num_labels, id2label, ...). Raises ModelError."""
         from transformers import AutoConfig
 
+        register_for(self.directory)
         try:
             return AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code, **changes)
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -101,6 +103,7 @@ class ModelSource:
         """The tokenizer, the fast one where the source has it; a pad token is made sure of. Raises ModelError."""
         from transformers import AutoTokenizer
 
+        register_for(self.directory)
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError, KeyError, ImportError) as error:
