@@ -36,6 +36,7 @@ def register_for(directory: Path) -> None:
 def register_families() -> None:
     """Make AutoConfig and the AutoModelFor... classes know every family of this room. Once per process."""
     _register_speech()
+    _register_images()
 
 
 def _register(config: Any, models: dict[Any, Any]) -> None:
@@ -62,3 +63,18 @@ def _register_speech() -> None:
     )
     for config in (deepspeech.DeepSpeechConfig, deepspeech2.DeepSpeech2Config):
         AutoFeatureExtractor.register(config, SpectrogramFeatureExtractor, exist_ok=True)
+
+
+def _register_images() -> None:
+    from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
+
+    from tlcore.models.families import efficientnet_lite as lite
+
+    _register(
+        lite.EfficientNetLiteConfig,
+        {
+            AutoModel: lite.EfficientNetLiteModel,
+            AutoBackbone: lite.EfficientNetLiteBackbone,
+            AutoModelForImageClassification: lite.EfficientNetLiteForImageClassification,
+        },
+    )

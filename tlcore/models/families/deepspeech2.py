@@ -83,6 +83,9 @@ class DeepSpeech2Config(PreTrainedConfig):
 class SequenceBatchNorm(nn.Module):
     """Batch norm whose mean and variance are over all frames of the batch that are no padding, and over the bins."""
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int, momentum: float, eps: float) -> None:
         super().__init__()
         self.momentum, self.eps = momentum, eps
@@ -127,11 +130,11 @@ class DeepSpeech2Convolution(nn.Module):
 
     def __init__(self, channels: int, bins: int, row: list[int], config: DeepSpeech2Config) -> None:
         super().__init__()
-        made, wide, long, stride_bins, self.stride = row
+        made, wide, long, stride_bins, stride = row
         padding = 0 if wide == bins else wide // 2
         self.bins = (bins + 2 * padding - wide) // stride_bins + 1
         self.convolution = nn.Conv2d(
-            channels, made, (wide, long), (stride_bins, self.stride), (padding, long // 2), bias=False
+            channels, made, (wide, long), (stride_bins, stride), (padding, long // 2), bias=False
         )
         self.norm = SequenceBatchNorm(made, config.batch_norm_momentum, config.batch_norm_eps)
 
@@ -239,8 +242,8 @@ class DeepSpeech2Model(DeepSpeech2PreTrainedModel):
         check_features(input_features, self.config.feature_size)
         keep = frames_kept(input_features, attention_mask)
         image = (input_features * keep.unsqueeze(-1).to(input_features.dtype)).transpose(1, 2).unsqueeze(1)
-        for convolution in self.convolutions:
-            keep = shortened(keep, convolution.stride)
+        for convolution, row in zip(self.convolutions, self.config.convolutions or [], strict=True):
+            keep = shortened(keep, row[4])
             image = convolution(image, keep)
         hidden = image.flatten(1, 2).transpose(1, 2)
         for layer in self.layers:

@@ -84,7 +84,7 @@ class SpectrogramFeatureExtractor(SequenceFeatureExtractor):
 
     def spectrogram(self, clip: Clip) -> npt.NDArray[np.float32]:
         """[T, bins] of one clip [samples]; a clip shorter than a window is filled up with silence."""
-        window, step = round(self.window_s * self.sampling_rate), round(self.step_s * self.sampling_rate)
+        window, step = self._sizes()
         power = float(np.sqrt(np.mean(np.square(clip, dtype=np.float64))))
         level = clip / power if power > 0 else clip
         level = np.pad(level, (0, max(0, window - len(level))))
@@ -96,8 +96,12 @@ class SpectrogramFeatureExtractor(SequenceFeatureExtractor):
 
     def frames(self, samples: int) -> int:
         """Frames that a clip of so many samples makes."""
-        window, step = round(self.window_s * self.sampling_rate), round(self.step_s * self.sampling_rate)
+        window, step = self._sizes()
         return (max(samples, window) - window) // step + 1
+
+    def _sizes(self) -> tuple[int, int]:
+        """Samples of a window, and from one window to the next."""
+        return round(self.window_s * self.sampling_rate), round(self.step_s * self.sampling_rate)
 
 
 def _clips(raw: Any) -> list[Clip]:
