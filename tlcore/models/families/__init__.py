@@ -37,6 +37,7 @@ def register_families() -> None:
     """Make AutoConfig and the AutoModelFor... classes know every family of this room. Once per process."""
     _register_speech()
     _register_images()
+    _register_text()
 
 
 def _register(config: Any, models: dict[Any, Any]) -> None:
@@ -78,3 +79,25 @@ def _register_images() -> None:
             AutoModelForImageClassification: lite.EfficientNetLiteForImageClassification,
         },
     )
+
+
+def _register_text() -> None:
+    from transformers import (
+        AutoModel,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+    )
+
+    from tlcore.models.families import elmo
+    from tlcore.models.families.elmo_tokens import ElmoTokenizer
+
+    _register(
+        elmo.ElmoConfig,
+        {
+            AutoModel: elmo.ElmoModel,
+            AutoModelForSequenceClassification: elmo.ElmoForSequenceClassification,
+            AutoModelForTokenClassification: elmo.ElmoForTokenClassification,
+        },
+    )
+    AutoTokenizer.register(elmo.ElmoConfig, tokenizer_class=ElmoTokenizer, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._weights_only_unpickler import UnpicklingError  # nowhere else does torch name it
+from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]  # nowhere else does torch name it
 from transformers import CLIPImageProcessor, PreTrainedModel
 
 from tlcore.errors import ModelError
@@ -115,5 +115,25 @@ def _convert_lite0(source: Path, directory: Path) -> None:
     ).save_pretrained(directory)
 
 
-CONVERTERS: dict[str, Callable[[Path, Path], None]] = {"efficientnet-lite0": _convert_lite0}
+def _convert_elmo(source: Path, directory: Path) -> None:
+    """ELMo's language model, from its HDF5 file and the options.json beside it (of the same name, or the only one there)."""
+    from tlcore.models.families.elmo import ElmoModel
+    from tlcore.models.families.elmo_files import read_options, read_weights
+    from tlcore.models.families.elmo_tokens import ElmoTokenizer
+
+    named = source.with_name(source.name.replace("weights.hdf5", "options.json"))
+    options = [named] if named != source and named.is_file() else sorted(source.parent.glob("*options.json"))
+    if len(options) != 1:
+        there = ", ".join(path.name for path in options) or "none"
+        raise ModelError(
+            f"{source}: needs one options.json beside it; there are: {there}", hint=f"name it {named.name}"
+        )
+    config = read_options(options[0])
+    model = ElmoModel(config)
+    load_all(model, read_weights(source, config), source)
+    model.save_pretrained(directory)
+    ElmoTokenizer(max_characters_per_token=config.max_characters_per_token).save_pretrained(directory)
+
+
+CONVERTERS: dict[str, Callable[[Path, Path], None]] = {"efficientnet-lite0": _convert_lite0, "elmo": _convert_elmo}
 """By name: from a published file to a directory."""

@@ -37,7 +37,8 @@ STAGES = [
     (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112),
     (4, 5, 2, 6, 192),
-] + [(1, 3, 1, 6, 320)]
+    (1, 3, 1, 6, 320),
+]
 """Per stage: blocks, kernel, stride of the first block, expansion, channels."""
 STEM, TOP = 32, 1280
 
@@ -145,7 +146,8 @@ class EfficientNetLiteBlock(GradientCheckpointingLayer):
         branch: Tensor = self.project(self.depthwise(inner))
         if not self.residual:
             return branch
-        return values + stochastic_depth(branch, self.drop, "row", self.training)
+        kept: Tensor = stochastic_depth(branch, self.drop, "row", self.training)
+        return values + kept
 
 
 class EfficientNetLitePreTrainedModel(PreTrainedModel):
