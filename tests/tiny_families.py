@@ -81,7 +81,35 @@ def elmo_token() -> Made:
     return model, {**batch, "labels": torch.tensor([[0, 1, 2], [2, 1, -100], [1, -100, -100], [0, 0, 1]])}
 
 
+def _transfo_xl() -> Any:
+    from tlcore.models.families.transfo_xl import TransfoXLConfig
+
+    sizes = {"vocab_size": 13, "cutoffs": [4, 9], "d_model": 8, "d_embed": 8, "n_head": 2, "d_head": 3, "d_inner": 10}
+    return TransfoXLConfig(**sizes, div_val=2, n_layer=2, mem_len=6, dropout=0.0, num_labels=3, init_std=0.2)
+
+
+def transfo_xl() -> Made:
+    """The first two texts have frequent words alone: the ranks' words lie in other buckets."""
+    from tlcore.models.families.transfo_xl import TransfoXLForCausalLM
+
+    ids = torch.cat([torch.randint(0, 4, (2, 6)), torch.randint(4, 13, (2, 6))])
+    return TransfoXLForCausalLM(_transfo_xl()), {"input_ids": ids, "labels": ids}
+
+
+def transfo_xl_shared() -> Made:
+    """One table for all buckets, the position biases shared by all layers."""
+    from tlcore.models.families.transfo_xl import TransfoXLForSequenceClassification
+
+    config = _transfo_xl()
+    config.div_val, config.untie_r = 1, False
+    batch = {"input_ids": torch.randint(0, 13, (4, 6)), "labels": torch.tensor([0, 1, 2, 1])}
+    return TransfoXLForSequenceClassification(config), batch
+
+
 FAMILIES: dict[str, Callable[[], Made]] = {
     made.__name__: made
-    for made in (deepspeech, deepspeech2, row_convolution, efficientnet_lite, elmo_sequence, elmo_token)
+    for made in (
+        *(deepspeech, deepspeech2, row_convolution, efficientnet_lite),
+        *(elmo_sequence, elmo_token, transfo_xl, transfo_xl_shared),
+    )
 }

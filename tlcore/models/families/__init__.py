@@ -84,12 +84,13 @@ def _register_images() -> None:
 def _register_text() -> None:
     from transformers import (
         AutoModel,
+        AutoModelForCausalLM,
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
         AutoTokenizer,
     )
 
-    from tlcore.models.families import elmo
+    from tlcore.models.families import elmo, transfo_xl
     from tlcore.models.families.elmo_tokens import ElmoTokenizer
 
     _register(
@@ -101,3 +102,11 @@ def _register_text() -> None:
         },
     )
     AutoTokenizer.register(elmo.ElmoConfig, tokenizer_class=ElmoTokenizer, exist_ok=True)
+    _register(
+        transfo_xl.TransfoXLConfig,
+        {
+            AutoModel: transfo_xl.TransfoXLModel,
+            AutoModelForCausalLM: transfo_xl.TransfoXLForCausalLM,
+            AutoModelForSequenceClassification: transfo_xl.TransfoXLForSequenceClassification,
+        },
+    )

@@ -6,6 +6,7 @@ nothing in them runs. Does not fetch. Called by whoever has such a file, as `con
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import CLIPImageProcessor, PreTrainedModel
 from tlcore.errors import ModelError
 
 Renames = tuple[tuple[str, str], ...]
-"""Patterns over whole names, with what they become; the first that fits counts."""
+"""Patterns over whole names, with what they become (nothing: left out); the first that fits counts."""
 
 _NAMES_SHOWN = 3
 
@@ -63,7 +64,8 @@ def renamed(state: Mapping[str, Tensor], renames: Renames, path: Path) -> dict[s
         fitting = next((pair for pair in renames if re.fullmatch(pair[0], name)), None)
         if fitting is None:
             raise ModelError(f"{path}: nothing is known of {name!r}", hint="these are weights of another network")
-        found[re.sub(fitting[0], fitting[1], name)] = tensor
+        if new := re.sub(fitting[0], fitting[1], name):
+            found[new] = tensor
     return found
 
 
@@ -135,5 +137,55 @@ def _convert_elmo(source: Path, directory: Path) -> None:
     ElmoTokenizer(max_characters_per_token=config.max_characters_per_token).save_pretrained(directory)
 
 
-CONVERTERS: dict[str, Callable[[Path, Path], None]] = {"efficientnet-lite0": _convert_lite0, "elmo": _convert_elmo}
+TRANSFO_XL: Renames = (
+    (r"transformer\.word_emb\.emb_layers\.(\d+)\.weight", r"transformer.embedding.tables.\1.weight"),
+    (r"transformer\.word_emb\.emb_projs\.(\d+)", r"transformer.embedding.projections.\1.weight"),
+    (r"transformer\.pos_emb\.inv_freq", ""),
+    (r"transformer\.r_w_bias", r"transformer.biases.content"),
+    (r"transformer\.r_r_bias", r"transformer.biases.position"),
+    (r"(transformer\.layers\.\d+)\.dec_attn\.r_w_bias", r"\1.attention.biases.content"),
+    (r"(transformer\.layers\.\d+)\.dec_attn\.r_r_bias", r"\1.attention.biases.position"),
+    (r"(transformer\.layers\.\d+)\.dec_attn\.qkv_net\.weight", r"\1.attention.qkv.weight"),
+    (r"(transformer\.layers\.\d+)\.dec_attn\.o_net\.weight", r"\1.attention.out.weight"),
+    (r"(transformer\.layers\.\d+)\.dec_attn\.r_net\.weight", r"\1.attention.relative.weight"),
+    (r"(transformer\.layers\.\d+)\.dec_attn\.layer_norm\.(.*)", r"\1.attention.norm.\2"),
+    (r"(transformer\.layers\.\d+)\.pos_ff\.CoreNet\.0\.(.*)", r"\1.feed_forward.up.\2"),
+    (r"(transformer\.layers\.\d+)\.pos_ff\.CoreNet\.3\.(.*)", r"\1.feed_forward.down.\2"),
+    (r"(transformer\.layers\.\d+)\.pos_ff\.layer_norm\.(.*)", r"\1.feed_forward.norm.\2"),
+    (r"crit\.cluster_(weight|bias)", r"softmax.cluster_\1"),
+    (r"crit\.out_layers\.(\d+)\.(weight|bias)", r"softmax.\2_\1"),
+    (r"crit\.out_projs\.(\d+)", r"softmax.projection_\1"),
+)
+"""From the names that transformers published (version 4)."""
+
+
+def _convert_transfo_xl(source: Path, directory: Path) -> None:
+    """Transformer-XL's language model, from pytorch_model.bin and the config.json beside it."""
+    from tlcore.models.families.transfo_xl import TransfoXLConfig, TransfoXLForCausalLM
+
+    beside = source.with_name("config.json")
+    try:
+        published = json.loads(beside.read_text())
+        config = TransfoXLConfig(**{name: published[name] for name in _TRANSFO_XL_FIELDS if name in published})
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{source}: needs its config.json beside it: {error}") from error
+    state = renamed(read_state_dict(source), TRANSFO_XL, source)
+    if not config.untie_r:  # the old code listed the shared biases under each layer too
+        state = {name: each for name, each in state.items() if ".attention.biases." not in name}
+    model = TransfoXLForCausalLM(config)
+    load_all(model, state, source)
+    model.save_pretrained(directory)
+
+
+_TRANSFO_XL_FIELDS = (
+    *("vocab_size", "cutoffs", "d_model", "d_embed", "n_head", "d_head", "d_inner", "div_val", "pre_lnorm", "n_layer"),
+    *("mem_len", "clamp_len", "same_length", "proj_share_all_but_first", "untie_r", "dropout", "dropatt", "init_std"),
+    *("layer_norm_epsilon", "eos_token_id"),
+)
+
+CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
+    "efficientnet-lite0": _convert_lite0,
+    "elmo": _convert_elmo,
+    "transfo-xl": _convert_transfo_xl,
+}
 """By name: from a published file to a directory."""
