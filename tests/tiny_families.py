@@ -106,10 +106,22 @@ def transfo_xl_shared() -> Made:
     return TransfoXLForSequenceClassification(config), batch
 
 
+def yolox() -> Made:
+    """One image has no object, the images of the other rank have some."""
+    from tlcore.models.families.yolo import YoloxConfig, YoloxForObjectDetection
+
+    objects = [[[0.5, 0.5, 0.6, 0.5], [0.2, 0.3, 0.2, 0.2]], [], [[0.4, 0.6, 0.5, 0.7]], [[0.7, 0.7, 0.3, 0.3]]]
+    labels = [{"class_labels": torch.arange(len(each)), "boxes": torch.tensor(each).view(-1, 4)} for each in objects]
+    return YoloxForObjectDetection(YoloxConfig(width=0.125, num_labels=3)), {
+        "pixel_values": torch.randn(4, 3, 64, 64),
+        "labels": labels,
+    }
+
+
 FAMILIES: dict[str, Callable[[], Made]] = {
     made.__name__: made
     for made in (
         *(deepspeech, deepspeech2, row_convolution, efficientnet_lite),
-        *(elmo_sequence, elmo_token, transfo_xl, transfo_xl_shared),
+        *(elmo_sequence, elmo_token, transfo_xl, transfo_xl_shared, yolox),
     )
 }

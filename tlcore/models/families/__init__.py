@@ -67,9 +67,10 @@ def _register_speech() -> None:
 
 
 def _register_images() -> None:
-    from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
+    from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, AutoModelForObjectDetection
 
     from tlcore.models.families import efficientnet_lite as lite
+    from tlcore.models.families import yolo
 
     _register(
         lite.EfficientNetLiteConfig,
@@ -78,6 +79,10 @@ def _register_images() -> None:
             AutoBackbone: lite.EfficientNetLiteBackbone,
             AutoModelForImageClassification: lite.EfficientNetLiteForImageClassification,
         },
+    )
+    _register(
+        yolo.YoloxConfig,
+        {AutoModel: yolo.YoloxModel, AutoModelForObjectDetection: yolo.YoloxForObjectDetection},
     )
 
 

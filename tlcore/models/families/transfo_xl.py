@@ -89,7 +89,7 @@ class TransfoXLConfig(PreTrainedConfig):
 
 
 @dataclass
-class TransfoXLOutput(ModelOutput):  # type: ignore[misc]
+class TransfoXLOutput(ModelOutput):
     """`last_hidden_state` [B, T, D]; `mems`, to be given with the next segment."""
 
     last_hidden_state: Tensor | None = None
@@ -97,7 +97,7 @@ class TransfoXLOutput(ModelOutput):  # type: ignore[misc]
 
 
 @dataclass
-class TransfoXLCausalLMOutput(ModelOutput):  # type: ignore[misc]
+class TransfoXLCausalLMOutput(ModelOutput):
     """`logits` are log probabilities [B, T, V]; None in training where labels are given."""
 
     loss: Tensor | None = None

@@ -116,7 +116,7 @@ class AdaptiveSoftmax(nn.Module):
         weight, bias = getattr(self, f"weight_{at}"), getattr(self, f"bias_{at}")
         if not self.divided:
             weight, bias = weight[first:end], bias[first:end]
-        if bucket == 0 and self.cluster_weight is not None:
+        if bucket == 0 and self.cluster_weight is not None and self.cluster_bias is not None:
             weight, bias = torch.cat([weight, self.cluster_weight]), torch.cat([bias, self.cluster_bias])
         return functional.linear(hidden if projection is None else hidden @ projection, weight, bias)
 
