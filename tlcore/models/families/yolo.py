@@ -181,6 +181,10 @@ def _doubled(values: Tensor) -> Tensor:
     return functional.interpolate(values, scale_factor=2, mode="nearest")
 
 
+class RareConv(nn.Conv2d):
+    """A convolution that begins with saying `PRIOR`."""
+
+
 class YoloxLevelHead(nn.Module):
     """Class, box and objectness at each place of one map, from two branches."""
 
@@ -190,9 +194,9 @@ class YoloxLevelHead(nn.Module):
         self.stem = Conv(config, inputs, units, 1)
         self.class_branch = nn.Sequential(Conv(config, units, units, 3), Conv(config, units, units, 3))
         self.box_branch = nn.Sequential(Conv(config, units, units, 3), Conv(config, units, units, 3))
-        self.classes = nn.Conv2d(units, config.num_labels, 1)
+        self.classes = RareConv(units, config.num_labels, 1)
         self.boxes = nn.Conv2d(units, 4, 1)
-        self.objectness = nn.Conv2d(units, 1, 1)
+        self.objectness = RareConv(units, 1, 1)
 
     def forward(self, values: Tensor) -> Tensor:
         """[B, inputs, h, w] to [B, h w, 4 + 1 + C]."""
@@ -218,10 +222,8 @@ class YoloxPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, YoloxLevelHead):  # its convolutions were initialised before it
-            for prediction in (module.classes, module.objectness):
-                init.constant_(prediction.bias, -math.log((1 - PRIOR) / PRIOR))
+                rare = isinstance(module, RareConv)
+                init.constant_(module.bias, -math.log((1 - PRIOR) / PRIOR) if rare else 0.0)
         else:
             super()._init_weights(module)
 
