@@ -2,9 +2,9 @@
 
 Source: Ge et al. 2021, "YOLOX: Exceeding YOLO Series in 2021", arXiv:2107.08430: a CSP Darknet (Wang et al. 2020,
 arXiv:1911.11929) with spatial pooling, a path aggregation network (Liu et al. 2018, arXiv:1803.01534) over strides 8, 16 and 32,
-and at each a decoupled head for class, box and objectness. Published sizes with 80 classes, in million parameters: tiny 5.06, S
-9.0, M 25.3, L 54.2, X 99.1 (the depthwise Nano is not here). The paper's first 285 of 300 epochs train without an L1 loss, and so does
-this. Owns configuration, network and the reading of its outputs; the loss is `yolo_loss.py`'s. Registered by `__init__.py`.
+and at each a decoupled head for class, box and objectness. Published sizes with 80 classes, in million parameters: tiny 5.06,
+S 9.0, M 25.3, L 54.2, X 99.1 (the depthwise Nano is not here). The paper adds an L1 loss in its last 15 of 300 epochs; here there
+is none. Owns configuration, network and the reading of its outputs; the loss is `yolo_loss.py`'s. Registered by `__init__.py`.
 
 Inputs are images whose sides are multiples of 32; labels are DETR's: one {"class_labels" [G], "boxes" [G, 4]} per image, boxes as
 centre and size over the image's. Published weights are not read: they come as pickled training states.
