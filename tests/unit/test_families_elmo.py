@@ -151,7 +151,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 def test_published_files_give_what_the_published_equations_give(published: tuple[Path, Any]) -> None:
     directory, arrays = published
     source = resolve_source(str(directory))
-    tokenizer = source.load_processor()
+    tokenizer = source.load_tokenizer()
     model = build_pretrained(AutoModel, source, source.load_config(), seed=0).eval()
     assert new_parameters(model) == frozenset()
     encoded = tokenizer(TEXTS, padding=True, return_tensors="pt")
@@ -198,6 +198,13 @@ def test_heads_are_sources_learn_and_recompute(auto: Any, labels: Any, tmp_path:
     check_learns(model, batch(labels), steps=20, rate=3e-2)
 
 
+def test_a_batch_without_any_label_has_no_loss() -> None:
+    model = AutoModelForTokenClassification.from_config(tiny())
+    loss = model(**batch([[-100] * 3] * 3)).loss
+    assert loss.item() == 0
+    loss.backward()
+
+
 def test_the_mixture_is_a_weighted_mean_scaled() -> None:
     mixture = ScalarMixture(3)
     with torch.no_grad():
@@ -229,7 +236,7 @@ def test_rows_are_words_of_fifty_and_limits_count_words(tmp_path: Path) -> None:
     assert (tokenizer.pad_token_id, len(tokenizer)) == (0, 262)
     tokenizer.save_pretrained(tmp_path)
     tiny().save_pretrained(tmp_path)
-    again = resolve_source(str(tmp_path)).load_processor()
+    again = resolve_source(str(tmp_path)).load_tokenizer()
     assert isinstance(again, ElmoTokenizer)
     assert again("so it is")["input_ids"] == tokenizer("so it is")["input_ids"]
     assert again.model_max_length == 9

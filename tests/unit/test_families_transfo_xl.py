@@ -215,6 +215,17 @@ def test_segments_with_memory_are_one_long_text() -> None:
     assert all(each.shape[1] == 6 for each in fixed(AutoModelForCausalLM.from_config(tiny()))(ids).mems)
 
 
+def test_generation_from_memory_is_the_likeliest_word_each_time() -> None:
+    model = fixed(AutoModelForCausalLM.from_config(tiny(mem_len=20, same_length=False, eos_token_id=None)))
+    given = words(rows=2)["input_ids"]
+    found = model.generate(given, max_new_tokens=5, do_sample=False)
+    expected = given
+    for _ in range(5):
+        with torch.no_grad():
+            expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], dim=1)
+    assert found.tolist() == expected.tolist()
+
+
 def test_the_base_model_has_the_published_number_of_parameters() -> None:
     """WikiText-103 base, as its authors' script prints: 151,107,538, of which 41,066,400 in the layers."""
     config = TransfoXLConfig(

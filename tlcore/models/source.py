@@ -125,6 +125,7 @@ class ModelSource:
         import transformers
 
         loader = getattr(transformers, auto_class)
+        register_for(self.directory)
         try:
             return loader.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError, KeyError, ImportError) as error:

@@ -302,5 +302,11 @@ class ElmoForTokenClassification(ElmoPreTrainedModel):
         """Logits [B, W, C]; with `labels` [B, W] (-100: none) the loss."""
         mixed = self.mixture(self.elmo(input_ids, attention_mask).hidden_states)
         logits = self.classifier(functional.dropout(mixed, self.config.dropout, self.training))
-        loss = None if labels is None else functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        loss = None if labels is None else _mean_loss(logits.flatten(0, 1), labels.flatten())
         return TokenClassifierOutput(loss=loss, logits=logits)
+
+
+def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy over words that have a label; 0, with gradients, where none has."""
+    total = functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
+    return total / (labels != -100).sum().clamp(min=1)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -304,8 +304,9 @@ class TransfoXLModel(TransfoXLPreTrainedModel):
         return away
 
 
-class TransfoXLForCausalLM(TransfoXLPreTrainedModel):
-    """The language model with its adaptive softmax."""
+class TransfoXLForCausalLM(TransfoXLPreTrainedModel, GenerationMixin):
+    """The language model with its adaptive softmax. Generation goes on from memory, one word at a time; texts of one batch must be
+    equally long, as nothing masks padding before a text."""
 
     def __init__(self, config: TransfoXLConfig) -> None:
         super().__init__(config)
@@ -341,6 +342,16 @@ class TransfoXLForCausalLM(TransfoXLPreTrainedModel):
         if labels is None or not self.training:
             logits = self.softmax(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
         return TransfoXLCausalLMOutput(loss=loss, logits=logits, mems=output.mems)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, mems: Memories | None = None, **_: Any
+    ) -> dict[str, Any]:
+        """Of a text that memory holds, the last word alone."""
+        return {"input_ids": input_ids if mems is None else input_ids[:, -1:], "mems": mems}
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **rest: Any) -> Any:
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **rest)
+        return updated | {"mems": outputs.mems}
 
     def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         following = labels[:, 1:].flatten()
