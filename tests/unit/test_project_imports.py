@@ -109,6 +109,10 @@ def test_loads_light(module: str) -> None:
     assert not {name: by for name, by in loaded.items() if name in HEAVY}
 
 
+def test_model_families_cost_nothing_before_one_is_met() -> None:
+    assert not {"torch", "transformers", "torchvision", "h5py"} & set(loaded_by("tlcore.models", _sources()))
+
+
 def test_weight_is_seen_through_other_modules() -> None:
     sources = {
         "tlcore": Source.parse("tlcore", ""),

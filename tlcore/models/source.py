@@ -109,6 +109,7 @@ class ModelSource:
         """The tokenizer, the fast one where the source has it; a pad token is made sure of. Raises ModelError."""
         from transformers import AutoTokenizer
 
+        register_for(self.directory)
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -131,6 +132,7 @@ class ModelSource:
 
         register_for(self.directory)
         loader = getattr(transformers, auto_class)
+        register_for(self.directory)
         try:
             return loader.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError, KeyError, ImportError) as error:

@@ -1,8 +1,9 @@
 """Model families that no kept library has any more, as published, as transformers models of our own.
 
-Each module owns one family: configuration, backbone, heads, and the source it follows. `register_families` makes transformers' Auto
-classes know them, so that a directory whose config.json names one is a model source like any other; `source.py` and `build.py` call
-it where such a one is met. Importing this package costs neither torch nor transformers.
+Each module owns one family: configuration, backbone, heads, and the source it follows. `convert.py` brings published weights into
+their form. `register_families` makes transformers' Auto classes know them, so that a directory whose config.json names one is a
+model source like any other; `source.py` and `build.py` call it where such a one is met.
+Importing this package costs neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ def register_families() -> None:
     """Make AutoConfig and the AutoModelFor... classes know every family of this room. Once per process."""
     _register_torchvision()
     _register_one_class()
+    _register_speech()
+    _register_images()
+    _register_text()
 
 
 def _register(config: Any, models: dict[Any, Any]) -> None:
@@ -66,3 +70,72 @@ def _register_one_class() -> None:
     from tlcore.models.families import one_class
 
     _register(one_class.OneClassConfig, {AutoModel: one_class.OneClassModel})
+
+
+def _register_speech() -> None:
+    from transformers import AutoFeatureExtractor, AutoModel, AutoModelForCTC
+
+    from tlcore.models.families import deepspeech, deepspeech2
+    from tlcore.models.families.spectrogram import SpectrogramFeatureExtractor
+
+    _register(
+        deepspeech.DeepSpeechConfig,
+        {AutoModel: deepspeech.DeepSpeechModel, AutoModelForCTC: deepspeech.DeepSpeechForCTC},
+    )
+    _register(
+        deepspeech2.DeepSpeech2Config,
+        {AutoModel: deepspeech2.DeepSpeech2Model, AutoModelForCTC: deepspeech2.DeepSpeech2ForCTC},
+    )
+    for config in (deepspeech.DeepSpeechConfig, deepspeech2.DeepSpeech2Config):
+        AutoFeatureExtractor.register(config, SpectrogramFeatureExtractor, exist_ok=True)
+
+
+def _register_images() -> None:
+    from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, AutoModelForObjectDetection
+
+    from tlcore.models.families import efficientnet_lite as lite
+    from tlcore.models.families import yolo
+
+    _register(
+        lite.EfficientNetLiteConfig,
+        {
+            AutoModel: lite.EfficientNetLiteModel,
+            AutoBackbone: lite.EfficientNetLiteBackbone,
+            AutoModelForImageClassification: lite.EfficientNetLiteForImageClassification,
+        },
+    )
+    _register(
+        yolo.YoloxConfig,
+        {AutoModel: yolo.YoloxModel, AutoModelForObjectDetection: yolo.YoloxForObjectDetection},
+    )
+
+
+def _register_text() -> None:
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+    )
+
+    from tlcore.models.families import elmo, transfo_xl
+    from tlcore.models.families.elmo_tokens import ElmoTokenizer
+
+    _register(
+        elmo.ElmoConfig,
+        {
+            AutoModel: elmo.ElmoModel,
+            AutoModelForSequenceClassification: elmo.ElmoForSequenceClassification,
+            AutoModelForTokenClassification: elmo.ElmoForTokenClassification,
+        },
+    )
+    AutoTokenizer.register(elmo.ElmoConfig, tokenizer_class=ElmoTokenizer, exist_ok=True)
+    _register(
+        transfo_xl.TransfoXLConfig,
+        {
+            AutoModel: transfo_xl.TransfoXLModel,
+            AutoModelForCausalLM: transfo_xl.TransfoXLForCausalLM,
+            AutoModelForSequenceClassification: transfo_xl.TransfoXLForSequenceClassification,
+        },
+    )
