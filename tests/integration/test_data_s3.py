@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tlcore.data import fingerprint, read_split
+from tlcore.data import fingerprint, read_media, read_split
 from tlcore.errors import BucketMissing, DataError, ModelError
 from tlcore.models import resolve_source
 from tlcore.storage import ObjectStore
@@ -98,3 +98,17 @@ def test_a_model_is_fetched_once_for_all_ranks(
     assert found[0].parent == tmp_path / ".cache" / "tlcore" / "models"
     with pytest.raises(ModelError, match="nothing lies directly under that prefix"):
         resolve_source(f"{s3_store.url}/models/other")
+
+
+def test_files_in_the_store_are_named_by_folders_and_by_tables_beside_them(s3_store: ObjectStore) -> None:
+    for name, content in {"cat/a.png": b"first", "dog/b.png": b"second", "dog/notes.txt": b""}.items():
+        s3_store.put(f"pictures/{name}", content)
+    rows = read_media(f"{s3_store.url}/pictures", ["image"], [".png"], label="label")
+    assert rows.read("image", [1, 0]) == [b"second", b"first"]
+    assert rows.table.column("label").to_pylist() == ["cat", "dog"]
+    cells = ["pictures/dog/b.png", f"{s3_store.url}/pictures/cat/a.png", "pictures/none.png"]
+    s3_store.put("rows.jsonl", "".join(json.dumps({"image": cell}) + "\n" for cell in cells).encode())
+    rows = read_media(f"{s3_store.url}/rows.jsonl", ["image"], [".png"])
+    assert rows.read("image", [0, 1]) == [b"second", b"first"]
+    with pytest.raises(DataError, match=r"cannot read s3://.*none\.png: no such object"):
+        rows.read("image", [2])

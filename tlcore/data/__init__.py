@@ -1,18 +1,22 @@
 """Training data: reading it, holding some out, labels as numbers, and the order in which ranks see it.
 
-`files.py` finds what a place names, `reading.py` reads it into memory, `splitting.py` holds out validation samples, `labels.py`
-maps classes to numbers, `order.py` says which samples form which step on which rank. Called by `tasks/` and `train/`.
+`files.py` finds what a place names, `reading.py` reads it into memory, `media.py` finds and opens samples that are files,
+`splitting.py` holds out validation samples, `labels.py` maps classes to numbers, `order.py` says which samples form which step on
+which rank. Called by `tasks/` and `train/`.
 """
 
 from tlcore.data.course import Course
 from tlcore.data.files import find_files, fingerprint, hub_dataset
 from tlcore.data.labels import encode_labels, find_label_names
+from tlcore.data.media import MediaRows, Opener, read_media
 from tlcore.data.order import Order, split_batch
 from tlcore.data.reading import read_split
 from tlcore.data.splitting import hold_out
 
 __all__ = [
     "Course",
+    "MediaRows",
+    "Opener",
     "Order",
     "encode_labels",
     "find_files",
@@ -20,6 +24,7 @@ __all__ = [
     "fingerprint",
     "hold_out",
     "hub_dataset",
+    "read_media",
     "read_split",
     "split_batch",
 ]
