@@ -60,7 +60,6 @@ UNBUILT: Final = (
     Unbuilt("task", "image-embedding"),
     Unbuilt("task", "anomaly-detection"),
     Unbuilt("task", "speech-recognition"),
-    Unbuilt("task", "audio-classification"),
     Unbuilt("task", "audio-pretraining"),
     Unbuilt("task", "speech-translation"),
     Unbuilt("model.source", _is_torchvision, _SOURCES),

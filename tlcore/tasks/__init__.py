@@ -24,6 +24,7 @@ TASKS = {
     "translation": "tlcore.tasks.text_to_text:TextToText",
     "text-classification": "tlcore.tasks.text_classification:TextClassification",
     "text-generation": "tlcore.tasks.text_generation:TextGeneration",
+    "audio-classification": "tlcore.tasks.audio_classification:AudioClassification",
 }
 """Task id -> where its class is."""
 

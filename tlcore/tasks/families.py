@@ -47,4 +47,6 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("llama", "text-generation"),
     Family("qwen3", "text-generation"),
     Family("gpt-oss", "text-generation"),
+    Family("wav2vec2", "audio-classification"),
+    Family("hubert", "audio-classification"),
 )
