@@ -94,7 +94,33 @@ def audio_classification(model_class: str, config_class: str) -> Callable[[Path]
     return make
 
 
+def recognition(model_class: str, config_class: str) -> Callable[[Path], dict[str, Any]]:
+    """CTC with a vocabulary of the transcripts' own characters."""
+
+    def make(home: Path) -> dict[str, Any]:
+        import transformers
+
+        save_waveform_extractor(home)
+        source = save(home, getattr(transformers, config_class)(**WAVEFORM), model_class)
+        return {
+            "model": {"source": source},
+            "data": {"train": write_spoken(home), "max_seconds": 2.0, "validation": 0.2},
+            "predict": [str(home / "clips/1.wav"), {"audio": str(home / "clips/0.wav"), "text": words()[0]}],
+        }
+
+    return make
+
+
+def write_spoken(home: Path, column: str = "text") -> str:
+    """Sounds with their texts."""
+    texts = words()
+    rows = [{"audio": name, column: text} for name, text in zip(write_sounds(home, texts), texts, strict=True)]
+    return write_rows(home / "rows.jsonl", rows)
+
+
 MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "wav2vec2/audio-classification": audio_classification("Wav2Vec2Model", "Wav2Vec2Config"),
     "hubert/audio-classification": audio_classification("HubertModel", "HubertConfig"),
+    "wav2vec2/speech-recognition": recognition("Wav2Vec2Model", "Wav2Vec2Config"),
+    "hubert/speech-recognition": recognition("HubertModel", "HubertConfig"),
 }

@@ -59,7 +59,6 @@ UNBUILT: Final = (
     Unbuilt("task", "image-segmentation"),
     Unbuilt("task", "image-embedding"),
     Unbuilt("task", "anomaly-detection"),
-    Unbuilt("task", "speech-recognition"),
     Unbuilt("task", "audio-pretraining"),
     Unbuilt("task", "speech-translation"),
     Unbuilt("model.source", _is_torchvision, _SOURCES),

@@ -49,4 +49,6 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("gpt-oss", "text-generation"),
     Family("wav2vec2", "audio-classification"),
     Family("hubert", "audio-classification"),
+    Family("wav2vec2", "speech-recognition"),
+    Family("hubert", "speech-recognition"),
 )

@@ -84,7 +84,7 @@ class SoundInputs:
         if self._is_fixed:
             shape, name, length = (extractor.feature_size, extractor.nb_max_frames), _INPUTS[1], extractor.nb_max_frames
         elif hasattr(extractor, "frames"):
-            length = extractor.frames(self.window)
+            length = self.length(self.window)
             shape, name = (length, extractor.feature_size), _INPUTS[1]
         else:
             shape, name, length = (self.window,), _INPUTS[0], self.window
@@ -92,6 +92,10 @@ class SoundInputs:
         if extractor.return_attention_mask:
             batch["attention_mask"] = torch.ones(samples, length, dtype=torch.int32)
         return batch
+
+    def length(self, frames: int) -> int:
+        """`LENGTHS` of a sound of so many samples."""
+        return int(self.extractor.frames(frames)) if hasattr(self.extractor, "frames") else frames
 
     @property
     def _is_fixed(self) -> bool:

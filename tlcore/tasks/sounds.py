@@ -178,7 +178,7 @@ def _say_left_out(place: str, count: int, samples: int, max_seconds: float) -> N
             f"{place}: all {samples} sounds are longer than {max_seconds:g} s",
             hint="raise data.max_seconds, or cut them",
         )
-    if count and _is_rank_0():
+    if count and is_rank_0():
         logging.getLogger(__name__).warning(
             "%s: left out %d of %d sounds, which are longer than data.max_seconds %g",
             place,
@@ -188,7 +188,8 @@ def _say_left_out(place: str, count: int, samples: int, max_seconds: float) -> N
         )
 
 
-def _is_rank_0() -> bool:
+def is_rank_0() -> bool:
+    """Whether this process is the one that speaks for all ranks."""
     from torch import distributed
 
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
