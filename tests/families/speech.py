@@ -118,9 +118,60 @@ def write_spoken(home: Path, column: str = "text") -> str:
     return write_rows(home / "rows.jsonl", rows)
 
 
+SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|notimestamps|>")
+
+
+def save_whisper_tokenizer(home: Path) -> Any:
+    """One token for each letter, for the blank, and for what the prompt is made of."""
+    from transformers import WhisperTokenizer
+
+    signs = [*"abc", chr(0x120)]
+    tokenizer = WhisperTokenizer(vocab={sign: number for number, sign in enumerate((*signs, *SPECIAL))}, merges=[])
+    tokenizer.add_special_tokens({"extra_special_tokens": list(SPECIAL[1:])})
+    tokenizer.save_pretrained(home)
+    return tokenizer
+
+
+def whisper(column: str) -> Callable[[Path], dict[str, Any]]:
+    def make(home: Path) -> dict[str, Any]:
+        import transformers
+
+        tokenizer = save_whisper_tokenizer(home)
+        transformers.WhisperFeatureExtractor(
+            feature_size=8, sampling_rate=RATE_HZ, hop_length=40, chunk_length=1, n_fft=160
+        ).save_pretrained(home)
+        config = transformers.WhisperConfig(
+            vocab_size=len(tokenizer),
+            num_mel_bins=8,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            d_model=16,
+            max_source_positions=50,
+            max_target_positions=24,
+            init_std=0.2,
+            pad_token_id=4,
+            bos_token_id=4,
+            eos_token_id=4,
+            decoder_start_token_id=5,
+            suppress_tokens=None,
+            begin_suppress_tokens=None,
+        )
+        source = save(home, config, "WhisperForConditionalGeneration")
+        data = {"train": write_spoken(home, column), "max_seconds": 1.0, "validation": 0.2, "max_target_length": 12}
+        return {"model": {"source": source}, "data": data, "predict": [str(home / "clips/1.wav")]}
+
+    return make
+
+
 MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "wav2vec2/audio-classification": audio_classification("Wav2Vec2Model", "Wav2Vec2Config"),
     "hubert/audio-classification": audio_classification("HubertModel", "HubertConfig"),
     "wav2vec2/speech-recognition": recognition("Wav2Vec2Model", "Wav2Vec2Config"),
     "hubert/speech-recognition": recognition("HubertModel", "HubertConfig"),
+    "whisper/speech-recognition": whisper("text"),
+    "whisper/speech-translation": whisper("target"),
 }

@@ -60,7 +60,6 @@ UNBUILT: Final = (
     Unbuilt("task", "image-embedding"),
     Unbuilt("task", "anomaly-detection"),
     Unbuilt("task", "audio-pretraining"),
-    Unbuilt("task", "speech-translation"),
     Unbuilt("model.source", _is_torchvision, _SOURCES),
     Unbuilt("transfer.strategy", "gradual"),
     Unbuilt("transfer.strategy", "layerwise"),

@@ -51,4 +51,6 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("hubert", "audio-classification"),
     Family("wav2vec2", "speech-recognition"),
     Family("hubert", "speech-recognition"),
+    Family("whisper", "speech-recognition"),
+    Family("whisper", "speech-translation"),
 )

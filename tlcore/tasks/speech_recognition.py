@@ -104,7 +104,7 @@ class SpeechRecognition:
         return self._way.metrics()
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """What is said in each sound (a path, an `s3://` URL, a file's bytes); of `{audio, text}` also how well the text was said."""
+        """What is said in each sound: a path, a URL of the store, bytes; of `{audio, text}` also how well the text was said."""
         answers = []
         for number, given in enumerate(inputs):
             sound, text = sound_and_text(given, number)
@@ -131,21 +131,21 @@ class SpeechRecognition:
     @cached_property
     def _way(self) -> Transcriber:
         """Raises ModelError: the source is made for neither."""
-        from transformers import AutoModelForCTC, AutoModelForSpeechSeq2Seq
+        from transformers import AutoModelForCTC, WhisperConfig
 
         kind = type(self._source.load_config())
-        if kind in AutoModelForSpeechSeq2Seq._model_mapping:
-            from tlcore.tasks.decoder_transcriber import DecoderTranscriber
+        if issubclass(kind, WhisperConfig):
+            from tlcore.tasks.whisper_transcriber import WhisperTranscriber
 
-            return DecoderTranscriber(self._source, self._inputs, self._recipe.data, self._translates)
+            return WhisperTranscriber(self._source, self._inputs, self._recipe.data, self._translates)
         if kind in AutoModelForCTC._model_mapping and not self._translates:
             from tlcore.tasks.ctc_transcriber import CtcTranscriber
 
             return CtcTranscriber(self._source, self._inputs, self._recipe.data, self._vocabulary)
-        wanted = "a decoder over sound (Whisper)" if self._translates else "CTC (Wav2Vec2) or a decoder (Whisper)"
+        wanted = "a decoder over sound: Whisper" if self._translates else "CTC, such as Wav2Vec2 and HuBERT, or Whisper"
         raise ModelError(
             f"model source {self._source.name!r} is a {kind.model_type}, which task {self._recipe.task} has no use for",
-            hint=f"name a model with {wanted}",
+            hint=f"what is: {wanted}",
         )
 
     def _vocabulary(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What differs between models that write down speech: one protocol, and what its two ways share.
 
 Owns the protocol and what goes with it: reference texts inside batches, and what `predict` may be given. Implemented by
-`ctc_transcriber.py` and `decoder_transcriber.py`; called by `speech_recognition.py`.
+`ctc_transcriber.py` and `whisper_transcriber.py`; called by `speech_recognition.py`.
 """
 
 from __future__ import annotations
