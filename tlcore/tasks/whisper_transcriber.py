@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from tlcore.errors import DataError, Fault, RecipeError
+from tlcore.models import quiet
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.error_rates import ErrorRates, Heard
 from tlcore.tasks.generate import generate
 from tlcore.tasks.logits import mean_cross_entropy
 from tlcore.tasks.long_sounds import Window, join_texts, windows
-from tlcore.tasks.sound_inputs import SoundInputs, model_inputs
+from tlcore.tasks.sound_inputs import LENGTHS, SoundInputs, model_inputs
 from tlcore.tasks.sound_models import load_sound_config
 from tlcore.tasks.sounds import Pcm, Sounds
 from tlcore.tasks.tokens import store_tokens
@@ -169,12 +170,19 @@ class WhisperTranscriber:
         return logits.float(), batch["labels"].to(device)
 
     def _produce(self, model: nn.Module, batch: Batch) -> list[str]:
-        ids = generate(model, model_inputs(model, batch), **self._settings())
+        ids = self._generate(model, model_inputs(model, batch))
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _settings(self) -> dict[str, Any]:
-        return {"max_new_tokens": self._data.max_target_length, "num_beams": self._data.beams, **self._spoken}
+    def _generate(self, model: nn.Module, inputs: Batch, **more: Any) -> Any:
+        settings = {
+            "max_new_tokens": self._data.max_target_length,
+            "num_beams": self._data.beams,
+            **self._spoken,
+            **more,
+        }
+        with quiet():  # it warns of settings that it makes itself
+            return generate(model, inputs, **settings)
 
     def _produce_counted(self, model: nn.Module, batch: Batch) -> list[str]:
         """For the samples that count; a filler is produced for as well, since the other ranks wait for that."""
@@ -207,16 +215,16 @@ class WhisperTranscriber:
 
     def _timed(self, model: nn.Module, sound: Pcm, found: Sequence[Window]) -> dict[str, Any]:
         """Text and word times: the source's alignment heads tell them, by dynamic time warping of what they attend to."""
+        import torch
+
         rate, outputs = self._inputs.rate_hz, []
         for window in found:
             batch = self._window(sound, window)
-            produced: Any = generate(
-                model,
-                model_inputs(model, batch),
-                **self._settings(),
-                return_token_timestamps=True,
-                return_timestamps=True,
-            )
+            inputs = model_inputs(model, batch)
+            frames = inputs["input_features"].shape[-1]
+            # Without the mask, the last word would last to the end of the window.
+            heard = {"attention_mask": (torch.arange(frames) < batch[LENGTHS][:, None]).long()}
+            produced = self._generate(model, {**inputs, **heard}, return_token_timestamps=True)
             outputs.append(
                 {
                     "tokens": produced["sequences"].cpu(),
