@@ -214,39 +214,41 @@ class WhisperTranscriber:
         return self._inputs.batch([sound[window.start : window.end]])
 
     def _timed(self, model: nn.Module, sound: Pcm, found: Sequence[Window]) -> dict[str, Any]:
-        """Text and word times: the source's alignment heads tell them, by dynamic time warping of what they attend to."""
+        """Text and word times: the source's alignment heads tell them, by dynamic time warping of what they attend to. Of
+        overlapping windows each word is taken from the one that believes the time of its middle."""
+        rate = self._inputs.rate_hz
+        words = []
+        for window in found:
+            for word, start, end in self._words(model, sound, window):
+                middle = (start + end) / 2
+                if window.kept_start <= middle and (middle < window.kept_end or window.end == len(sound)):
+                    words.append({"word": word, "start_s": round(start / rate, 3), "end_s": round(end / rate, 3)})
+        return {"prediction": " ".join(str(word["word"]) for word in words), "words": words}
+
+    def _words(self, model: nn.Module, sound: Pcm, window: Window) -> list[tuple[str, float, float]]:
+        """(word, start, end) of a window, in samples of the whole sound."""
         import torch
 
-        rate, outputs = self._inputs.rate_hz, []
-        for window in found:
-            batch = self._window(sound, window)
-            inputs = model_inputs(model, batch)
-            frames = inputs["input_features"].shape[-1]
-            # Without the mask, the last word would last to the end of the window.
-            heard = {"attention_mask": (torch.arange(frames) < batch[LENGTHS][:, None]).long()}
-            produced = self._generate(model, {**inputs, **heard}, return_token_timestamps=True)
-            outputs.append(
-                {
-                    "tokens": produced["sequences"].cpu(),
-                    "token_timestamps": produced["token_timestamps"].cpu(),
-                    "stride": tuple(
-                        samples / rate
-                        for samples in (
-                            window.end - window.start,
-                            2 * (window.kept_start - window.start),
-                            2 * (window.end - window.kept_end),
-                        )
-                    ),
-                }
+        batch = self._window(sound, window)
+        inputs = model_inputs(model, batch)
+        frames = inputs["input_features"].shape[-1]
+        # Without the mask, the last word would last to the end of the window.
+        heard = {"attention_mask": (torch.arange(frames) < batch[LENGTHS][:, None]).long()}
+        produced = self._generate(model, {**inputs, **heard}, return_token_timestamps=True)
+        output = {"tokens": produced["sequences"].cpu(), "token_timestamps": produced["token_timestamps"].cpu()}
+        with quiet():
+            _, more = self.tokenizer._decode_asr(
+                [output], return_timestamps="word", return_language=False, time_precision=_STEP_S
             )
-        text, more = self.tokenizer._decode_asr(
-            outputs, return_timestamps="word", return_language=False, time_precision=_STEP_S
-        )
-        words = [
-            {"word": chunk["text"].strip(), "start_s": chunk["timestamp"][0], "end_s": chunk["timestamp"][1]}
+        rate, length = self._inputs.rate_hz, window.end - window.start
+        times = [
+            [length if time is None else min(time * rate, length) for time in chunk["timestamp"]]
             for chunk in more["chunks"]
         ]
-        return {"prediction": text.strip(), "words": words}
+        return [
+            (chunk["text"].strip(), window.start + start, window.start + end)
+            for chunk, (start, end) in zip(more["chunks"], times, strict=True)
+        ]
 
 
 def _where(batch: Batch, texts: Sequence[str]) -> list[str]:
