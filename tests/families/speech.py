@@ -111,6 +111,21 @@ def recognition(model_class: str, config_class: str) -> Callable[[Path], dict[st
     return make
 
 
+def pretraining(home: Path) -> dict[str, Any]:
+    """Sounds alone, some steps of which are hidden."""
+    from transformers import Wav2Vec2Config
+
+    save_waveform_extractor(home)
+    codes = {"num_codevectors_per_group": 8, "codevector_dim": 8, "proj_codevector_dim": 8, "num_negatives": 10}
+    config = Wav2Vec2Config(**{**WAVEFORM, **codes, "mask_time_prob": 0.1, "mask_time_length": 2})
+    write_sounds(home, [f"{text} {text}" for text in words()])
+    return {
+        "model": {"source": save(home, config, "Wav2Vec2ForPreTraining")},
+        "data": {"train": str(home / "clips"), "max_seconds": 2.0, "mask_probability": 0.4},
+        "predict": [str(home / "clips/1.wav")],
+    }
+
+
 def write_spoken(home: Path, column: str = "text") -> str:
     """Sounds with their texts."""
     texts = words()
@@ -172,6 +187,7 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hubert/audio-classification": audio_classification("HubertModel", "HubertConfig"),
     "wav2vec2/speech-recognition": recognition("Wav2Vec2Model", "Wav2Vec2Config"),
     "hubert/speech-recognition": recognition("HubertModel", "HubertConfig"),
+    "wav2vec2/audio-pretraining": pretraining,
     "whisper/speech-recognition": whisper("text"),
     "whisper/speech-translation": whisper("target"),
 }

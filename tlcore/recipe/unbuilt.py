@@ -59,7 +59,6 @@ UNBUILT: Final = (
     Unbuilt("task", "image-segmentation"),
     Unbuilt("task", "image-embedding"),
     Unbuilt("task", "anomaly-detection"),
-    Unbuilt("task", "audio-pretraining"),
     Unbuilt("model.source", _is_torchvision, _SOURCES),
     Unbuilt("transfer.strategy", "gradual"),
     Unbuilt("transfer.strategy", "layerwise"),

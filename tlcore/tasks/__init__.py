@@ -25,6 +25,7 @@ TASKS = {
     "text-classification": "tlcore.tasks.text_classification:TextClassification",
     "text-generation": "tlcore.tasks.text_generation:TextGeneration",
     "audio-classification": "tlcore.tasks.audio_classification:AudioClassification",
+    "audio-pretraining": "tlcore.tasks.audio_pretraining:AudioPretraining",
     "speech-recognition": "tlcore.tasks.speech_recognition:SpeechRecognition",
     "speech-translation": "tlcore.tasks.speech_recognition:SpeechRecognition",
 }

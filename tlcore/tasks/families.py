@@ -51,6 +51,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("hubert", "audio-classification"),
     Family("wav2vec2", "speech-recognition"),
     Family("hubert", "speech-recognition"),
+    Family("wav2vec2", "audio-pretraining"),
     Family("whisper", "speech-recognition"),
     Family("whisper", "speech-translation"),
 )
