@@ -64,7 +64,9 @@ def encode_references(texts: Sequence[str]) -> Tensor:
 
     encoded = [text.encode() for text in texts]
     width = max((len(each) for each in encoded), default=0)
-    return torch.tensor([list(each.ljust(width, b"\0")) for each in encoded], dtype=torch.uint8).reshape(-1, width)
+    return torch.tensor([list(each.ljust(width, b"\0")) for each in encoded], dtype=torch.uint8).reshape(
+        len(texts), width
+    )
 
 
 def decode_references(references: Tensor) -> list[str]:
