@@ -89,7 +89,8 @@ class AudioPretraining:
         vectors = config.num_codevectors_per_group * config.num_codevector_groups
         diversity = (vectors - codes.float()) / vectors
         loss = contrastive_losses(logits).mean() + config.diversity_loss_weight * diversity
-        return loss * (batch[_SAMPLES] >= 0).any().to(loss.device)
+        counted: Tensor = loss * (batch[_SAMPLES] >= 0).any().to(loss.device)
+        return counted
 
     def metrics(self) -> MetricAccumulator:
         return _Told(self)

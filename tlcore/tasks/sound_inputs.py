@@ -81,6 +81,7 @@ class SoundInputs:
         import torch
 
         extractor = self.extractor
+        shape: tuple[int, ...]
         if self._is_fixed:
             shape, name, length = (extractor.feature_size, extractor.nb_max_frames), _INPUTS[1], extractor.nb_max_frames
         elif hasattr(extractor, "frames"):

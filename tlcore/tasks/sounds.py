@@ -65,7 +65,7 @@ def as_pcm(sound: npt.NDArray[np.float32]) -> Pcm:
 
 def as_floats(sound: Pcm) -> npt.NDArray[np.float32]:
     """The other way, which is what feature extractors take."""
-    return sound.astype(np.float32) / _FULL_SCALE
+    return sound.astype(np.float32) / np.float32(_FULL_SCALE)
 
 
 def resample(sound: npt.NDArray[np.float32], given_hz: int, wanted_hz: int) -> npt.NDArray[np.float32]:
