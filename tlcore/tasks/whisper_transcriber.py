@@ -132,7 +132,7 @@ class WhisperTranscriber:
         found = windows(len(sound), self._inputs.window)
         if getattr(self._generation, "alignment_heads", None):
             return self._timed(model, sound, found)
-        texts = [self._produce(model, self._window(sound, window))[0] for window in found]
+        texts = [self._produce(model, self._window(sound, window), together=False)[0] for window in found]
         return {"prediction": join_texts(texts)}
 
     @property
@@ -169,12 +169,12 @@ class WhisperTranscriber:
         logits = model(**inputs, decoder_input_ids=fed, use_cache=False).logits
         return logits.float(), batch["labels"].to(device)
 
-    def _produce(self, model: nn.Module, batch: Batch) -> list[str]:
-        ids = self._generate(model, model_inputs(model, batch))
+    def _produce(self, model: nn.Module, batch: Batch, together: bool) -> list[str]:
+        ids = self._generate(model, model_inputs(model, batch), together)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _generate(self, model: nn.Module, inputs: Batch, **more: Any) -> Any:
+    def _generate(self, model: nn.Module, inputs: Batch, together: bool, **more: Any) -> Any:
         settings = {
             "max_new_tokens": self._data.max_target_length,
             "num_beams": self._data.beams,
@@ -182,11 +182,11 @@ class WhisperTranscriber:
             **more,
         }
         with quiet():  # it warns of settings that it makes itself
-            return generate(model, inputs, **settings)
+            return generate(model, inputs, together=together, **settings)
 
     def _produce_counted(self, model: nn.Module, batch: Batch) -> list[str]:
         """For the samples that count; a filler is produced for as well, since the other ranks wait for that."""
-        return _where(batch, self._produce(model, batch))
+        return _where(batch, self._produce(model, batch, together=True))
 
     def _expected(self, batch: Batch) -> list[str]:
         return _where(batch, decode_references(batch[REFERENCES]))
@@ -234,7 +234,7 @@ class WhisperTranscriber:
         frames = inputs["input_features"].shape[-1]
         # Without the mask, the last word would last to the end of the window.
         heard = {"attention_mask": (torch.arange(frames) < batch[LENGTHS][:, None]).long()}
-        produced = self._generate(model, {**inputs, **heard}, return_token_timestamps=True)
+        produced = self._generate(model, {**inputs, **heard}, together=False, return_token_timestamps=True)
         output = {"tokens": produced["sequences"].cpu(), "token_timestamps": produced["token_timestamps"].cpu()}
         with quiet():
             _, more = self.tokenizer._decode_asr(
