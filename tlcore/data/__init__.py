@@ -8,7 +8,7 @@ which rank. Called by `tasks/` and `train/`.
 from tlcore.data.course import Course
 from tlcore.data.files import find_files, fingerprint, hub_dataset
 from tlcore.data.labels import encode_labels, find_label_names
-from tlcore.data.media import MediaRows, Opener, read_media
+from tlcore.data.media import MediaRows, Opener, bytes_read, read_media
 from tlcore.data.order import Order, split_batch
 from tlcore.data.reading import read_split
 from tlcore.data.splitting import hold_out
@@ -18,6 +18,7 @@ __all__ = [
     "MediaRows",
     "Opener",
     "Order",
+    "bytes_read",
     "encode_labels",
     "find_files",
     "find_label_names",

@@ -170,6 +170,14 @@ def read_media(
     return MediaRows(place, table, _digest(fingerprint(place)), Opener(folder))
 
 
+def bytes_read(place: str) -> float:
+    """What `read_media` would read of a place into memory: a table's files whole, of a folder only names; a hub dataset's size is
+    not known before it is fetched."""
+    if hub_dataset(place):
+        return float("inf")
+    return 0 if _folder_files(place) is not None else sum(file.size_bytes for file in find_files(place))
+
+
 @dataclass(frozen=True)
 class _File:
     """`inside` is its path below the folder, `stamp` its size and time."""
