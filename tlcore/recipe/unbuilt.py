@@ -42,10 +42,6 @@ def _is_nvme(value: Any) -> bool:
 
 
 UNBUILT: Final = (
-    Unbuilt("task", "speech-recognition"),
-    Unbuilt("task", "audio-classification"),
-    Unbuilt("task", "audio-pretraining"),
-    Unbuilt("task", "speech-translation"),
     Unbuilt("transfer.strategy", "qlora"),
     Unbuilt("deepspeed.offload_optimizer", _is_nvme, "cpu, none"),
     Unbuilt("deepspeed.offload_param", _is_nvme, "cpu, none"),

@@ -17,19 +17,23 @@ if TYPE_CHECKING:
     from tlcore.recipe import Recipe
 
 TASKS = {
-    "masked-language-modeling": "tlcore.tasks.masked_language_modeling:MaskedLanguageModeling",
-    "question-answering": "tlcore.tasks.question_answering:QuestionAnswering",
+    "text-classification": "tlcore.tasks.text_classification:TextClassification",
     "token-classification": "tlcore.tasks.token_classification:TokenClassification",
+    "question-answering": "tlcore.tasks.question_answering:QuestionAnswering",
     "summarization": "tlcore.tasks.text_to_text:TextToText",
     "translation": "tlcore.tasks.text_to_text:TextToText",
-    "text-classification": "tlcore.tasks.text_classification:TextClassification",
     "text-generation": "tlcore.tasks.text_generation:TextGeneration",
-    "anomaly-detection": "tlcore.tasks.anomaly_detection:AnomalyDetection",
+    "masked-language-modeling": "tlcore.tasks.masked_language_modeling:MaskedLanguageModeling",
+    "image-classification": "tlcore.tasks.image_classification:ImageClassification",
     "video-classification": "tlcore.tasks.video_classification:VideoClassification",
     "object-detection": "tlcore.tasks.object_detection:ObjectDetection",
     "image-segmentation": "tlcore.tasks.image_segmentation:ImageSegmentation",
     "image-embedding": "tlcore.tasks.image_embedding:ImageEmbedding",
-    "image-classification": "tlcore.tasks.image_classification:ImageClassification",
+    "anomaly-detection": "tlcore.tasks.anomaly_detection:AnomalyDetection",
+    "speech-recognition": "tlcore.tasks.speech_recognition:SpeechRecognition",
+    "audio-pretraining": "tlcore.tasks.audio_pretraining:AudioPretraining",
+    "audio-classification": "tlcore.tasks.audio_classification:AudioClassification",
+    "speech-translation": "tlcore.tasks.speech_recognition:SpeechRecognition",
 }
 """Task id -> where its class is."""
 

@@ -69,4 +69,11 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("segformer", "image-segmentation"),
     Family("yolos", "object-detection"),
     Family("detr", "object-detection"),
+    Family("wav2vec2", "audio-classification"),
+    Family("hubert", "audio-classification"),
+    Family("wav2vec2", "speech-recognition"),
+    Family("hubert", "speech-recognition"),
+    Family("wav2vec2", "audio-pretraining"),
+    Family("whisper", "speech-recognition"),
+    Family("whisper", "speech-translation"),
 )

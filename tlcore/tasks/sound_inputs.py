@@ -1,0 +1,115 @@
+"""What a model of sound takes: the source's own feature extractor around decoded samples.
+
+Owns the tensors that come from sounds, and how long a sound the model takes. Called by the tasks of sound.
+
+Three kinds of extractor are met: waveforms as they are, padded (Wav2Vec2, HuBERT); spectrograms, padded (DeepSpeech); and
+spectrograms of one fixed window, whatever the sound's length (Whisper). Features are made anew for each batch: 16 clips of 3 s take
+Whisper's extractor less than a tenth of the time that its smallest model takes for them on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from tlcore.errors import Fault, RecipeError
+from tlcore.tasks.base import Batch
+from tlcore.tasks.sounds import Pcm, as_floats
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tlcore.models import ModelSource
+
+LENGTHS: Final = "input_lengths"
+"""In a batch: how much of each row of the model's input is no padding (samples, or frames of a spectrogram)."""
+_INPUTS: Final = ("input_values", "input_features", "attention_mask")
+
+
+class SoundInputs:
+    """The feature extractor of a source.
+
+    Args:
+        max_seconds: `data.max_seconds` of the recipe.
+    """
+
+    def __init__(self, source: ModelSource, max_seconds: float) -> None:
+        self._source, self._max_seconds = source, max_seconds
+
+    @cached_property
+    def extractor(self) -> Any:
+        """Raises ModelError; RecipeError where the model's window is shorter than `data.max_seconds`."""
+        extractor = self._source.load_preprocessor("AutoFeatureExtractor")
+        window_s = getattr(extractor, "chunk_length", None)
+        if window_s is not None and self._max_seconds > window_s:
+            text = f"is {self._max_seconds:g}, but model {self._source.name!r} hears {window_s} s at most"
+            raise RecipeError([Fault("data.max_seconds", f"{text}; set it to {window_s} or less")])
+        return extractor
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples per second that the model was trained on."""
+        return int(self.extractor.sampling_rate)
+
+    @property
+    def window(self) -> int:
+        """Most samples that are given to the model at once."""
+        return round(self._max_seconds * self.rate_hz)
+
+    def batch(self, sounds: Sequence[Pcm]) -> Batch:
+        """The model's inputs for these sounds, [B, T] or [B, ...] of features, and `LENGTHS` [B]."""
+        import torch
+
+        fixed = {} if self._is_fixed else {"padding": True}
+        made = self.extractor(
+            [as_floats(sound) for sound in sounds],
+            sampling_rate=self.rate_hz,
+            return_attention_mask=True,
+            return_tensors="pt",
+            **fixed,
+        )
+        mask = made["attention_mask"]
+        batch = {name: made[name] for name in _INPUTS if name in made}
+        # Some models were trained without a mask (Wav2Vec2's base): for them padding is silence.
+        if not self.extractor.return_attention_mask:
+            del batch["attention_mask"]
+        return {**batch, LENGTHS: mask.sum(dim=-1).to(torch.int64)}
+
+    def largest(self, samples: int) -> Batch:
+        """As `batch` gives for sounds of the greatest length; nothing is computed."""
+        import torch
+
+        extractor = self.extractor
+        shape: tuple[int, ...]
+        if self._is_fixed:
+            shape, name, length = (extractor.feature_size, extractor.nb_max_frames), _INPUTS[1], extractor.nb_max_frames
+        elif hasattr(extractor, "frames"):
+            length = self.length(self.window)
+            shape, name = (length, extractor.feature_size), _INPUTS[1]
+        else:
+            shape, name, length = (self.window,), _INPUTS[0], self.window
+        batch = {name: torch.zeros(samples, *shape), LENGTHS: torch.full((samples,), length)}
+        if extractor.return_attention_mask:
+            batch["attention_mask"] = torch.ones(samples, length, dtype=torch.int32)
+        return batch
+
+    def length(self, frames: int) -> int:
+        """`LENGTHS` of a sound of so many samples."""
+        return int(self.extractor.frames(frames)) if hasattr(self.extractor, "frames") else frames
+
+    @property
+    def _is_fixed(self) -> bool:
+        return hasattr(self.extractor, "nb_max_frames")
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """What of a batch goes into the model, on its device."""
+    device = next(model.parameters()).device
+    return {name: batch[name].to(device, non_blocking=True) for name in _INPUTS if name in batch}
+
+
+def output_lengths(model: nn.Module, batch: Batch) -> Tensor:
+    """Steps of the model's output that are no padding, [B]; `model` may be an engine around the model."""
+    inner: Any = getattr(model, "module", model)
+    return inner._get_feat_extract_output_lengths(batch[LENGTHS])  # type: ignore[no-any-return]
