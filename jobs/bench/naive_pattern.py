@@ -66,7 +66,7 @@ def train_on_rank(config: dict[str, Any]) -> None:
 
 
 def evaluate(engine: Any, samples: Any, collate: Any) -> float:
-    """Mean loss over all samples, each rank's share in one batch as large as those of tlcore's evaluation or smaller."""
+    """Mean loss over all samples, of which each rank sees its share."""
     import torch
     import torch.distributed as dist
     from torch.utils.data import DataLoader

@@ -30,7 +30,7 @@ from tlcore.recipe import Recipe, load_recipe, recipe_from_dict
 RECIPE: Final = Path(__file__).resolve().parents[2] / "recipes" / "sentiment_minilm.yaml"
 BATCH: Final = 16
 INTERVAL: Final = 1 / 6
-"""Of a trial between two looks at the population: ten steps, and five takeovers at most."""
+"""Of a trial between two looks at the population: ten steps, so five looks, at each of which two trials of eight take over."""
 Part = Literal["population", "sweep"]
 
 
