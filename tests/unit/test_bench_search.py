@@ -157,6 +157,15 @@ def test_a_log_of_another_design_is_refused(tmp_path):
     assert read_log(tmp_path / "none.jsonl", "e") == []
 
 
+def test_a_summary_takes_any_design_but_not_two(tmp_path):
+    path = tmp_path / "log.jsonl"
+    append_log(path, record("sweep", "tpe", 0, 0.7))
+    assert len(read_log(path)) == 1
+    append_log(path, {**record("sweep", "tpe", 1, 0.7), "design": "e"})
+    with pytest.raises(ValueError, match="several designs: d, e"):
+        read_log(path)
+
+
 def test_differences_are_over_the_seeds_that_both_arms_have():
     found = [record("population", "pbt", seed, accuracy) for seed, accuracy in enumerate([0.80, 0.82, 0.90])]
     found += [record("population", "random", seed, accuracy) for seed, accuracy in enumerate([0.78, 0.80])]

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     size = QUICK if options.quick else FULL
     try:
-        records = read_log(options.log, design_digest(size)) if options.log else []
+        records = read_log(options.log, None if options.summary else design_digest(size)) if options.log else []
     except ValueError as error:
         print(f"jobs.bench.search: {error}", file=sys.stderr)
         return 2

@@ -23,7 +23,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from tlcore.recipe import Recipe, load_recipe, recipe_from_dict
 
@@ -130,7 +130,7 @@ def _part(part: Part, size: Size) -> dict[str, Any]:
 
 
 def design_digest(size: Size) -> str:
-    """Names the design: figures of two designs are never put together."""
-    place = Path("somewhere")
-    recipes = [arm_recipe(arm, size, 0, place, place).to_dict() for arm in arms(size)]
-    return hashlib.sha256(json.dumps([asdict(size), recipes], sort_keys=True).encode()).hexdigest()[:12]
+    """Names the design: figures of two designs are never put together. Settings that no arm names may come and go."""
+    parts = {part: _part(part, size) for part in get_args(Part)}
+    design = [asdict(size), BATCH, parts, [asdict(arm) for arm in arms(size)], RECIPE.read_text()]
+    return hashlib.sha256(json.dumps(design, sort_keys=True).encode()).hexdigest()[:12]

@@ -22,17 +22,23 @@ COMPARED: Final = {
 MEASURES: Final = ("test_accuracy", "test_loss", "eval_accuracy", "eval_loss")
 
 
-def read_log(path: Path, design: str) -> list[Record]:
-    """The finished arms of a log; none where it does not exist. Raises ValueError where it has another design's."""
+def read_log(path: Path, design: str | None = None) -> list[Record]:
+    """The finished arms of a log; none where it does not exist.
+
+    Raises:
+        ValueError: it has figures of another design than this one, or, without one, of several.
+    """
     if not path.exists():
         return []
     text = path.read_text()
     # what a killed bench left of its last line is not a record
     lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
     records = [json.loads(line) for line in lines]
-    others = sorted({record["design"] for record in records} - {design})
-    if others:
-        raise ValueError(f"{path} has figures of design {', '.join(others)}, this is {design}: give another file")
+    found = sorted({record["design"] for record in records})
+    if design is not None and set(found) - {design}:
+        raise ValueError(f"{path} has figures of design {', '.join(found)}, this is {design}: give another file")
+    if len(found) > 1:
+        raise ValueError(f"{path} has figures of several designs: {', '.join(found)}; no comparison holds across them")
     return records
 
 
