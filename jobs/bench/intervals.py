@@ -1,6 +1,6 @@
-"""Ratios with their spread, for the benches.
+"""Ratios and differences with their spread, for the benches.
 
-Owns the statistics: medians, and a 95 % interval of a ratio measured in pairs.
+Owns the statistics: 95 % intervals of a ratio and of a difference measured in pairs.
 """
 
 from __future__ import annotations
@@ -41,6 +41,40 @@ def paired_ratio(over: Sequence[float], under: Sequence[float]) -> Ratio:
     if len(logs) < 2:
         raise ValueError(f"{len(logs)} pairs: an interval needs at least two")
     mean = statistics.fmean(logs)
-    t = _T95[len(logs) - 2] if len(logs) - 2 < len(_T95) else _NORMAL95
-    half = t * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = _half_width(logs)
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(logs))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences, and the bounds of its 95 % interval; None for a single pair, which has none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    pairs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: None if value is None else round(value, 4) for name, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        spread = "" if self.low is None or self.high is None else f" [{self.low:+.4f}, {self.high:+.4f}]"
+        return f"{self.value:+.4f}{spread}"
+
+
+def paired_difference(of: Sequence[float], less: Sequence[float]) -> Difference:
+    """`of[i] - less[i]`, where i-th measurements belong together. Raises ValueError for no pair or unequal lengths."""
+    gaps = [a - b for a, b in zip(of, less, strict=True)]
+    if not gaps:
+        raise ValueError("no pairs: nothing to compare")
+    mean = statistics.fmean(gaps)
+    if len(gaps) == 1:
+        return Difference(mean, None, None, 1)
+    half = _half_width(gaps)
+    return Difference(mean, mean - half, mean + half, len(gaps))
+
+
+def _half_width(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean of at least two values, by Student's t."""
+    t = _T95[len(values) - 2] if len(values) - 2 < len(_T95) else _NORMAL95
+    return t * statistics.stdev(values) / math.sqrt(len(values))

@@ -70,7 +70,7 @@ def measure(directory: Path) -> list[Stamp]:
             if side == "warm":
                 run_warm(recipe, directory / "logs")
             else:
-                run_naive(recipe, directory / "naive", TRIALS[side])
+                run_naive(recipe, directory / "naive", TRIALS[side], STEPS)
     finally:
         ray.shutdown()
     return read_stamps(stamps)

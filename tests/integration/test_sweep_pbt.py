@@ -13,7 +13,7 @@ from tlcore.checkpoint import read_manifest
 from tlcore.recipe import recipe_from_dict
 from tlcore.report.runs import read_run, show_json, show_parts
 from tlcore.storage.journal import read_journal
-from tlcore.sweep import SweepOptions, run_sweep
+from tlcore.sweep import SweepOptions, finish_sweep, run_sweep
 
 pytestmark = pytest.mark.integration
 DATA = Path(__file__).parents[1] / "data" / "tiny_reviews.csv"
@@ -66,6 +66,9 @@ def test_the_worse_trial_takes_over_the_better_ones_state_and_goes_on(ray_sessio
     assert last.final("eval_loss") < next(
         event["metrics"]["eval_loss"] for event in notes.of("result") if event["trial"] == "t001"
     )
+
+    finals = finish_sweep(outcome, tmp_path / "best")
+    assert finals is not None and (finals.exported / "model.safetensors").is_file()
 
     run = read_run(outcome.run)
     assert show_json(run)["trials"][1]["lineage"][0]["parent"] == "t000"

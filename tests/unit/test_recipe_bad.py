@@ -11,6 +11,7 @@ from recipe_cases import BATCH, LR, MISSING, STRATEGIES, STRATEGY, assert_faults
 
 from tlcore.errors import RecipeError
 from tlcore.recipe import load_recipe, recipe_from_dict
+from tlcore.recipe.task_table import TASK_TABLE
 
 pytestmark = pytest.mark.unit
 
@@ -53,7 +54,11 @@ KEYS = {
     "missing text": ({"name": MISSING}, ["name: missing; give a text, such as sentiment-minilm"]),
     "missing word": (
         {"task": MISSING},
-        ["task: missing; give one of text-classification, such as text-classification"],
+        [f"task: missing; give one of {', '.join(TASK_TABLE)}, such as text-classification"],
+    ),
+    "unknown task": (
+        {"task": "translating"},
+        [f"task: got 'translating'; give one of {', '.join(TASK_TABLE)}; did you mean 'translation'?"],
     ),
     "missing section": ({"data": MISSING}, ["data: missing; give a section with at least train"]),
     "missing inside a section": (
@@ -161,7 +166,6 @@ TYPES = {
 }
 
 UNBUILT = {
-    "task": ({"task": "translation"}, ["task: 'translation' is not built yet; built: text-classification"]),
     "4-bit": (
         {STRATEGY: "qlora"},
         [f"transfer.strategy: 'qlora' is not built yet; built: {STRATEGIES}"],

@@ -17,6 +17,7 @@ from tlcore.recipe import (
     recipe_from_dict,
     sample_point,
     trial_point,
+    trial_recipe_from_dict,
 )
 from tlcore.recipe.domains import contains, trial_values
 from tlcore.recipe.space import in_order
@@ -233,6 +234,25 @@ def test_a_trials_recipe_is_a_recipe_of_its_own():
     assert recipe_from_dict(trial.to_dict()) == trial
     assert trial.search.space == {}
     assert trial.search.scheduler == EVERY_KIND.search.scheduler
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "algorithm"),
+    [
+        ("none", "optuna"),
+        ("median", "random"),
+        ("asha", "optuna"),
+        ("hyperband", "bohb"),
+        ("bohb", "bohb"),
+        ("pbt", "random"),
+        ("pb2", "random"),
+    ],
+)
+def test_a_trials_recipe_is_read_back_whatever_searched_for_it(scheduler, algorithm):
+    """Export, evaluation and new runs read it from a checkpoint; those of pbt, pb2 and bohb were once refused there."""
+    sweep = recipe_with({LR: {"loguniform": [1e-5, 1e-3]}}, scheduler=scheduler, algorithm=algorithm)
+    trial = apply_point(sweep, sample_point(sweep, 0, 0))
+    assert trial_recipe_from_dict(trial.to_dict()) == trial
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tlcore.models.fetch import fetch_prefix
 from tlcore.models.hub import hub_answers
 from tlcore.models.torchvision_source import SCHEME as TORCHVISION
 from tlcore.models.torchvision_source import torchvision_directory
-from tlcore.recipe import recipe_from_dict
+from tlcore.recipe import trial_recipe_from_dict
 
 FORMS = (
     "a hub id, a directory, package:<installed package>/<folder>, an s3:// prefix, torchvision:<network>, "
@@ -189,7 +189,7 @@ def _resolve_checkpoint(source: str, revision: str | None, trust_remote_code: bo
     """
     ref = CheckpointRef.parse(source)
     _, manifest = ref.open()
-    model = recipe_from_dict(manifest.common.get("recipe"), source=f"recipe in {source}").model
+    model = trial_recipe_from_dict(manifest.common.get("recipe"), source=f"recipe in {source}").model
     if revision not in (None, model.revision):
         raise ModelError(
             f"model source {source!r} was trained from {model.source!r} at revision {model.revision}, not {revision}",

@@ -21,7 +21,7 @@ import torch
 from tlcore.checkpoint import CheckpointReader, Manifest, Piece, Row
 from tlcore.errors import CheckpointIncompatible
 from tlcore.models.weights import WEIGHTS, NodeWeights
-from tlcore.recipe import Recipe, recipe_from_dict
+from tlcore.recipe import Recipe, trial_recipe_from_dict
 from tlcore.storage.base import ObjectStore
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class StoredWeights:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe that trained them."""
-        return recipe_from_dict(self.manifest.common["recipe"], source=f"recipe in {self.manifest.key}")
+        return trial_recipe_from_dict(self.manifest.common["recipe"], source=f"recipe in {self.manifest.key}")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ refused), `space.py` (points of a search). Loads without torch, ray, deepspeed a
 
 from tlcore.recipe.batch import BatchPlan, plan_batch
 from tlcore.recipe.domains import Domain
-from tlcore.recipe.load import load_recipe, recipe_from_dict
+from tlcore.recipe.load import load_recipe, recipe_from_dict, trial_recipe_from_dict
 from tlcore.recipe.plan import PlanRow, resolved_plan
 from tlcore.recipe.rungs import (
     report_fractions,
@@ -37,6 +37,7 @@ __all__ = [
     "sample_point",
     "scheduler_fractions",
     "trial_point",
+    "trial_recipe_from_dict",
     "with_workers",
     "workers_at",
     "world_sizes",

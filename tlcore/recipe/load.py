@@ -54,6 +54,18 @@ def recipe_from_dict(data: Any, source: str = "recipe") -> Recipe:
     return search_checked(recipe, "trials" in recipe.search.model_fields_set, source)
 
 
+def trial_recipe_from_dict(data: Any, source: str = "recipe") -> Recipe:
+    """Check plain data as the recipe of one trial, which its checkpoints carry.
+
+    It names the scheduler of its sweep and has nothing left to search: no rule of the search holds for it. As a whole recipe, those
+    of pbt, pb2 and bohb trials would be refused.
+
+    Raises:
+        RecipeError: with every fault found.
+    """
+    return build(data, source)
+
+
 def _text_of(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")

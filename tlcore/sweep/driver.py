@@ -33,6 +33,7 @@ from tlcore.storage.journal import Entry, Journal, SweepState, Takeover, TrialSt
 from tlcore.sweep.board import open_board
 from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
+from tlcore.sweep.evicted import evictions_are_deaths
 from tlcore.sweep.fit import Admit, admit_all
 from tlcore.sweep.growth import Demand, Growth, read_growth
 from tlcore.sweep.halt import Halt
@@ -254,19 +255,20 @@ class Driver:
     def _fit(self, source: TrialSource, scratch: Path) -> None:
         try:
             # not `Tuner`: it pickles itself with all its callbacks into a state file, which nobody here would read
-            tune.run(
-                Slot,
-                name="tune",
-                search_alg=source,
-                scheduler=self._conductor,
-                reuse_actors=True,
-                storage_path=str(scratch),
-                stop=self._halt,
-                callbacks=[self._callback(source)],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=POINTERS_KEPT),
-                raise_on_failed_trial=False,
-                verbose=0,
-            )
+            with evictions_are_deaths():
+                tune.run(
+                    Slot,
+                    name="tune",
+                    search_alg=source,
+                    scheduler=self._conductor,
+                    reuse_actors=True,
+                    storage_path=str(scratch),
+                    stop=self._halt,
+                    callbacks=[self._callback(source)],
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=POINTERS_KEPT),
+                    raise_on_failed_trial=False,
+                    verbose=0,
+                )
         except (TuneError, RayError, TlcoreError) as error:
             if self._recorder.error is not None:
                 raise self._recorder.error from error

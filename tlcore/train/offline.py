@@ -12,7 +12,7 @@ from typing import Any
 
 from tlcore.checkpoint import CheckpointRef
 from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
-from tlcore.recipe import Recipe, recipe_from_dict
+from tlcore.recipe import Recipe, trial_recipe_from_dict
 from tlcore.tasks import Task, build_task
 from tlcore.train.evaluation import evaluate
 from tlcore.train.export import export_checkpoint
@@ -32,7 +32,7 @@ class TrainedModel:
     def __init__(self, ref: str) -> None:
         self.ref = CheckpointRef.parse(ref)
         store, manifest = self.ref.open()
-        self.recipe: Recipe = recipe_from_dict(manifest.common["recipe"], source=f"recipe in {ref}")
+        self.recipe: Recipe = trial_recipe_from_dict(manifest.common["recipe"], source=f"recipe in {ref}")
         self.task: Task = build_task(self.recipe, facts=manifest.common["task"])
         self.model = self.task.build_model(from_scratch=True)
         StoredWeights(store, manifest, transposed_layers(self.model)).read_into(weights_of(self.model))

@@ -1,8 +1,11 @@
-"""The controller's own cost: a thousand stub trials through the real driver, killed near the end and resumed.
+"""A sweep's wall time against the documented Ray pattern, and the controller's own cost with a thousand stub trials.
 
-    python -m jobs.bench.sweep --simulate 1000 --json      1,000 stub trials with some 100 results each, on both kinds of store
+    python -m jobs.bench.sweep --json                      both
+    python -m jobs.bench.sweep --part walls --json         eight small trials under ASHA on either side, three rounds
+    python -m jobs.bench.sweep --simulate 1000 --json --part simulate
+                                                           1,000 stub trials with some 100 results each, on both kinds of store
 
-Owns the command and its table; `simulate.py` says what the figures mean.
+Owns the command and its table; `walls.py` and `simulate.py` say what the figures mean.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.bench.sweep import walls
+
+QUICK_TRIALS = 3
 TARGETS = {"driver_ms_per_result": 5.0, "resume_s": 30.0, "head_rss_growth_mb": 200.0}
 
 
@@ -22,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.sweep", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--quick", action="store_true", help="fewer trials: does it run at all")
+    parser.add_argument("--part", choices=("walls", "simulate", "both"), default="both", help="what to measure")
+    parser.add_argument("--rounds", type=int, default=3, help="sweeps of each side whose walls are compared")
     parser.add_argument("--simulate", type=int, default=1000, metavar="TRIALS", help="how many stub trials")
     parser.add_argument("--results", type=int, default=100, help="epochs, so about as many reports, of each stub trial")
     parser.add_argument("--slots", type=int, default=4, help="stub trials at a time")
@@ -31,9 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="tlcore-bench-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
-        figures = _simulate(directory, options)
+        figures: dict[str, Any] = {}
+        if options.part != "simulate":
+            figures |= _walls(directory, options)
+        if options.part != "walls":
+            figures |= _simulate(directory, options)
     print(json.dumps(figures) if options.json else table(figures))
     return 0
+
+
+def _walls(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
+    place = directory / "walls"
+    place.mkdir()
+    rounds, trials = (1, QUICK_TRIALS) if options.quick else (options.rounds, walls.TRIALS)
+    return walls.walls(place, rounds, trials)
 
 
 def _simulate(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -50,7 +69,9 @@ def _simulate(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> str:
     """The same for people."""
-    lines = [f"{figures['trials']} stub trials"]
+    lines = walls.table(figures) if "wall_ratio" in figures else []
+    if "trials" in figures:
+        lines.append(f"{figures['trials']} stub trials")
     for store in [name for name in ("file", "s3") if name in figures]:
         for key, value in figures[store].items():
             target = f"   (target below {TARGETS[key]:g})" if key in TARGETS else ""
