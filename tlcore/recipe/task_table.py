@@ -77,10 +77,10 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
     "speech-recognition": TaskRow(
         _metrics("wer", "cer"), ("audio", "text"), ("max_seconds", "max_target_length", "language", "beams")
     ),
+    "audio-classification": TaskRow(_metrics("accuracy", "f1"), ("audio", "label"), (*_CLASSES, "max_seconds")),
     "audio-pretraining": TaskRow(
         {"eval_loss": "min", "eval_accuracy": "max"}, ("audio",), ("max_seconds", "mask_probability")
     ),
-    "audio-classification": TaskRow(_metrics("accuracy", "f1"), ("audio", "label"), (*_CLASSES, "max_seconds")),
     "speech-translation": TaskRow(
         _metrics("bleu", "chrf"), ("audio", "target"), ("max_seconds", "max_target_length", "language", "beams")
     ),
