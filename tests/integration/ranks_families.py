@@ -38,7 +38,7 @@ def recipe_for(case: dict[str, Any], stage: int) -> Recipe:
     base: dict[str, Any] = {
         "name": "family",
         "data": {},
-        "train": {"epochs": 3, "global_batch_size": 8, "learning_rate": 1e-2, "precision": "fp32"},
+        "train": {"epochs": 2, "global_batch_size": 8, "learning_rate": 1e-2, "precision": "fp32"},
         "deepspeed": {"zero_stage": stage},
         "resources": {"workers": dist.get_world_size()},
         "storage": case["storage"],
@@ -113,14 +113,13 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         recipe = recipe_for(case, stage)
         started = datetime.now(UTC)
         name = f"{case['name'].replace('/', '-')}-{stage}"
-        urls = [
-            agree(create_run(case["storage"], name, {}, started, f"{i}").url if dist.get_rank() == 0 else "")
-            for i in (0, 1)
-        ]
-        whole, metrics = sharded(recipe, urls[0], 0, steps // 2)
-        pieced, again = sharded(recipe, urls[0], steps // 2, 0)
-        found[f"stage{stage}"] = {"whole": whole, "pieced": pieced, "metrics": metrics, "metrics_again": again}
-    found |= agree(exported(f"{urls[0]}/trials/t000/step-{steps:08d}", case) if dist.get_rank() == 0 else {})
+        url = agree(create_run(case["storage"], name, {}, started, "family").url if dist.get_rank() == 0 else "")
+        # A restore in the middle at the stage that has most to put together; every stage's is in test_train_restore.py.
+        whole, metrics = sharded(recipe, url, 0, steps // 2 if stage == 3 else 0)
+        found[f"stage{stage}"] = {"whole": whole, "metrics": metrics}
+    pieced, again = sharded(recipe, url, steps // 2, 0)
+    found["restored"] = {"losses": pieced, "metrics": again}
+    found |= agree(exported(f"{url}/trials/t000/step-{steps:08d}", case) if dist.get_rank() == 0 else {})
     return found
 
 
