@@ -1,8 +1,8 @@
 """What the recovery bench kills: a store, a cluster of three Ray nodes, and the driver of a sweep, each a real process.
 
 Owns starting them, putting back what does not come back by itself, and that nothing of them is left afterwards. Which is
-killed when is `campaign.py`'s. Trials' workers have two nodes; slots, which take no CPU, sit on the head node with the driver, as in
-any cluster. A context manager.
+killed when is `campaign.py`'s. Trials' workers have two nodes; slots, which take no CPU, sit on the head node with the driver, as
+in any cluster. A context manager.
 """
 
 from __future__ import annotations
