@@ -10,18 +10,20 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.bench.recovery.figures import ENDS, KINDS, Kill, Kind, ends, recovered_s
 from jobs.bench.recovery.ground import BenchFailed, Ground
 from jobs.bench.recovery.steps import StepLog
-from tlcore.errors import StorageError
-from tlcore.storage import newest_run
-from tlcore.storage.journal import Entry, read_journal
+from tlcore.errors import ObjectMissing, StorageError
+from tlcore.storage import ObjectStore, get_json, newest_run
+from tlcore.storage.journal import Entry
+from tlcore.storage.keys import journal_key
 from tlcore.sweep.slot import slot_name
 
-POLL_S = 0.1
+POLL_S = 0.2
 MOST_LAG_S = 1.5
 STORE_AWAY_S = (0.5, 6.0)
 RECOVER_S = 300.0
@@ -61,6 +63,8 @@ class Campaign:
         self._draw = random.Random(f"victims/{seed}")
         self.log = StepLog(ground.steps)
         self.kills: list[Kill] = []
+        self._run: ObjectStore | None = None
+        self._entries: list[Entry] = []
 
     def run(self, planned: Sequence[Planned]) -> None:
         """Start the sweep, make the kills, see it to its end. A sweep that ends early leaves kills out. Raises BenchFailed."""
@@ -73,8 +77,13 @@ class Campaign:
         self._await(lambda: False, SWEEP_S)
 
     def journal(self) -> list[Entry]:
-        """The sweep's, as it is now."""
-        return read_journal(newest_run(self._storage, self._name).open())
+        """The sweep's, as it is now; entries never change, so only what is new is read."""
+        if self._run is None:
+            self._run = newest_run(self._storage, self._name).open()
+        with suppress(ObjectMissing):
+            while True:
+                self._entries.append(get_json(self._run, journal_key(len(self._entries))))
+        return self._entries
 
     def _await(self, holds: Callable[[], bool], patience_s: float) -> bool:
         """Wait until something holds; False when the sweep is over. Raises BenchFailed after `patience_s`."""

@@ -46,16 +46,16 @@ class Ground:
         self._recipe = directory / "recipe.json"
         self._recipe.write_text(json.dumps(recipe.to_dict()))
         self._store = OwnStore(directory / "weed")
-        self._ray_files = tempfile.TemporaryDirectory(prefix="tlray-", dir="/tmp", ignore_cleanup_errors=True)
+        # Ray's files and the drivers'; not below `directory`: Unix sockets in it may not have paths of more than 107 characters
+        self._scratch = tempfile.TemporaryDirectory(prefix="tlray-", dir="/tmp", ignore_cleanup_errors=True)
         self._cluster: Any = None
         self._drivers: list[subprocess.Popen[bytes]] = []
         self._seen: set[psutil.Process] = set()
 
     def __enter__(self) -> Self:
         # before the nodes start: their workers inherit it
-        scratch = self._directory / "tmp"
-        scratch.mkdir()
-        os.environ.update({STEPS_FILE: str(self.steps), "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)})
+        Path(self._scratch.name, "ray").mkdir()
+        os.environ.update({STEPS_FILE: str(self.steps), "PYTHONPATH": str(ROOT), "TMPDIR": self._scratch.name})
         os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"})
         try:
             self._store.start()
@@ -73,9 +73,8 @@ class Ground:
     def _start_cluster(self) -> None:
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": self._ray_files.name}
         self._cluster = Cluster()
-        self._cluster.add_node(**head)
+        self._cluster.add_node(num_cpus=0, include_dashboard=False)
         for _ in range(NODES):
             self._cluster.add_node(num_cpus=self._cpus)
 
@@ -176,7 +175,7 @@ class Ground:
         finally:
             self._store.stop()
             self._end_all()
-            self._ray_files.cleanup()
+            self._scratch.cleanup()
 
     def _end_all(self) -> None:
         """Whatever is left of all that was ever started here."""
