@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from jobs.bench.recovery.figures import ENDS, KINDS, Kill, Kind, ends, recovered_s
 from jobs.bench.recovery.ground import BenchFailed, Ground
@@ -23,6 +24,7 @@ from tlcore.storage.journal import Entry
 from tlcore.storage.keys import journal_key
 from tlcore.sweep.slot import slot_name
 
+T = TypeVar("T")
 POLL_S = 0.2
 MOST_LAG_S = 1.5
 STORE_AWAY_S = (0.5, 6.0)
@@ -70,11 +72,14 @@ class Campaign:
         """Start the sweep, make the kills, see it to its end. A sweep that ends early leaves kills out. Raises BenchFailed."""
         self._ground.drive()
         for each in planned:
-            if not self._await(lambda each=each: len(self.log.distinct) > each.steps, SWEEP_S):  # type: ignore[misc]
+            if not self._await(partial(self._is_at, each.steps), SWEEP_S):
                 return
             time.sleep(each.lag_s)
             self._make(each.kind)
-        self._await(lambda: False, SWEEP_S)
+        self._await(lambda: None, SWEEP_S)
+
+    def _is_at(self, steps: int) -> bool | None:
+        return True if len(self.log.distinct) > steps else None
 
     def journal(self) -> list[Entry]:
         """The sweep's, as it is now; entries never change, so only what is new is read."""
@@ -85,55 +90,35 @@ class Campaign:
                 self._entries.append(get_json(self._run, journal_key(len(self._entries))))
         return self._entries
 
-    def _await(self, holds: Callable[[], bool], patience_s: float) -> bool:
-        """Wait until something holds; False when the sweep is over. Raises BenchFailed after `patience_s`."""
+    def _await(self, look: Callable[[], T | None], patience_s: float) -> T | None:
+        """What `look` finds; None when the sweep is over before that. Raises BenchFailed after `patience_s`."""
         deadline = time.monotonic() + patience_s
         while True:
             self.log.refresh()
-            if holds():
-                return True
-            if not self._ground.is_driving():
-                return False
+            found = look()
+            if found is not None or not self._ground.is_driving():
+                return found
             if time.monotonic() > deadline:
                 raise BenchFailed(f"no end in {patience_s:g} s; the driver says:\n{self._ground.said()}")
             time.sleep(POLL_S)
 
     def _make(self, kind: Kind) -> None:
-        strike: Callable[[], Kill | None] = {
+        strikes: dict[Kind, Callable[[], Kill | None]] = {
             "worker": self._worker,
             "slot": self._slot,
             "driver": self._driver,
             "raylet": self._raylet,
             "store": self._store,
-        }[kind]
-        kill: Kill | None = None
-
-        def made() -> bool:
-            nonlocal kill
-            kill = strike()
-            return kill is not None
-
-        if not self._await(made, RECOVER_S):
+        }
+        kill = self._await(strikes[kind], RECOVER_S)
+        if kill is None:
             return
-        assert kill is not None
         self.kills.append(kill)
-        took = self._await_recovery(kill)
-        print(f"killed {kind}: {', '.join(kill.hits) or 'no trial'} hit, {took}", file=sys.stderr, flush=True)
+        took_s = self._await(lambda: recovered_s(kill, self.log.lines, self._ended()), RECOVER_S)
+        told = "the sweep ended" if took_s is None else f"over after {took_s:.1f} s"
+        print(f"killed {kind}: {', '.join(kill.hits)} hit, {told}", file=sys.stderr, flush=True)
 
-    def _await_recovery(self, kill: Kill) -> str:
-        found: float | None = None
-
-        def over() -> bool:
-            nonlocal found
-            found = recovered_s(kill, self.log.lines, self._ended(kill))
-            return found is not None
-
-        if not self._await(over, RECOVER_S):
-            self.log.refresh()
-            found = recovered_s(kill, self.log.lines, ends(self.journal()))
-        return "the sweep ended" if found is None else f"over after {found:.1f} s"
-
-    def _ended(self, kill: Kill) -> dict[str, float]:
+    def _ended(self) -> dict[str, float]:
         try:
             return ends(self.journal())
         except StorageError:  # the one that was killed is still on its way
