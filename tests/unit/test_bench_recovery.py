@@ -59,6 +59,12 @@ def test_what_is_done_again_a_second_time_counts_again_for_the_later_kill() -> N
     assert repeated([WORKER, again], lines) == [{"t000": 4}, {"t000": 5}]
 
 
+def test_steps_done_again_after_a_later_kill_are_put_down_to_the_one_that_ended_the_life_before() -> None:
+    store = Kill("store", 32.5, ("t000",), 33.0)
+    lines = [*life("t000", "a", range(1, 16), 1.0), *life("t000", "b", range(9, 21), 30.0)]
+    assert repeated([WORKER, store], lines) == [{"t000": 7}, {"t000": 0}]
+
+
 def test_steps_repeated_by_a_trial_that_was_not_hit_show() -> None:
     lines = [*life("t001", "a", range(1, 16), 1.0), *life("t001", "b", range(15, 17), 30.0)]
     assert repeated([WORKER], lines) == [{"t000": 0, "t001": 1}]

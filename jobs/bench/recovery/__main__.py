@@ -37,7 +37,7 @@ NAME: Final = "recovery"
 STORAGE: Final = "s3://tlcore/runs"
 RANKS: Final = 2
 BATCH: Final = 8
-INTERVAL: Final = 10
+INTERVAL: Final = 40
 VALIDATION: Final = 0.1
 GRACE: Final = 0.25
 MODEL_S: Final = 300.0
@@ -59,9 +59,8 @@ class Size:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    size = Size(6, 120, 1) if options.quick else Size(12, 60 * max(2, options.kills), options.kills)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+    size = Size(6, 120, 1) if options.quick else Size(12, 100 * max(2, options.kills), options.kills)
+    heed_signals()
     with tempfile.TemporaryDirectory(prefix="tlcore-recovery-", ignore_cleanup_errors=True) as name:
         figures = measure(Path(name), size, options.seed)
     print(json.dumps(figures) if options.json else table(figures))
@@ -81,6 +80,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def heed_signals() -> None:
+    """Have Ctrl-C and SIGTERM end the bench in order. Called again once the cluster is up: Ray puts a handler of its own in this
+    process, which waits 30 s for the nodes to drain and leaves the rest running (seen)."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+
+
 def _end(number: int, _: object) -> None:
     """At once, but not without stopping what was started; that takes seconds, which no second signal may cut short."""
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -92,6 +98,7 @@ def measure(directory: Path, size: Size, seed: int) -> dict[str, Any]:
     """Run the sweep, make the kills, and count."""
     recipe = recipe_of(directory, size)
     with Ground(directory, recipe, cpus=RANKS) as ground:
+        heed_signals()
         campaign = Campaign(ground, STORAGE, NAME, seed)
         campaign.run(plan(seed, size.kills, size.certain_steps))
         journal = campaign.journal()

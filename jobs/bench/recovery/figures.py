@@ -6,8 +6,8 @@ over when each of them trains again, or has come to its end:
     worker, slot, driver, raylet    the first step of a life that began after the kill
     store                           the first step that knows of a checkpoint newer than those from before the kill
 
-A step is *repeated* as often as one rank of one trial did it again. It is put down to the newest kill before it; where ranks differ
-the one with the most counts. A trial is *lost* unless it was completed, or stopped by the scheduler. A step that was never done and
+A step is *repeated* as often as one rank of one trial did it again. It is put down to the newest kill before the first step of the
+life that did it again; where ranks differ the one with the most counts. A trial is *lost* unless it was completed, or stopped by the scheduler. A step that was never done and
 has a later one after it is *skipped*: a trial went on from a state it never had.
 Called by `campaign.py`, which waits for kills to be over, and by `__main__.py`.
 """
@@ -72,14 +72,16 @@ def _trial_recovered(kill: Kill, trial: str, lines: Sequence[StepDone], ended: M
 
 
 def repeated(kills: Sequence[Kill], lines: Iterable[StepDone]) -> list[dict[str, int]]:
-    """For each kill, in order of time: trial -> steps done again after it and before the next kill. Also of trials that were not
-    hit, which must have none: such are there with their count."""
+    """For each kill, in order of time: trial -> steps done again because of it. Also of trials that were not hit, which must have
+    none: such are there with their count."""
     counts: list[Counter[tuple[str, int]]] = [Counter() for _ in kills]
     done: set[tuple[str, int, int]] = set()
+    began: dict[str, float] = {}
     for line in sorted(lines, key=lambda one: one.at_s):
+        began.setdefault(line.life, line.at_s)
         place = line.trial, line.rank, line.step
         if place in done:
-            cause = sum(kill.at_s < line.at_s for kill in kills) - 1
+            cause = sum(kill.at_s < began[line.life] for kill in kills) - 1
             if cause < 0:
                 raise ValueError(f"trial {line.trial} did step {line.step} again before anything was killed")
             counts[cause][line.trial, line.rank] += 1
@@ -157,6 +159,10 @@ def summarize(
         "steps": len({(line.trial, line.step) for line in lines}),
         "losses_journalled": dict(Counter(entry.get("loss", "slot") for entry in journal if entry["kind"] == "lost")),
         "seed": seed,
+        "each": [
+            {"kind": kill.kind, "at_s": round(kill.at_s, 2), "repeated": steps, "recovery_s": span and round(span, 1)}
+            for kill, steps, span in zip(kills, again, spans, strict=True)
+        ],
     }
 
 
