@@ -1,6 +1,6 @@
 """What the recovery bench kills as its driver: `python -m jobs.bench.recovery.driver RECIPE LOGS [--resume]`.
 
-Owns but the call: it is `tlcore sweep RECIPE [--resume]` with another session class and no terminal. Started by `ground.py`.
+Owns only the call: it is `tlcore sweep RECIPE [--resume]` with another session class and no terminal. Started by `ground.py`.
 """
 
 from __future__ import annotations

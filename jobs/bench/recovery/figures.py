@@ -7,8 +7,10 @@ over when each of them trains again, or has come to its end:
     store                           the first step that knows of a checkpoint newer than those from before the kill
 
 A step is *repeated* as often as one rank of one trial did it again. It is put down to the newest kill before the first step of the
-life that did it again; where ranks differ the one with the most counts. A trial is *lost* unless it was completed, or stopped by the scheduler. A step that was never done and
-has a later one after it is *skipped*: a trial went on from a state it never had.
+life that did it again; where ranks differ the one with the most counts. The bound is one checkpoint interval; `over_bound` trials
+repeated more, since the checkpoint that was due had not been committed yet when they were hit. A trial is *lost* unless it was
+completed, or stopped by the scheduler. A step that was never done and has a later one after it is *skipped*: a trial went on from a
+state it never had.
 Called by `campaign.py`, which waits for kills to be over, and by `__main__.py`.
 """
 
