@@ -30,13 +30,14 @@ def start(directory: Path) -> subprocess.Popen[str]:
 
 
 def test_one_kill_of_each_kind_loses_no_trial_and_no_step(tmp_path: Path) -> None:
-    output, said = (process := start(tmp_path)).communicate(timeout=900)
+    process = start(tmp_path)
+    output, said = process.communicate(timeout=900)
     assert process.returncode == 0, output + said[-4000:]
     figures: dict[str, Any] = json.loads(output)
     assert figures["kills"] == dict.fromkeys(KINDS, 1)
     assert figures["lost_trials"] == figures["skipped_steps"] == figures["not_recovered"] == figures["left_over"] == 0
-    lost = [kind for kind in KINDS if figures["repeated_steps"][kind]["most"]]
-    assert lost, "kills after which nothing had to be done again prove little"
+    again = [kind for kind in KINDS if figures["repeated_steps"][kind]["most"]]
+    assert again, "kills after which nothing had to be done again prove little"
     assert figures["repeated_steps"]["store"]["most"] == 0
 
 

@@ -111,7 +111,9 @@ def recipe_of(directory: Path, size: Size) -> Recipe:
     """The sweep; its data and model are made here."""
     data, model = directory / "samples.csv", directory / "model"
     write_samples(data, size.steps)
-    subprocess.run([sys.executable, "-m", "jobs.bench.tiny_model", str(model)], cwd=ROOT, timeout=MODEL_S, check=True)
+    make_model = [sys.executable, "-m", "jobs.bench.tiny_model", str(model)]
+    # standard output is for the figures alone, and DeepSpeed's import prints there
+    subprocess.run(make_model, cwd=ROOT, stdout=sys.stderr, timeout=MODEL_S, check=True)
     often = 10 * size.kills  # what is proved is that trials go on, not that budgets end
     return recipe_from_dict(
         {

@@ -113,7 +113,9 @@ class Ground:
         said = self._directory / f"driver-{len(self._drivers) + 1}.err"
         with said.open("wb") as stderr:
             # a session of its own: Ctrl-C on a terminal is for the bench, which then ends its parts in order
-            return subprocess.Popen(command, env=environment, stderr=stderr, cwd=ROOT, start_new_session=True)
+            return subprocess.Popen(
+                command, env=environment, stdout=stderr, stderr=stderr, cwd=ROOT, start_new_session=True
+            )
 
     def kill_driver(self) -> float:
         """SIGKILL, and another driver that resumes. Returns when the first one was gone."""
