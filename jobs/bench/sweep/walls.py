@@ -54,7 +54,7 @@ def walls(directory: Path, rounds: int, trials: int) -> dict[str, Any]:
     import ray
 
     from jobs.bench.stamps import STAMPS_FILE
-    from jobs.bench.sweep.cluster import start_ray
+    from jobs.bench.small_ray import start_ray
 
     samples, stamps = directory / "samples.csv", directory / "stamps.jsonl"
     write_samples(samples)
