@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import random
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from jobs.bench.small_ray import start_ray
 from jobs.bench.stamps import STAMPS_FILE, Stamp, cold_start, read_stamps, turnarounds
 from tlcore.recipe import Recipe, recipe_from_dict
 
@@ -57,7 +57,8 @@ def measure(directory: Path) -> list[Stamp]:
     stamps.touch()
     write_samples(samples)
     os.environ[STAMPS_FILE] = str(stamps)
-    _start_ray(stamps)
+    # one CPU more than the ranks, for the naive side's Tune function, so that never two trials fit at once
+    start_ray(RANKS + 1, {STAMPS_FILE: str(stamps)})
     import ray
 
     from jobs.bench.naive_pattern import run_naive
@@ -74,23 +75,6 @@ def measure(directory: Path) -> list[Stamp]:
     finally:
         ray.shutdown()
     return read_stamps(stamps)
-
-
-def _start_ray(stamps: Path) -> None:
-    """One CPU more than the ranks, for the naive side's Tune function, so that never two trials fit at once."""
-    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0"})
-    import ray
-
-    root = str(Path(__file__).resolve().parents[2])
-    ray.init(
-        address="local",
-        num_cpus=RANKS + 1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": {STAMPS_FILE: str(stamps), "PYTHONPATH": root}},
-    )
-    logging.getLogger("ray").setLevel(logging.ERROR)
 
 
 def sweep_name(side: str, turn: int) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from pathlib import Path
 
 import pytest
 import ray
+
+from jobs.bench.small_ray import start_ray
 
 CPUS = 4
 HERE = Path(__file__).parent
@@ -15,15 +15,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """A local Ray with four logical CPUs and no dashboard; its workers can import what stands beside the tests."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local",
-        num_cpus=CPUS,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}},
-    )
+    """A local Ray with four logical CPUs; its workers can import what stands beside the tests."""
+    start_ray(CPUS, also=(HERE,))
     yield
     ray.shutdown()

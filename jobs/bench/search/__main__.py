@@ -67,7 +67,7 @@ def measure(size: Size, records: Sequence[Record], log: Path | None) -> list[Rec
         import ray
 
         from jobs.bench.search.run import run_arm
-        from jobs.bench.sweep.cluster import start_ray
+        from jobs.bench.small_ray import start_ray
 
         start_ray(SLOTS)
         try:

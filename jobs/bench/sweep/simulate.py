@@ -14,15 +14,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from jobs.bench.own_store import OwnStore
+from jobs.bench.small_ray import ROOT, start_ray
 from jobs.bench.sweep.stub import simulated_recipe
 from tlcore.recipe import report_fractions
-from tlcore.storage import EmbeddedStore, newest_run
+from tlcore.storage import newest_run
 from tlcore.storage.keys import JOURNAL_PREFIX
 
 TAIL = 20
 """Results left to the resumed driver: enough that trials are under way when the first one is killed."""
 TIMEOUT_S = 7200.0
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def simulate(directory: Path, store: str, trials: int, results: int, slots: int) -> dict[str, Any]:
@@ -35,15 +36,14 @@ def simulate(directory: Path, store: str, trials: int, results: int, slots: int)
     """
     with ExitStack() as stack:
         address = _ray(stack, slots)
-        # only now: Ray sets what its own drivers need in this process's environment
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": address}
         storage = str(directory / "store")
         if store == "s3":
-            embedded = EmbeddedStore(directory / "weed")
-            embedded.up()
-            stack.callback(embedded.down)
-            os.environ["TLCORE_STORE_DIR"] = environment["TLCORE_STORE_DIR"] = str(directory / "weed")
+            own = OwnStore(directory / "weed")
+            stack.callback(own.stop)
+            own.start()
             storage = "s3://tlcore/runs"
+        # only now: Ray and the store set what drivers need in this process's environment
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": address}
         reports = len(report_fractions(simulated_recipe(directory, storage, trials, results)))
         settings = {"directory": str(directory), "storage": storage, "trials": trials, "results": results}
         settings |= {"reports": reports}
@@ -67,8 +67,6 @@ def simulate(directory: Path, store: str, trials: int, results: int, slots: int)
 
 def _ray(stack: ExitStack, slots: int) -> str:
     import ray
-
-    from jobs.bench.sweep.cluster import start_ray
 
     start_ray(slots)
     stack.callback(ray.shutdown)

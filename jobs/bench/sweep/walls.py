@@ -53,8 +53,8 @@ def walls(directory: Path, rounds: int, trials: int) -> dict[str, Any]:
     """Run both sides so many times in a Ray of their own, and summarize. Raises RuntimeError where a trial failed."""
     import ray
 
+    from jobs.bench.small_ray import start_ray
     from jobs.bench.stamps import STAMPS_FILE
-    from jobs.bench.sweep.cluster import start_ray
 
     samples, stamps = directory / "samples.csv", directory / "stamps.jsonl"
     write_samples(samples)
