@@ -75,7 +75,7 @@ BAD = {
     "torchvision:resnet5": "torchvision has no classifier 'resnet5'",
     "torchvision:inception_v3": "torchvision has no classifier 'inception_v3'",
     "torchvision:resnet18@/etc/nothing.pth": "/etc/nothing.pth is no file",
-    "torchvision:resnet18@/etc/passwd": "/etc/passwd is no state dict",
+    "torchvision:resnet18@/etc/passwd": "/etc/passwd: cannot be read as a state dict",
     "ftp://host/model": "nothing is known of ftp://",
 }
 

@@ -81,8 +81,9 @@ def _convert(source: str, name: str, file: Path, folder: Path) -> None:
     from transformers import BitImageProcessor
 
     from tlcore.models.families import torchvision_models as family
+    from tlcore.models.families.convert import read_state_dict
 
-    state = _read_state(source, file)
+    state = read_state_dict(file)
     with torch.device("meta"):
         head = family.head_name(torchvision.models.get_model(name, weights=None))
     classes = len(state[f"{head}.bias"]) if f"{head}.bias" in state else 0
@@ -98,21 +99,6 @@ def _convert(source: str, name: str, file: Path, folder: Path) -> None:
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     config.save_pretrained(folder)
     BitImageProcessor(**_published_pictures(name)).save_pretrained(folder)
-
-
-def _read_state(source: str, file: Path) -> dict[str, Any]:
-    import torch
-    from torch._weights_only_unpickler import UnpicklingError  # type: ignore[attr-defined]  # nowhere else does torch name it
-
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ModelError(f"model source {source!r}: {file} is no state dict: {reason}", hint="save it anew") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(each, torch.Tensor) for each in state.values()):
-        raise ModelError(f"model source {source!r}: {file} holds no tensors by name", hint="save model.state_dict()")
-    return state
 
 
 def _published_pictures(name: str) -> dict[str, Any]:

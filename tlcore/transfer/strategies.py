@@ -29,15 +29,18 @@ def apply_strategy(model: nn.Module, recipe: Recipe, joined: int | None = None) 
     A pooler belongs to the head because it only feeds it: RoBERTa has the same layer inside its head. On MiniLM, which never
     trained its pooler, one epoch over 1,800 movie snippets gives 0.67 to 0.70 accuracy with it and 0.48 to 0.62 without.
 
+    What the model's own code keeps fixed (Marian's sine positions) never trains.
+
     Where nothing below a point trains, autograd records nothing there, so a frozen backbone costs its forward pass alone.
 
     Raises:
         RecipeError: more blocks asked for than there are, or a model without what the strategy or the recipe names, or nothing
             that trains.
     """
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     trained = _trained(model, recipe, joined)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained is None or name in trained)
+        parameter.requires_grad_(name not in fixed and (trained is None or name in trained))
     set_training_mode(model)
 
 

@@ -43,15 +43,18 @@ def convert(name: str, source: Path, directory: Path) -> None:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth` or `.bin` file, by name; nothing in it is run. Raises ModelError."""
+    """The tensors of a `.pth` or `.bin` file, by name, also where they stand under `state_dict`; nothing in it is run. Raises
+    ModelError."""
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"{path}: cannot be read as a state dict: {reason[:200]}",
             hint="it must hold tensors by name and nothing else; code in it is never run",
         ) from error
+    if isinstance(found, Mapping):
+        found = found.get("state_dict", found)
     if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
         raise ModelError(f"{path}: holds {type(found).__name__}, not tensors by name")
     return dict(found)
