@@ -41,14 +41,16 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     final      metrics                                 test figures of the best trial
 
 The writer is the sweep's driver alone. Its numbers leave no gap, so whoever finds the next number taken knows that
-another driver owns the run. Called by `sweep/` (writes, resumes) and by readers that want the state and not the rows.
+another driver owns the run. Every full thousand is rolled up (`segments.py`), which changes nothing of that. Called by
+`sweep/` (writes, resumes) and by readers that want the state and not the rows.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -57,8 +59,9 @@ from typing import Any, Final, Literal
 from tlcore.errors import StaleWriter, StorageError
 from tlcore.storage.account import Account
 from tlcore.storage.base import ObjectStore
-from tlcore.storage.documents import encode_json, get_json
-from tlcore.storage.keys import JOURNAL_PREFIX, journal_key, parse_journal_key
+from tlcore.storage.documents import encode_json
+from tlcore.storage.keys import SEGMENT_ENTRIES, journal_key
+from tlcore.storage.segments import read_block, read_entries, roll_up, rolled_up
 
 Entry = dict[str, Any]
 TrialStatus = Literal["waiting", "running", "completed", "stopped", "failed"]
@@ -90,7 +93,7 @@ KINDS: Final = frozenset(
         "final",
     }
 )
-_READERS = 16
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -114,6 +117,8 @@ class Journal:
         self._store, self._ask = store, ask
         self._clock = clock
         self._next = start
+        self._block: list[bytes] = []
+        """What was appended to the block that is not full; without what an earlier driver wrote of it."""
 
     @property
     def next_number(self) -> int:
@@ -142,26 +147,41 @@ class Journal:
                 key=key,
             )
         self._next += 1
+        self._block.append(data)
+        if self._next % SEGMENT_ENTRIES == 0:
+            block, self._block = self._block, []
+            self._roll_up(self._next - SEGMENT_ENTRIES, block)
         return entry
+
+    def catch_up(self, entries: Sequence[Entry]) -> None:
+        """Roll up what drivers before this one wrote and did not live to roll up, or did not know how to.
+
+        Args:
+            entries: the journal from its beginning.
+        """
+        there = rolled_up(self._store)
+        for first in range(0, len(entries) - SEGMENT_ENTRIES + 1, SEGMENT_ENTRIES):
+            if first not in there:
+                self._roll_up(first, [encode_json(entry) for entry in entries[first : first + SEGMENT_ENTRIES]])
+
+    def _roll_up(self, first: int, block: Sequence[bytes]) -> None:
+        try:
+            whole = block if len(block) == SEGMENT_ENTRIES else read_block(self._store, first)
+            roll_up(self._store, first, whole)
+        except StorageError as error:  # a segment saves time, no more; a store that stays away fails the next entry
+            _log.warning("the journal's entries from %d on are not rolled up yet: %s", first, error.message)
 
 
 def read_journal(store: ObjectStore) -> list[Entry]:
     """Every entry of the run at the root of `store`, in order. Raises StorageError if one is missing or malformed."""
-    numbers = [number for info in store.list(JOURNAL_PREFIX) if (number := parse_journal_key(info.key)) is not None]
-    if numbers != list(range(len(numbers))):
-        gap = next(expected for expected, number in enumerate(numbers) if number != expected)
-        raise StorageError(
-            f"journal of {store.url} has no entry {gap}", hint="the run was changed by hand; start a new one"
-        )
-    with ThreadPoolExecutor(_READERS) as pool:
-        entries = list(pool.map(lambda n: get_json(store, journal_key(n)), numbers))
+    entries = read_entries(store)
     for n, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
             raise StorageError(f"{journal_key(n)} in {store.url} is no journal entry", hint="start a new run")
     return entries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialResult:
     """One report: where the trial was, and what it measured there."""
 
@@ -362,7 +382,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        # one name for all: a driver keeps every report, whose names would take more memory than its figures
+        return {sys.intern(str(key)): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value

@@ -4,6 +4,7 @@ Owns the layout. Does not touch a store. Called by `runs.py` and by every room t
 
     run.json                                          identity
     journal/00000000.json                             the sweep's events, in order
+    journal/segments/00001000.json                    a copy of a thousand of them, from that number on
     trials/t000/history/00000000.json                 metrics by report
     trials/t000/step-00000200/rank-0001-0000.json     what one rank wrote, by attempt
     trials/t000/step-00000200/MANIFEST.json           the commit
@@ -24,6 +25,9 @@ from typing import NamedTuple
 
 RUN_JSON = "run.json"
 JOURNAL_PREFIX = "journal/"
+SEGMENTS_PREFIX = "journal/segments/"
+SEGMENT_ENTRIES = 1000
+"""A power of ten: the keys of one segment's entries have all but their last digits in common, so one short listing finds them."""
 TRIALS_PREFIX = "trials/"
 CHUNKS_PREFIX = "cas/"
 NOTICES_PREFIX = "gc/"
@@ -35,6 +39,7 @@ _MAX_NUMBER = 10**8 - 1
 _NUMBER = r"(\d{8})"
 _TRIAL = rf"({_NAME.pattern})"
 _JOURNAL_KEY = re.compile(rf"journal/{_NUMBER}\.json")
+_SEGMENT_KEY = re.compile(rf"journal/segments/{_NUMBER}\.json")
 _HISTORY_KEY = re.compile(rf"trials/{_TRIAL}/history/{_NUMBER}\.json")
 _MANIFEST_KEY = re.compile(rf"trials/{_TRIAL}/step-{_NUMBER}/MANIFEST\.json")
 _RANK_KEY = re.compile(rf"trials/{_TRIAL}/step-{_NUMBER}/rank-(\d{{4}})-(\d{{4}})\.json")
@@ -81,6 +86,16 @@ def check_name(name: str) -> str:
 
 def journal_key(n: int) -> str:
     return f"{JOURNAL_PREFIX}{_number(n)}.json"
+
+
+def segment_key(first: int) -> str:
+    """Where the entries from number `first` on, a multiple of SEGMENT_ENTRIES, lie together."""
+    return f"{SEGMENTS_PREFIX}{_number(first)}.json"
+
+
+def entries_prefix(first: int) -> str:
+    """What the keys of the entries of one segment have in common."""
+    return f"{JOURNAL_PREFIX}{_number(first)[: -len(str(SEGMENT_ENTRIES - 1))]}"
 
 
 def history_prefix(trial: str) -> str:
@@ -131,6 +146,12 @@ def chunk_key(digest: str) -> str:
 
 def parse_journal_key(key: str) -> int | None:
     match = _JOURNAL_KEY.fullmatch(key)
+    return int(match[1]) if match else None
+
+
+def parse_segment_key(key: str) -> int | None:
+    """Number of the segment's first entry."""
+    match = _SEGMENT_KEY.fullmatch(key)
     return int(match[1]) if match else None
 
 

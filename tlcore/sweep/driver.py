@@ -50,6 +50,10 @@ from tlcore.train.budget import exhausted
 DISPLAY_EVERY_S: Final = 0.5
 JOURNAL_ATTEMPTS: Final = 5
 """Each is a minute of the store's own client; a store that is away for five of them ends the driver, and a resume goes on."""
+POINTERS_KEPT: Final = 20
+"""Of each trial, in the scratch directory. Tune asks a slot for its pointer when it pauses the trial. It is not asked for one after
+every report, since a trial's config says from the journal how far it is, also for the slot after one that died; that halves
+what a report costs. Tune pickles its whole state, all trials, whenever a trial has so many new ones: not less than 20."""
 
 
 class Driver:
@@ -139,17 +143,19 @@ class Driver:
 
     def _take_up(self, wanted: int) -> None:
         """Bring scheduler and searcher to where the journal ends, and do what the last driver decided and did not live to do."""
-        for entry in self._entries:
+        entries, self._entries = self._entries, []  # the state has what is needed of them; they are the bulk of a driver's memory
+        for entry in entries:
             self._searcher.observe(entry)
-        replayed = Replay(self._seats, self._entries)
+        replayed = Replay(self._seats, entries)
         self._recorder.listeners += [self._searcher.observe, self._seat, self._janitor.on_entry]
         if self._unknown:
             self._recorder.record("unknown", reasons=self._unknown)
-        if not self._entries:
+        if not entries:
             if self._earlier is not None:
                 self._recorder.record("warmed", **earlier_results(self._recipe, self._earlier))
             return
         self._recorder.record("resumed", of=wanted)
+        self._recorder.journal.catch_up(entries)
         self._seats.resume(wanted)
         self._settle(replayed.stopped)
         for decided in replayed.pending:
@@ -247,7 +253,7 @@ class Driver:
                 storage_path=str(scratch),
                 stop=self._halt,
                 callbacks=[self._callback(source)],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=2),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=POINTERS_KEPT),
                 raise_on_failed_trial=False,
                 verbose=0,
             )
