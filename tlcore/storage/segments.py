@@ -76,8 +76,9 @@ def roll_up(store: ObjectStore, first: int, entries: Sequence[bytes]) -> None:
 
 def _read_segment(store: ObjectStore, first: int) -> list[Any]:
     key = segment_key(first)
-    found = get_json(store, key)
-    numbers = [entry.get("n") for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    read = get_json(store, key)
+    found: list[Any] = read if isinstance(read, list) else []
+    numbers = [entry.get("n") if isinstance(entry, dict) else None for entry in found]
     if numbers != list(range(first, first + SEGMENT_ENTRIES)):
         raise StorageError(
             f"{key} in {store.url} does not hold the {SEGMENT_ENTRIES} journal entries from {first} on",

@@ -143,7 +143,10 @@ class Driver:
 
     def _take_up(self, wanted: int) -> None:
         """Bring scheduler and searcher to where the journal ends, and do what the last driver decided and did not live to do."""
-        entries, self._entries = self._entries, []  # the state has what is needed of them; they are the bulk of a driver's memory
+        entries, self._entries = (
+            self._entries,
+            [],
+        )  # the state has what is needed of them; they are the bulk of a driver's memory
         for entry in entries:
             self._searcher.observe(entry)
         replayed = Replay(self._seats, entries)

@@ -1,6 +1,7 @@
 """The controller's own cost: a thousand stub trials through the real driver, killed near the end and resumed.
 
-    python -m jobs.bench.sweep --simulate 1000 --json      1,000 stub trials with some 100 results each, on both kinds of store
+    python -m jobs.bench.sweep --simulate 1000 --results 100000 --store file    full size: 1,000 stub trials, 100,000 results
+    python -m jobs.bench.sweep --quick --json                                   does it run at all, on both kinds of store
 
 Owns the command and its table; `simulate.py` says what the figures mean.
 """
@@ -16,19 +17,24 @@ from pathlib import Path
 from typing import Any
 
 TARGETS = {"driver_ms_per_result": 5.0, "resume_s": 30.0, "head_rss_growth_mb": 200.0}
+QUICK = (20, 400)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.sweep", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.add_argument("--quick", action="store_true", help="fewer trials: does it run at all")
+    parser.add_argument("--quick", action="store_true", help="20 trials, 400 results: does it run at all")
     parser.add_argument("--simulate", type=int, default=1000, metavar="TRIALS", help="how many stub trials")
-    parser.add_argument("--results", type=int, default=100, help="epochs, so about as many reports, of each stub trial")
+    parser.add_argument("--results", type=int, default=100_000, help="how many reports all of them make together")
     parser.add_argument("--slots", type=int, default=4, help="stub trials at a time")
     parser.add_argument(
         "--store", choices=("file", "s3", "both"), default="both", help="where the simulated run is kept"
     )
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.simulate, options.results = min(options.simulate, QUICK[0]), min(options.results, QUICK[1])
+    if not 0 < options.simulate <= options.results:
+        parser.error(f"--results {options.results} for --simulate {options.simulate}: each trial reports at least once")
     with tempfile.TemporaryDirectory(prefix="tlcore-bench-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         figures = _simulate(directory, options)
@@ -39,18 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _simulate(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     from jobs.bench.sweep.simulate import simulate
 
-    trials = min(options.simulate, 20) if options.quick else options.simulate
-    found: dict[str, Any] = {"trials": trials}
+    trials, epochs = options.simulate, options.results // options.simulate
+    found: dict[str, Any] = {"trials": trials, "results_each": epochs}
     for store in ("file", "s3") if options.store == "both" else (options.store,):
         place = directory / store
         place.mkdir()
-        found[store] = simulate(place, store, trials, options.results, options.slots)
+        found[store] = simulate(place, store, trials, epochs, options.slots)
     return found
 
 
 def table(figures: dict[str, Any]) -> str:
     """The same for people."""
-    lines = [f"{figures['trials']} stub trials"]
+    lines = [f"{figures['trials']} stub trials, each reporting {figures['results_each']} times"]
     for store in [name for name in ("file", "s3") if name in figures]:
         for key, value in figures[store].items():
             target = f"   (target below {TARGETS[key]:g})" if key in TARGETS else ""
