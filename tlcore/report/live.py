@@ -84,8 +84,10 @@ class Display:
 
     def _notice_training(self) -> None:
         """The pace counts from the first step on: the minute in which worker groups start would distort it."""
+        if self._training_since_s is not None:
+            return  # asked at every entry, and counting takes as long as there are trials
         trained = _trained(self.view)
-        if self._training_since_s is None and trained > self._share_before:
+        if trained > self._share_before:
             self._training_since_s, self._share_before = self._clock(), trained
 
     def _estimate(self, rows: Sequence[TrialRow]) -> Estimate:

@@ -37,12 +37,18 @@ class SweepView:
         self.expected_trials = expected_trials
         self.state = SweepState()
         self._facts: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, TrialRow] = {}
+        """Those that nothing has happened to since: of thousands of trials a few run."""
         for entry in entries:
             self.apply(entry)
 
     def apply(self, entry: Entry) -> None:
         """Take one more journal entry."""
         self.state.apply(entry)
+        if (trial := entry.get("trial")) is None:
+            self._rows.clear()  # a resume changes every trial
+        else:
+            self._rows.pop(trial, None)
         if entry["kind"] == "result":
             self._take(entry["trial"], entry)
 
@@ -72,8 +78,15 @@ class SweepView:
     def _take(self, trial: str, facts: Mapping[str, Any]) -> None:
         known = {name: facts[name] for name in _LIVE_FACTS if facts.get(name) is not None}
         self._facts.setdefault(trial, {}).update(known)
+        self._rows.pop(trial, None)
 
     def _row(self, trial: TrialState) -> TrialRow:
+        row = self._rows.get(trial.trial)
+        if row is None:
+            row = self._rows[trial.trial] = self._made(trial)
+        return row
+
+    def _made(self, trial: TrialState) -> TrialRow:
         facts = self._facts.get(trial.trial, {})
         measured = ((result.fraction, result.metrics.get(self.metric)) for result in trial.results)
         return TrialRow(

@@ -41,13 +41,15 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     final      metrics                                 test figures of the best trial
 
 The writer is the sweep's driver alone. Its numbers leave no gap, so whoever finds the next number taken knows that
-another driver owns the run. Copies of full blocks, for reading, are `blocks.py`'s. Called by `sweep/` (writes, resumes) and by
-readers that want the state and not the rows.
+another driver owns the run. Every full thousand is rolled up (`segments.py`), which changes nothing of that. Called by
+`sweep/` (writes, resumes) and by readers that want the state and not the rows.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -57,9 +59,9 @@ from typing import Any, Final, Literal
 from tlcore.errors import StaleWriter, StorageError
 from tlcore.storage.account import Account
 from tlcore.storage.base import ObjectStore
-from tlcore.storage.blocks import Blocks, read_entries
 from tlcore.storage.documents import encode_json
-from tlcore.storage.keys import journal_key
+from tlcore.storage.keys import SEGMENT_ENTRIES, journal_key
+from tlcore.storage.segments import read_block, read_entries, roll_up, rolled_up
 
 Entry = dict[str, Any]
 TrialStatus = Literal["waiting", "running", "completed", "stopped", "failed"]
@@ -91,6 +93,7 @@ KINDS: Final = frozenset(
         "final",
     }
 )
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -114,7 +117,8 @@ class Journal:
         self._store, self._ask = store, ask
         self._clock = clock
         self._next = start
-        self._blocks = Blocks(store, ask)
+        self._block: list[bytes] = []
+        """What was appended to the block that is not full; without what an earlier driver wrote of it."""
 
     @property
     def next_number(self) -> int:
@@ -143,8 +147,29 @@ class Journal:
                 key=key,
             )
         self._next += 1
-        self._blocks.add(entry)
+        self._block.append(data)
+        if self._next % SEGMENT_ENTRIES == 0:
+            block, self._block = self._block, []
+            self._roll_up(self._next - SEGMENT_ENTRIES, block)
         return entry
+
+    def catch_up(self, entries: Sequence[Entry]) -> None:
+        """Roll up what drivers before this one wrote and did not live to roll up, or did not know how to.
+
+        Args:
+            entries: the journal from its beginning.
+        """
+        there = rolled_up(self._store)
+        for first in range(0, len(entries) - SEGMENT_ENTRIES + 1, SEGMENT_ENTRIES):
+            if first not in there:
+                self._roll_up(first, [encode_json(entry) for entry in entries[first : first + SEGMENT_ENTRIES]])
+
+    def _roll_up(self, first: int, block: Sequence[bytes]) -> None:
+        try:
+            whole = block if len(block) == SEGMENT_ENTRIES else read_block(self._store, first)
+            roll_up(self._store, first, whole)
+        except StorageError as error:  # a segment saves time, no more; a store that stays away fails the next entry
+            _log.warning("the journal's entries from %d on are not rolled up yet: %s", first, error.message)
 
 
 def read_journal(store: ObjectStore) -> list[Entry]:
@@ -156,7 +181,7 @@ def read_journal(store: ObjectStore) -> list[Entry]:
     return entries
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrialResult:
     """One report: where the trial was, and what it measured there."""
 
@@ -357,7 +382,8 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        # one name for all: a driver keeps every report, whose names would take more memory than its figures
+        return {sys.intern(str(key)): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value

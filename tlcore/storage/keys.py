@@ -4,7 +4,7 @@ Owns the layout. Does not touch a store. Called by `runs.py` and by every room t
 
     run.json                                          identity
     journal/00000000.json                             the sweep's events, in order
-    journal/blocks/00000000.json                      a thousand of them as one object, for reading
+    journal/segments/00001000.json                    a copy of a thousand of them, from that number on
     trials/t000/history/00000000.json                 metrics by report
     trials/t000/step-00000200/rank-0001-0000.json     what one rank wrote, by attempt
     trials/t000/step-00000200/MANIFEST.json           the commit
@@ -26,6 +26,9 @@ from typing import NamedTuple
 
 RUN_JSON = "run.json"
 JOURNAL_PREFIX = "journal/"
+SEGMENTS_PREFIX = "journal/segments/"
+SEGMENT_ENTRIES = 1000
+"""A power of ten: the keys of one segment's entries have all but their last digits in common, so one short listing finds them."""
 TRIALS_PREFIX = "trials/"
 CHUNKS_PREFIX = "cas/"
 NOTICES_PREFIX = "gc/"
@@ -37,7 +40,7 @@ _MAX_NUMBER = 10**8 - 1
 _NUMBER = r"(\d{8})"
 _TRIAL = rf"({_NAME.pattern})"
 _JOURNAL_KEY = re.compile(rf"journal/{_NUMBER}\.json")
-_BLOCK_KEY = re.compile(rf"journal/blocks/{_NUMBER}\.json")
+_SEGMENT_KEY = re.compile(rf"journal/segments/{_NUMBER}\.json")
 _HISTORY_KEY = re.compile(rf"trials/{_TRIAL}/history/{_NUMBER}\.json")
 _MANIFEST_KEY = re.compile(rf"trials/{_TRIAL}/step-{_NUMBER}/MANIFEST\.json")
 _RANK_KEY = re.compile(rf"trials/{_TRIAL}/step-{_NUMBER}/rank-(\d{{4}})-(\d{{4}})\.json")
@@ -86,9 +89,14 @@ def journal_key(n: int) -> str:
     return f"{JOURNAL_PREFIX}{_number(n)}.json"
 
 
-def block_key(block: int) -> str:
-    """Key of the copy of a block of journal entries."""
-    return f"{JOURNAL_PREFIX}blocks/{_number(block)}.json"
+def segment_key(first: int) -> str:
+    """Where the entries from number `first` on, a multiple of SEGMENT_ENTRIES, lie together."""
+    return f"{SEGMENTS_PREFIX}{_number(first)}.json"
+
+
+def entries_prefix(first: int) -> str:
+    """What the keys of the entries of one segment have in common."""
+    return f"{JOURNAL_PREFIX}{_number(first)[: -len(str(SEGMENT_ENTRIES - 1))]}"
 
 
 def history_prefix(trial: str) -> str:
@@ -149,8 +157,9 @@ def parse_journal_key(key: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def parse_block_key(key: str) -> int | None:
-    match = _BLOCK_KEY.fullmatch(key)
+def parse_segment_key(key: str) -> int | None:
+    """Number of the segment's first entry."""
+    match = _SEGMENT_KEY.fullmatch(key)
     return int(match[1]) if match else None
 
 

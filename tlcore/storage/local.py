@@ -97,7 +97,7 @@ class LocalObjectStore:
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         top = self._root / prefix.rpartition("/")[0]
         try:
-            found = [info for info in self._walk(top) if info.key.startswith(prefix)]
+            found = list(self._walk(top, prefix))
         except OSError as error:
             raise os_error(error, "list", str(top), prefix) from error
         return iter(sorted(found, key=lambda info: info.key))
@@ -156,16 +156,17 @@ class LocalObjectStore:
             temporary.unlink(missing_ok=True)
         _sync_directory(path.parent)
 
-    def _walk(self, top: Path) -> Iterator[ObjectInfo]:
+    def _walk(self, top: Path, prefix: str) -> Iterator[ObjectInfo]:
         for directory, _, names in os.walk(top):
+            place = Path(directory).relative_to(self._root).as_posix()
             for name in names:
-                if name.startswith(TEMPORARY_PREFIX):
+                key = name if place == "." else f"{place}/{name}"
+                # looked at before the file is: a journal's directory holds a hundred thousand, of which few are asked for
+                if name.startswith(TEMPORARY_PREFIX) or not key.startswith(prefix):
                     continue
-                path = Path(directory, name)
                 with suppress(FileNotFoundError):  # deleted since the directory was read
-                    stat = path.stat()
-                    modified = datetime.fromtimestamp(stat.st_mtime, UTC)
-                    yield ObjectInfo(path.relative_to(self._root).as_posix(), stat.st_size, modified)
+                    stat = Path(directory, name).stat()
+                    yield ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
     def _prune(self, directory: Path) -> None:
         """Remove directories that have become empty, as an object store has none."""

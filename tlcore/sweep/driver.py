@@ -10,7 +10,6 @@ import secrets
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -50,14 +49,12 @@ from tlcore.sweep.warm import earlier_results
 from tlcore.train.budget import exhausted
 
 DISPLAY_EVERY_S: Final = 0.5
-POINTERS_KEPT: Final = 20
-"""Pointers that Tune keeps of a trial in its scratch directory. After so many new ones it writes all it knows of all trials to a
-file that nobody reads: with 2 that was a quarter of the driver's time."""
-NO_ROOM_FOR_S: Final = 0.5
-"""What found no room is not asked for again sooner, unless what our own trials hold has changed: the answer costs two questions to
-the cluster, Tune asks ten times a second, and other people's trials end when they do."""
 JOURNAL_ATTEMPTS: Final = 5
 """Each is a minute of the store's own client; a store that is away for five of them ends the driver, and a resume goes on."""
+POINTERS_KEPT: Final = 20
+"""Of each trial, in the scratch directory. Tune asks a slot for its pointer when it pauses the trial. It is not asked for one after
+every report, since a trial's config says from the journal how far it is, also for the slot after one that died; that halves
+what a report costs. Tune pickles its whole state, all trials, whenever a trial has so many new ones: not less than 20."""
 
 
 class Driver:
@@ -101,7 +98,6 @@ class Driver:
         self._searcher = make_searcher(recipe)
         self._wanted = trials_wanted(recipe)
         self._demand, self._growth = Demand(), Growth()
-        self._no_room: tuple[Any, float] | None = None
         self._janitor = Janitor(recipe, run, self._recorder.snapshot, self._recorder.record, self._recorder.next_number)
 
     @property
@@ -148,17 +144,20 @@ class Driver:
 
     def _take_up(self, wanted: int) -> None:
         """Bring scheduler and searcher to where the journal ends, and do what the last driver decided and did not live to do."""
-        for entry in self._entries:
+        # the state has what is needed of them; they are the bulk of a driver's memory
+        entries, self._entries = self._entries, []
+        for entry in entries:
             self._searcher.observe(entry)
-        replayed = Replay(self._seats, self._entries)
+        replayed = Replay(self._seats, entries)
         self._recorder.listeners += [self._searcher.observe, self._seat, self._janitor.on_entry]
         if self._unknown:
             self._recorder.record("unknown", reasons=self._unknown)
-        if not self._entries:
+        if not entries:
             if self._earlier is not None:
                 self._recorder.record("warmed", **earlier_results(self._recipe, self._earlier))
             return
         self._recorder.record("resumed", of=wanted)
+        self._recorder.journal.catch_up(entries)
         self._seats.resume(wanted)
         self._settle(replayed.stopped)
         for decided in replayed.pending:
@@ -232,14 +231,6 @@ class Driver:
         return source
 
     def _room(self, shape: Shape, live: Sequence[Shape], idle: Sequence[Shape]) -> bool:
-        asked = (shape, tuple(live), tuple(idle))
-        if self._no_room is not None and self._no_room[0] == asked and time.monotonic() < self._no_room[1]:
-            return False
-        fits = self._finds_room(shape, live, idle)
-        self._no_room = None if fits else (asked, time.monotonic() + NO_ROOM_FOR_S)
-        return fits
-
-    def _finds_room(self, shape: Shape, live: Sequence[Shape], idle: Sequence[Shape]) -> bool:
         nodes, avoid = self._cluster.nodes(), self.state.avoided
         there = without(nodes, avoid) if can_avoid(nodes, avoid, shape) else nodes
         fits = has_room(shape, live, there, self._cluster.available(), idle)
@@ -265,7 +256,7 @@ class Driver:
                     storage_path=str(scratch),
                     stop=self._halt,
                     callbacks=[self._callback(source)],
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=POINTERS_KEPT),
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=POINTERS_KEPT),
                     raise_on_failed_trial=False,
                     verbose=0,
                 )

@@ -50,6 +50,8 @@ class Asha(ASHAScheduler):
 
     def ready(self, tune_controller: Any) -> list[Seat]:
         """The survivors that wait, the one to start first at the front."""
+        if not self._resizing:
+            return []  # nobody ever waits; Tune asks after each of its events
         waiting = [seat for seat in tune_controller.get_trials() if seat.status == Trial.PAUSED]
         return sorted(waiting, key=self._turn)
 

@@ -84,7 +84,9 @@ class Recorder:
 
     def result(self, trial: str, report: Mapping[str, Any]) -> None:
         """Write a trial's report, after what befell it since the one before. Called before anything is decided about it."""
-        self.take_notes()
+        # Where nothing was told, the board has nothing of this trial, and asking it costs as much as the report.
+        if report.get("told", True):
+            self.take_notes()
         for passed_over in report.get("fell_back", ()):
             self.record("fell_back", trial, **passed_over)
         self.record("result", trial, **{key: report[key] for key in _RESULT_KEYS if key in report})

@@ -11,10 +11,11 @@ waited when a sweep died, and every member of a population, since a population s
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
@@ -29,6 +30,9 @@ from tlcore.sweep.searchers import Searcher
 Room = Callable[[Shape, Sequence[Shape], Sequence[Shape]], bool]
 """Whether a trial of a shape fits beside the live ones; last, the shapes that idle slots hold and give back when asked."""
 Record = Callable[..., Any]
+LOOK_AGAIN_S: Final = 0.5
+"""For so long "no room" stands while the sweep's own trials stay where they are: Tune asks after each of its events, and looking
+costs two questions to the cluster, which took more of the driver's time than the event itself."""
 
 
 def trial_name(index: int) -> str:
@@ -59,18 +63,36 @@ class SlotTrial(Trial):
 
 
 class Places:
-    """The trials that hold a place in the cluster, by Tune's own word on which of them wait."""
+    """The trials that hold a place in the cluster, by Tune's own word on which of them wait.
 
-    def __init__(self, room: Room, idle: Callable[[], Sequence[Shape]]) -> None:
-        self._room, self._idle = room, idle
+    Args:
+        idle: what warm slots without a trial hold.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, room: Room, idle: Callable[[], Sequence[Shape]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._room, self._idle, self._clock = room, idle, clock
         self._held: dict[str, tuple[Trial, Shape]] = {}
+        self._refused: dict[Shape, float] = {}
+        self._refused_beside: object = None
 
     def has_room(self, shape: Shape) -> bool:
         """Whether one more trial of a shape fits; the only one always does."""
         # Tune pauses a trial when its slot can serve another one, no sooner: then its place is free
         self._held = {name: held for name, held in self._held.items() if held[0].status != Trial.PAUSED}
-        shapes = [shape for _, shape in self._held.values()]
-        return not shapes or self._room(shape, shapes, self._idle())
+        shapes, idle = {name: held[1] for name, held in self._held.items()}, self._idle()
+        if not shapes:
+            return True
+        if (shapes, idle) != self._refused_beside:
+            self._refused, self._refused_beside = {}, (shapes, idle)
+        if self._clock() < self._refused.get(shape, float("-inf")) + LOOK_AGAIN_S:
+            return False
+        fits = self._room(shape, list(shapes.values()), idle)
+        if not fits:
+            self._refused[shape] = self._clock()
+        return fits
 
     def take(self, trial: Trial, shape: Shape) -> None:
         """Note a trial that starts."""
@@ -139,6 +161,7 @@ class TrialSource(SearchAlgorithm):
         self._slivers = Slivers()
         self._shapes: dict[tuple[Any, ...], Shape] = {}
         self._places = Places(room, self._idle)
+        self._shapes_differ = any(key.startswith("resources.") for key in recipe.search.space)
         self._spec: dict[str, Any] = {}
         self._staged: TrialState | None = None
         self._staged_at = 0
@@ -157,15 +180,16 @@ class TrialSource(SearchAlgorithm):
 
     def next_trial(self) -> Trial | None:
         """The next trial, or None while there is no room for it or none is left."""
-        found = self._startable(fresh=False)
-        if found is not None and self._unstarted() and self._staged_at != self._state.entries:
-            # What waited for room is suggested again with what was reported since, once there is room: not at every report before.
-            found = self._startable(fresh=True)
-        if found is None:
+        staged = self._next_state()
+        if staged is None:
             return None
-        staged, shape, waits = found
+        is_new = staged.trial == trial_name(self._index)
+        waits = self._waiting.population or (not is_new and self._waiting.is_paused(staged.trial))
+        shape = self._shape(staged)
+        if not waits and ((is_new and self._waiting.has_ready()) or not self._places.has_room(shape)):
+            return None
         self._staged = None
-        if staged.trial == trial_name(self._index):
+        if is_new:
             repaired = {"repaired": staged.repaired} if staged.repaired else {}
             self._record("suggested", staged.trial, point=staged.point, of=self._wanted, **repaired)
             self._index += 1
@@ -176,29 +200,23 @@ class TrialSource(SearchAlgorithm):
             self._places.take(trial, shape)
         return trial
 
-    def _startable(self, fresh: bool) -> tuple[TrialState, Shape, bool] | None:
-        """What starts next, its shape, and whether it begins by waiting for the scheduler; None where it has no room yet."""
-        staged = self._next_state(fresh)
-        if staged is None:
-            return None
-        is_new = staged.trial == trial_name(self._index)
-        waits = self._waiting.population or (not is_new and self._waiting.is_paused(staged.trial))
-        shape = self._shape(staged)
-        if not waits and ((is_new and self._waiting.has_ready()) or not self._places.has_room(shape)):
-            return None
-        return staged, shape, waits
-
-    def _next_state(self, fresh: bool) -> TrialState | None:
-        """What would start next; `fresh` suggests it again if something was written since it was suggested."""
+    def _next_state(self) -> TrialState | None:
         if self._finished:
             return None
         while self._staged is None and self._unfinished:
             state = self._unfinished.popleft()
             self._staged = None if state.ended else state  # stopped by a decision on another one since
-        while self._unstarted() and (self._staged is None or (fresh and self._staged_at != self._state.entries)):
+        while self._unstarted() and (self._staged is None or self._is_stale(self._staged)):
             self._staged = self._suggestion()
             self._staged_at = self._state.entries
         return self._staged
+
+    def _is_stale(self, staged: TrialState) -> bool:
+        """Whether what waited for room is suggested again with what was reported since: when there is room for it, or where another
+        point may need less. Not at every report: with Optuna a suggestion costs more than a report does."""
+        if self._staged_at == self._state.entries or self._waiting.has_ready():
+            return False
+        return self._shapes_differ or self._places.has_room(self._shape(staged))
 
     def _suggestion(self) -> TrialState | None:
         """The next trial; None when it cannot run: that is written, and the one after it is next."""

@@ -97,6 +97,7 @@ class Slot(tune.Trainable):
         self._checkpoint_step: int | None = None
         self._started = False
         self._replaced: str | None = None
+        self._told = False
 
     def step(self) -> dict[str, Any]:
         """Train to the next report fraction and say how it stands there.
@@ -118,7 +119,8 @@ class Slot(tune.Trainable):
             self._end_session()
         self._healthy = True
         self._reached, self._checkpoint_step = fraction, report["checkpoint_step"]
-        facts = {**report, "fraction": fraction, "group": self._group_name()}
+        facts = {**report, "fraction": fraction, "group": self._group_name(), "told": self._told}
+        self._told = False
         if self._replaced is not None:
             facts["group_replaced"], self._replaced = self._replaced, None
         return {
@@ -248,6 +250,7 @@ class Slot(tune.Trainable):
     def _tell(self, kind: str, **facts: Any) -> None:
         """Have the driver write this into the journal; it is on its way when this returns."""
         ray.get(self._board.tell.remote({"kind": kind, "trial": self._trial, **facts}))
+        self._told = True
 
     def _newest_step(self) -> int | None:
         return newest_step(open_store(self._run["url"]), self._trial)

@@ -14,7 +14,9 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -59,6 +61,7 @@ class StubSlot(Slot):
             "samples_per_s": 100.0,
             "lost": [],
             "group": "stub",
+            "told": False,
         }
         done = fraction >= self._fractions[-1]
         return {**metrics, TIME_ATTR: fraction, "step": step, "done": done, REPORT: json.dumps(facts)}
@@ -89,29 +92,51 @@ class CountingStore:
             self.put_cpu_s += time.thread_time() - cpu
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A moment of the driver's: results so far, processor seconds without those of puts, resident MB."""
+
+    results: int
+    cpu_s: float
+    rss_mb: float
+
+
+def stretches(marks: Sequence[Mark]) -> list[float]:
+    """Processor ms per result between each mark and the next."""
+    return [1e3 * (end.cpu_s - begin.cpu_s) / (end.results - begin.results) for begin, end in pairwise(marks)]
+
+
 @dataclass
 class Meter:
-    """The display of a simulated sweep: what it hears it measures. `began_s`: when the driver was made."""
+    """The display of a simulated sweep: what it hears it measures. `began_s`: when the driver was made; `read_s`: seconds from then
+    until it had the journal."""
 
     kill_after: int
     out: Path
+    every: int = 1
+    """Results between two marks."""
     began_s: float = 0.0
+    read_s: float = 0.0
     store: CountingStore | None = None
     results: int = 0
     handed_out_s: float | None = None
     entries: int = 0
-    _start: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    _marks: list[Mark] = field(default_factory=list)
+    _first_s: float = 0.0
     _process: Any = field(default_factory=psutil.Process)
 
     def on_event(self, entry: dict[str, Any]) -> None:
         """One entry is durable."""
         self.entries += 1
         if entry["kind"] == "started" and self.handed_out_s is None:
-            self.handed_out_s = time.perf_counter() - self.began_s
-            self._start = (time.perf_counter(), time.process_time(), self._rss_mb())
+            self._first_s = time.perf_counter()
+            self.handed_out_s = self._first_s - self.began_s
+            self._mark()
         if entry["kind"] != "result":
             return
         self.results += 1
+        if self.results % self.every == 0:
+            self._mark()
         if self.results == self.kill_after:
             self.write()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -125,22 +150,26 @@ class Meter:
     def write(self) -> None:
         """Put the figures where `simulate.py` reads them."""
         assert self.store is not None, "no driver was made"
-        wall, cpu, rss = self._start
-        results = max(1, self.results)
+        whole = stretches(self._marks)
+        self._mark()
         figures = {
             "results": self.results,
             "entries": self.entries,
             "handed_out_s": self.handed_out_s,
-            "wall_s": time.perf_counter() - wall,
-            "driver_ms_per_result": 1e3 * (time.process_time() - cpu - self.store.put_cpu_s) / results,
+            "read_s": self.read_s,
+            "wall_s": time.perf_counter() - self._first_s,
+            "driver_ms": whole,
+            "rss_mb": [mark.rss_mb for mark in self._marks],
+            "head_rss_growth_mb": self._marks[-1].rss_mb - self._marks[0].rss_mb,
             "put_ms": 1e3 * self.store.put_s / max(1, self.store.requests["put_if_absent"]),
-            "head_rss_growth_mb": self._rss_mb() - rss,
             "requests": dict(self.store.requests),
         }
         self.out.write_text(json.dumps(figures))
 
-    def _rss_mb(self) -> float:
-        return float(self._process.memory_info().rss) / 2**20
+    def _mark(self) -> None:
+        put_cpu_s = self.store.put_cpu_s if self.store is not None else 0.0
+        rss_mb = float(self._process.memory_info().rss) / 2**20
+        self._marks.append(Mark(self.results, time.process_time() - put_cpu_s, rss_mb))
 
 
 class MeteredDriver(driver.Driver):
@@ -151,11 +180,12 @@ class MeteredDriver(driver.Driver):
     def __init__(self, *arguments: Any) -> None:
         self.meter.began_s = time.perf_counter()
         super().__init__(*arguments)
+        self.meter.read_s = time.perf_counter() - self.meter.began_s
         self.meter.store = CountingStore(self._store)
         self._recorder.journal._store = self.meter.store
 
 
-def simulated_recipe(directory: Path, storage: str, trials: int, results: int) -> Recipe:
+def simulated_recipe(directory: Path, storage: str, trials: int, epochs: int) -> Recipe:
     """A sweep of `trials` trials with so many reports each, under ASHA with random search."""
     inputs = directory / "inputs"
     (inputs / "model").mkdir(parents=True, exist_ok=True)
@@ -167,12 +197,12 @@ def simulated_recipe(directory: Path, storage: str, trials: int, results: int) -
             "task": "text-classification",
             "model": {"source": str(inputs / "model")},
             "data": {"train": str(inputs / "train.csv")},
-            "train": {"epochs": results},
+            "train": {"epochs": epochs},
             "resources": {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 1},
             "search": {
                 "space": {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}},
                 "trials": trials,
-                "scheduler": {"asha": {"grace": 1 / results, "reduction": 4}},
+                "scheduler": {"asha": {"grace": 1 / epochs, "reduction": 4}},
             },
             "storage": storage,
         }
@@ -182,9 +212,9 @@ def simulated_recipe(directory: Path, storage: str, trials: int, results: int) -
 def main() -> int:
     settings = json.loads(Path(sys.argv[1]).read_text())
     directory = Path(settings["directory"])
-    recipe = simulated_recipe(directory, settings["storage"], settings["trials"], settings["results"])
+    recipe = simulated_recipe(directory, settings["storage"], settings["trials"], settings["epochs"])
     assert len(report_fractions(apply_point(recipe, {}))) == settings["reports"], report_fractions(recipe)
-    meter = Meter(settings["kill_after"], Path(settings["out"]))
+    meter = Meter(settings["kill_after"], Path(settings["out"]), every=max(1, settings["kill_after"] // 10))
     MeteredDriver.meter = meter
     options = SweepOptions(resume=settings["resume"], display=meter, logs=directory / "logs")
     with mock.patch.object(driver, "Slot", StubSlot), mock.patch.object(runner, "Driver", MeteredDriver):
