@@ -111,6 +111,31 @@ def recognition(model_class: str, config_class: str) -> Callable[[Path], dict[st
     return make
 
 
+def spectrogram_recognition(name: str, **settings: Any) -> Callable[[Path], dict[str, Any]]:
+    """CTC over log spectrograms, by one of our own families."""
+
+    def make(home: Path) -> dict[str, Any]:
+        import importlib
+
+        import torch
+
+        from tlcore.models.families.spectrogram import SpectrogramFeatureExtractor
+
+        module = importlib.import_module(f"tlcore.models.families.{name.lower()}")
+        extractor = SpectrogramFeatureExtractor(sampling_rate=RATE_HZ, window_s=0.008, step_s=0.004)
+        extractor.save_pretrained(home)
+        config = getattr(module, f"{name}Config")(feature_size=extractor.feature_size, hidden_size=16, **settings)
+        torch.manual_seed(3)
+        getattr(module, f"{name}Model")(config).save_pretrained(home)
+        return {
+            "model": {"source": str(home)},
+            "data": {"train": write_spoken(home), "max_seconds": 2.0, "validation": 0.2},
+            "predict": [str(home / "clips/1.wav"), {"audio": str(home / "clips/0.wav"), "text": words()[0]}],
+        }
+
+    return make
+
+
 def pretraining(home: Path) -> dict[str, Any]:
     """Sounds alone, some steps of which are hidden."""
     from transformers import Wav2Vec2Config
@@ -187,6 +212,10 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hubert/audio-classification": audio_classification("HubertModel", "HubertConfig"),
     "wav2vec2/speech-recognition": recognition("Wav2Vec2Model", "Wav2Vec2Config"),
     "hubert/speech-recognition": recognition("HubertModel", "HubertConfig"),
+    "deepspeech/speech-recognition": spectrogram_recognition("DeepSpeech", context=2, dropout=0.0),
+    "deepspeech2/speech-recognition": spectrogram_recognition(
+        "DeepSpeech2", convolutions=[[4, 5, 5, 2, 2]], num_hidden_layers=2, cell="gru"
+    ),
     "wav2vec2/audio-pretraining": pretraining,
     "whisper/speech-recognition": whisper("text"),
     "whisper/speech-translation": whisper("target"),

@@ -73,6 +73,8 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("hubert", "audio-classification"),
     Family("wav2vec2", "speech-recognition"),
     Family("hubert", "speech-recognition"),
+    Family("deepspeech", "speech-recognition", "tlcore"),
+    Family("deepspeech2", "speech-recognition", "tlcore"),
     Family("wav2vec2", "audio-pretraining"),
     Family("whisper", "speech-recognition"),
     Family("whisper", "speech-translation"),

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import MediaRows, Opener, bytes_read, encode_labels, find_label_names, read_media
+from tlcore.data import MediaRows, Opener, bytes_read, read_media
 from tlcore.errors import DataError
-from tlcore.tasks.classes import MOST_CHECKED_BYTES
+from tlcore.tasks.classes import MOST_CHECKED_BYTES, check_distinct
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import given_places
 
@@ -221,15 +221,17 @@ def sound_examples(data: DataSection, split: str, count: int, expected: str | No
 
 def check_sounds(data: DataSection, label: str | None = None, texts: Sequence[str] = ()) -> None:
     """What `check_data` promises of small places: columns, files on this machine, labels; no sound is decoded."""
-    names = data.labels
-    for split, place in given_places(data):
+
+    def distinct(split: str, place: str) -> Sequence[Any] | None:
         if bytes_read(place) > MOST_CHECKED_BYTES:
-            continue
+            return None
         rows = read_media(place, [data.audio], ENDINGS, label, texts, texts, split)
         rows.check_present(data.audio)
-        if label is not None:
-            where = f"{place}, column {label!r}"
-            values = tuple(rows.table.column(label).combine_chunks().unique().to_pylist())
-            if names is None or split == "train":
-                names = find_label_names(values, data.labels, where)
-            encode_labels(values, names, data.labels is not None, where)
+        return () if label is None else rows.table.column(label).combine_chunks().unique().to_pylist()
+
+    places = given_places(data)
+    if label is not None:
+        check_distinct(data, places, distinct)
+        return
+    for split, place in places:
+        distinct(split, place)

@@ -12,7 +12,7 @@ Shapes: B sounds, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -160,17 +160,17 @@ class WhisperTranscriber:
         settings.no_timestamps_token_id = self._source.load_tokenizer().convert_tokens_to_ids("<|notimestamps|>")
         return settings
 
-    def _told(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits [B, T, V] in fp32, and the tokens [B, T] that they tell."""
-        inputs = model_inputs(model, batch)
-        device = inputs["input_features"].device
+    def _told(self, model: nn.Module, batch: Batch, heard: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+        """Logits [B, T, V] in fp32, and the tokens [B, T] that they tell. `heard`: instead of the batch's sounds."""
+        inputs: Mapping[str, Any] = model_inputs(model, batch) if heard is None else heard
+        device = next(model.parameters()).device
         fed = batch["decoder_input_ids"].to(device)
         # Not the model's own `labels`: with those it would also compute a loss over the prompt.
         logits = model(**inputs, decoder_input_ids=fed, use_cache=False).logits
         return logits.float(), batch["labels"].to(device)
 
-    def _produce(self, model: nn.Module, batch: Batch, together: bool) -> list[str]:
-        ids = self._generate(model, model_inputs(model, batch), together)
+    def _produce(self, model: nn.Module, batch: Batch, together: bool, **heard: Any) -> list[str]:
+        ids = self._generate(model, model_inputs(model, batch), together, **heard)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
@@ -194,10 +194,13 @@ class WhisperTranscriber:
     def _hear(self, model: nn.Module, batch: Batch) -> Heard:
         from torch.nn.functional import cross_entropy
 
-        logits, labels = self._told(model, batch)
+        # Both need what the encoder hears, which is most of the work: once for the two of them.
+        encoder: Any = model.get_encoder()  # type: ignore[operator]
+        heard = {"encoder_outputs": encoder(model_inputs(model, batch)["input_features"])}
+        logits, labels = self._told(model, batch, heard)
         loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
         said = [self._normal(text) for text in self._expected(batch)]
-        understood = [self._normal(text) for text in self._produce_counted(model, batch)]
+        understood = [self._normal(text) for text in _where(batch, self._produce(model, {}, together=True, **heard))]
         return Heard(loss, (labels != IGNORED).sum(), said, understood)
 
     def _normal(self, text: str) -> str:
