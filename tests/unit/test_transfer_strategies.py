@@ -10,7 +10,9 @@ import torch
 from tiny_text_model import BLOCKS, tiny_recipe
 from torch import nn
 
+from tests.families import text
 from tlcore.errors import RecipeError
+from tlcore.recipe import recipe_from_dict
 from tlcore.tasks import build_task
 from tlcore.transfer import apply_strategy, parameter_groups, read_structure, set_training_mode
 
@@ -187,3 +189,14 @@ def test_a_model_without_head_or_blocks_is_said(home: Path) -> None:
     model.tlcore_new_parameters = frozenset({"0.bias"})
     with pytest.raises(RecipeError, match=r"transfer\.n: is 1, but Sequential has no list of like blocks"):
         apply_strategy(model, tiny_recipe(home, transfer__strategy="last_n", transfer__n=1))
+
+
+def test_what_a_model_computes_for_itself_never_trains(tmp_path: Path) -> None:
+    """Marian's sine positions: no file holds them, so an export would lose what they had learned."""
+    made = text.MAKERS["marian/translation"](tmp_path)
+    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
+    recipe = recipe_from_dict({"name": "sines", "task": "translation", **sections})
+    model = build_task(recipe).build_model(from_scratch=False)
+    apply_strategy(model, recipe)
+    fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert fixed == ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"]

@@ -37,7 +37,9 @@ def apply_strategy(model: nn.Module, recipe: Recipe, joined: int | None = None) 
         RecipeError: more blocks asked for than there are, or a model without what the strategy or the recipe names, or nothing
             that trains.
     """
-    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    # What a model directory does not hold is computed when it is loaded: trained, it would be lost by an export.
+    computed: set[str] = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    fixed = {name for name, each in model.named_parameters() if not each.requires_grad or name in computed}
     trained = _trained(model, recipe, joined)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in fixed and (trained is None or name in trained))
