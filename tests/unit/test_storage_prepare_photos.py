@@ -48,7 +48,7 @@ def test_a_second_run_changes_nothing(
     destination = str(tmp_path / "store")
     Path(destination).mkdir()
     assert job.main(["--destination", destination]) == 0
-    assert "24 photos to train on and 12 to test with" in capsys.readouterr().out
+    assert "24 photos to train on, 12 to test with" in capsys.readouterr().out
     store = open_store(destination)
     assert pq.read_table(io.BytesIO(store.get("test.parquet"))).column_names == ["id", "image", "label"]
     monkeypatch.setattr(job, "fetch_photos", None)
