@@ -132,7 +132,6 @@ class ModelSource:
 
         register_for(self.directory)
         loader = getattr(transformers, auto_class)
-        register_for(self.directory)
         try:
             return loader.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError, KeyError, ImportError) as error:

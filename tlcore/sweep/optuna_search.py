@@ -42,7 +42,8 @@ class _Told:
     depth: float = 0.0
     values: tuple[float | None, ...] = ()
     state: TrialState = TrialState.RUNNING
-    history: dict[int, float] = field(default_factory=dict)
+    deepest: dict[int, float] = field(default_factory=dict)
+    """Its deepest report, all that the samplers look at of a trial's reports: step -> value; Optuna copies it at every suggestion."""
 
 
 class OptunaSearcher:
@@ -143,7 +144,7 @@ class OptunaSearcher:
             params=told.params,
             distributions={key: self._distributions[key] for key in told.params},
             system_attrs=told.marks,
-            intermediate_values=told.history if len(self._metrics) == 1 else None,
+            intermediate_values=told.deepest if len(self._metrics) == 1 else None,
         )
 
     def _params(self, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,8 +159,9 @@ def _update(told: _Told, entry: Mapping[str, Any], metrics: tuple[str, ...]) -> 
     if kind == "result":
         told.depth = entry["fraction"]
         told.values = tuple(entry["metrics"].get(metric) for metric in metrics)
-        if told.values[0] is not None:
-            told.history[round(told.depth * _DEPTHS)] = told.values[0]
+        step = round(told.depth * _DEPTHS)
+        if told.values[0] is not None and step >= max(told.deepest, default=0):
+            told.deepest = {step: told.values[0]}
     elif kind == "completed":
         told.state = TrialState.COMPLETE
     elif kind == "stopped":
