@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from rank_server import start
 
-from tests.families import images, speech, text
+from tests.families import images, own, speech, text
 from tlcore.recipe.task_table import TASK_TABLE
 from tlcore.tasks.families import FAMILIES
 
 pytestmark = pytest.mark.integration
 
-MODALITIES = {"text": text.MAKERS, "image": images.MAKERS, "speech": speech.MAKERS}
+MODALITIES = {"text": text.MAKERS, "image": images.MAKERS, "speech": speech.MAKERS, "own": own.MAKERS}
 MAKERS = {name: maker for makers in MODALITIES.values() for name, maker in makers.items()}
 WORKING = [family.name for family in FAMILIES if not family.lacks]
 

@@ -39,13 +39,13 @@ EVICTED = OutOfMemoryError("10 worker(s) were killed due to the node running low
 
 def test_tune_alone_ends_the_sweep(task):
     with pytest.raises(RuntimeError, match="Caught unexpected exception"):
-        Manager()._actor_task_failed(task, EVICTED)
+        Manager()._actor_task_failed(tracked_actor_task=task, exception=EVICTED)
 
 
 def test_an_evicted_actor_is_a_dead_one(task, heard):
     manager = Manager()
     with evictions_are_deaths():
-        manager._actor_task_failed(task, EVICTED)
+        manager._actor_task_failed(tracked_actor_task=task, exception=EVICTED)
     (error,) = heard
     assert isinstance(error, RayActorError)
     assert str(error) == (
@@ -57,9 +57,9 @@ def test_an_evicted_actor_is_a_dead_one(task, heard):
 def test_other_errors_are_handed_on_as_they_are(task, heard):
     died = RayActorError()
     with evictions_are_deaths():
-        Manager()._actor_task_failed(task, died)
+        Manager()._actor_task_failed(tracked_actor_task=task, exception=died)
         with pytest.raises(RuntimeError, match="Caught unexpected"):
-            Manager()._actor_task_failed(task, ValueError("what is this"))
+            Manager()._actor_task_failed(tracked_actor_task=task, exception=ValueError("what is this"))
     assert heard == [died]
 
 

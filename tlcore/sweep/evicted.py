@@ -21,11 +21,11 @@ def evictions_are_deaths() -> Iterator[None]:
     """Inside the block, Tune learns of an evicted actor as of any other dead one."""
     failed = RayActorManager._actor_task_failed
 
-    def told(manager: RayActorManager, task: Any, exception: Exception) -> None:
+    def told(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         if isinstance(exception, OutOfMemoryError):
             reason = str(exception).partition("\n")[0]
             exception = RayActorError(error_msg=f"Ray killed the actor for want of memory: {reason}")
-        failed(manager, task, exception)
+        failed(manager, tracked_actor_task=tracked_actor_task, exception=exception)
 
     RayActorManager._actor_task_failed = told
     try:

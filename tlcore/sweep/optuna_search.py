@@ -43,7 +43,8 @@ class _Told:
     values: tuple[float | None, ...] = ()
     state: TrialState = TrialState.RUNNING
     deepest: dict[int, float] = field(default_factory=dict)
-    """Its deepest report, all that the samplers look at of a trial's reports: step -> value; Optuna copies it at every suggestion."""
+    """Its deepest report, all that the samplers look at of a trial's reports: step -> value. Optuna copies it at every
+    suggestion."""
 
 
 class OptunaSearcher:

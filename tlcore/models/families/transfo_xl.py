@@ -344,9 +344,9 @@ class TransfoXLForCausalLM(TransfoXLPreTrainedModel, GenerationMixin):
         return TransfoXLCausalLMOutput(loss=loss, logits=logits, mems=output.mems)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, mems: Memories | None = None, **_: Any
+        self, input_ids: Tensor, mems: Memories | None = None, attention_mask: Tensor | None = None, **_: Any
     ) -> dict[str, Any]:
-        """Of a text that memory holds, the last word alone."""
+        """Of a text that memory holds, the last word alone. Texts that go on together are equally long, so no mask is needed."""
         return {"input_ids": input_ids if mems is None else input_ids[:, -1:], "mems": mems}
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **rest: Any) -> Any:
