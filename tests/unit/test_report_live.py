@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from tlcore.report.live import LineDisplay, TableDisplay, chosen, open_display, render
+from tlcore.report.live import Display, LineDisplay, TableDisplay, chosen, open_display, render
 from tlcore.report.rows import Estimate, TrialRow
 from tlcore.report.view import SweepView
 
@@ -367,3 +367,29 @@ def test_what_was_used_and_is_expected_stands_below_the_bar():
     console = Console(file=io.StringIO(), width=110, height=30, color_system=None)
     console.print(render(display.view, Estimate(0.25, 600.0), 60.0, console, "worker-hours 2 of about 8"))
     assert console.file.getvalue().splitlines()[-1] == "worker-hours 2 of about 8"
+
+
+def test_rows_that_are_kept_say_what_fresh_ones_would():
+    """Rows are made anew only for trials that something happened to: at each point of a sweep they equal those of a fresh view."""
+    events = [*EVENTS, {"kind": "resumed", "trial": None}, {"kind": "started", "trial": "t000", "slot": 1}]
+    view = SweepView("r", "eval_accuracy", "max", 3)
+    for number, event in enumerate(events):
+        view.apply(event)
+        assert view.rows() == SweepView("r", "eval_accuracy", "max", 3, events[: number + 1]).rows()
+    kept = view.rows()
+    view.progress({"t000": PROGRESS})
+    assert [row.step for row in view.rows()] == [PROGRESS["step"], *(row.step for row in kept[1:])]
+    assert all(row is old for row, old in zip(view.rows()[1:], kept[1:], strict=True))
+
+
+def test_the_pace_is_noticed_without_counting_every_trial_at_every_entry(monkeypatch):
+    counted = []
+    rows = SweepView.rows
+    monkeypatch.setattr(SweepView, "rows", lambda view: (counted.append(1), rows(view))[1])
+    display = Display(SweepView("r", "eval_accuracy", "max", 1), Console(file=io.StringIO()))
+    for event in EVENTS[:6]:
+        display.on_event(event)
+    counted.clear()
+    for number in range(50):
+        display.on_event({**EVENTS[5], "fraction": 0.25 + number / 100})
+    assert counted == []

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from tlcore.checkpoint import CheckpointRef, list_manifests, read_manifest, verify
 from tlcore.checkpoint import spent as spent_module
+from tlcore.checkpoint.prune import OtherRuns
 from tlcore.cli import app
 from tlcore.errors import StaleWriter
-from tlcore.storage import create_run
+from tlcore.storage import RunRef, create_run
 from tlcore.storage.journal import Journal, SweepState, read_journal
 from tlcore.sweep.janitor import Janitor
 from tlcore.sweep.recorder import Recorder
@@ -122,6 +123,19 @@ def test_donors_and_what_other_runs_name_stay(tmp_path):
     house.janitor.unpin("t000", 2)
     house.janitor.run_once()
     assert house.steps() == [[1], [3], [3]]
+
+
+def test_what_another_run_is_made_of_is_read_once_and_a_new_run_is_seen(tmp_path, monkeypatch):
+    house, read = House(tmp_path, budget=1), []
+    identity = RunRef.identity
+    monkeypatch.setattr(RunRef, "identity", lambda run: (read.append(run.name), identity(run))[1])
+    named = [{"model": {"source": str(CheckpointRef(house.run.url, "t000", step))}} for step in (1, 2)]
+    create_run(house.recipe.storage, "first", {"recipe": named[0]}, NOW, "y")
+    others = OtherRuns(house.run)
+    assert [others.named() for _ in range(3)] == [{("t000", 1)}] * 3
+    create_run(house.recipe.storage, "second", {"recipe": named[1]}, NOW, "z")
+    assert [others.named() for _ in range(3)] == [{("t000", 1), ("t000", 2)}] * 3
+    assert read == ["first", "second"]
 
 
 def test_another_drivers_run_is_left_alone(tmp_path):

@@ -60,3 +60,22 @@ def test_a_driver_that_was_replaced_learns_it_by_its_sign_of_life(world):
 def test_what_was_used_counts_up_to_now(world):
     world.recorder.record("started", "t000", slot="a", workers=2)
     assert world.recorder.used(world.time() + timedelta(hours=3)) == Usage(3, 6, None)
+
+
+@pytest.mark.parametrize(("report", "asked"), [({}, 1), ({"told": True}, 1), ({"told": False}, 0)])
+def test_the_board_is_asked_before_a_report_whose_trial_told_it_something(world, report, asked):
+    """And not otherwise: asking costs as much as the report."""
+    told = [{"kind": "lost", "trial": "t000", "rank": 1, "loss": "hang"}]
+    fetched = []
+
+    def fetch():
+        fetched.append(told)
+        return told
+
+    world.recorder.notes = fetch
+    world.recorder.record("suggested", "t000", point={})
+    facts = {"step": 1, "fraction": 0.5, "metrics": {}, "checkpoint_step": 1}
+    world.recorder.result("t000", {**facts, **report})
+    assert len(fetched) == asked
+    assert world.kinds() == ["suggested", *["lost"] * asked, "result"]
+    assert "told" not in read_journal(world.store)[-1]

@@ -14,7 +14,7 @@ from tlcore.recipe import recipe_from_dict, trial_point
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.fit import Admitted, admit_all
 from tlcore.sweep.resources import Shape
-from tlcore.sweep.search import SlotTrial, TrialSource, Waiting, trials_wanted
+from tlcore.sweep.search import LOOK_AGAIN_S, Places, SlotTrial, TrialSource, Waiting, trials_wanted
 from tlcore.sweep.searchers import make_searcher
 from tlcore.sweep.slot import Slot
 
@@ -378,3 +378,64 @@ def test_what_a_trial_lost_and_was_adapted_to_goes_with_it():
         harness.source.heed(entry)
     assert (first.config["lost"], first.config["adapted"]) == ({"hang": 1}, {"train.micro_batch_size": 2})
     assert (second.config["lost"], second.config["adapted"]) == ({}, {})
+
+
+def test_no_room_stands_for_a_moment_while_nothing_of_ours_moves():
+    """Tune asks after each of its events, and each look at the cluster costs as much as a report."""
+    now, asked, idle = [0.0], [], []
+
+    def room(shape, live, idle):
+        asked.append((shape, len(live), len(idle)))
+        return False
+
+    first, second = (SimpleNamespace(trial_id=name, status=Trial.RUNNING) for name in ("t000", "t001"))
+    places, other = Places(room, lambda: list(idle), lambda: now[0]), Shape(1, 1.0, 0.0, "pack")
+    places.take(first, ANY_SHAPE)
+    for _ in range(3):
+        assert not places.has_room(ANY_SHAPE)
+        assert not places.has_room(other)
+    assert asked == [(ANY_SHAPE, 1, 0), (other, 1, 0)]
+    now[0] += LOOK_AGAIN_S
+    assert not places.has_room(ANY_SHAPE)
+    assert len(asked) == 3, "others may have gone"
+    places.take(second, ANY_SHAPE)
+    assert not places.has_room(ANY_SHAPE)
+    second.status = Trial.PAUSED
+    assert not places.has_room(ANY_SHAPE)
+    idle.append(other)
+    assert not places.has_room(ANY_SHAPE)
+    assert [rest for _, *rest in asked[3:]] == [[2, 0], [1, 0], [1, 1]], "ours moved"
+
+
+def suggestions(space, reports):
+    """How often a searcher is asked for t001, which waits while t000 reports so often, and which point it then gets."""
+    free, asked = [True], []
+    harness = Harness(recipe(space=space), room=lambda shape, live, idle: free[0], shape_of=lambda recipe: ANY_SHAPE)
+    points = iter(range(1, 1000))
+
+    def suggest(index):
+        asked.append(index)
+        return {key: 10 ** -next(points) if "rate" in key else 1 for key in space}
+
+    harness.source._searcher = SimpleNamespace(suggest=suggest)
+    assert harness.source.next_trial().trial_id == "t000"
+    free[0] = False
+    for step in range(reports):
+        assert harness.source.next_trial() is None
+        harness.state.apply(result("t000", step / reports))
+    free[0] = True
+    harness.source._places._refused.clear()
+    given = harness.source.next_trial()
+    assert given.trial_id == "t001"
+    return asked.count(1), given.config["point"]["train.learning_rate"]
+
+
+def test_what_waits_for_room_is_suggested_again_when_there_is_room_and_not_at_every_report():
+    space = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
+    assert suggestions(space, 20) == (2, 1e-3)
+
+
+def test_where_another_point_may_need_less_it_is_suggested_again_at_every_report():
+    space = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}, "resources.workers": {"choice": [1, 2]}}
+    asked, _ = suggestions(space, 20)
+    assert asked == 21

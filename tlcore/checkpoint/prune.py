@@ -64,21 +64,30 @@ class Inventory:
                 yield chunk.digest, chunk.size_bytes
 
 
-def named_by_others(run: RunRef) -> set[Place]:
-    """Checkpoints of this run that a recipe of another run in the same storage names, wherever in it. Raises StorageError."""
-    found: set[Place] = set()
-    for other in list_runs(run.storage):
-        if other == run:
-            continue
-        try:
-            recipe = other.identity().get("recipe")
-        except ObjectMissing:
-            continue
-        for text in _texts(recipe):
-            if text.startswith(f"{run.url}/") and CheckpointRef.is_one(text):
-                ref = CheckpointRef.parse(text)
-                found.add((ref.trial, ref.step))
-    return found
+class OtherRuns:
+    """The other runs of a storage, as far as their recipes name checkpoints of this one. Reads each `run.json` once: it never
+    changes, and a storage has hundreds."""
+
+    def __init__(self, run: RunRef) -> None:
+        self._run = run
+        self._known: dict[RunRef, frozenset[Place]] = {}
+
+    def named(self) -> set[Place]:
+        """Checkpoints of this run that the recipe of a run that is there now names, wherever in it. Raises StorageError."""
+        found: set[Place] = set()
+        for other in list_runs(self._run.storage):
+            if other != self._run:
+                with suppress(ObjectMissing):  # never started, or not yet
+                    found |= self._named_by(other)
+        return found
+
+    def _named_by(self, other: RunRef) -> frozenset[Place]:
+        known = self._known.get(other)
+        if known is None:
+            texts = [text for text in _texts(other.identity().get("recipe")) if text.startswith(f"{self._run.url}/")]
+            refs = [CheckpointRef.parse(text) for text in texts if CheckpointRef.is_one(text)]
+            known = self._known[other] = frozenset((ref.trial, ref.step) for ref in refs)
+        return known
 
 
 def _texts(value: object) -> Iterator[str]:

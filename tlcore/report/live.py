@@ -243,12 +243,13 @@ class LineDisplay(Display):
         line = self._line_of(event)
         if line:
             self._say(line)
-        self._say_saved()
+        row = self.view.row(event.get("trial"))
+        self._say_saved([] if row is None else [row])
 
     def on_progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Print checkpoints committed since, and one line on the whole when nothing was said for a minute."""
         super().on_progress(snapshot)
-        self._say_saved()
+        self._say_saved(self.view.rows())
         if self._clock() - self._spoke_s >= HEARTBEAT_S:
             rows = self.view.rows()
             ahead = self._estimate(rows)
@@ -262,8 +263,8 @@ class LineDisplay(Display):
         self.console.file.write(f"{self._now():%H:%M:%S} {text}\n")
         self.console.file.flush()
 
-    def _say_saved(self) -> None:
-        for row in self.view.rows():
+    def _say_saved(self, rows: Sequence[TrialRow]) -> None:
+        for row in rows:
             if row.checkpoint_step is not None and row.checkpoint_step > self._saved.get(row.trial, 0):
                 self._saved[row.trial] = row.checkpoint_step
                 self._say(" ".join([f"{row.trial} checkpoint committed step={row.checkpoint_step}", *_cost(row)]))

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tlcore.checkpoint.keeping import Decision, Place
-from tlcore.checkpoint.prune import Inventory, Pruned, named_by_others, prune
+from tlcore.checkpoint.prune import Inventory, OtherRuns, Pruned, prune
 from tlcore.checkpoint.spent import collect_spent
 from tlcore.errors import ObjectMissing, StaleWriter, TlcoreError
 from tlcore.recipe import Recipe
@@ -65,6 +65,7 @@ class Janitor:
         self._pins: Counter[Place] = Counter()
         self._due, self._over = threading.Event(), threading.Event()
         self._said_over = False
+        self._others = OtherRuns(run)
         self._named_by_others: set[Place] = set()
 
     def pin(self, trial: str, step: int) -> None:
@@ -128,7 +129,7 @@ class Janitor:
         self._check_mine()
         budget, done = self._policy.budget_bytes, Pruned(Decision((), 0), ())
         if budget is not None or self._policy.stopped is not None:
-            self._named_by_others = named_by_others(self._run)
+            self._named_by_others = self._others.named()
             done = prune(self._inventory, self._snapshot, self._policy, pinned=self._pinned, lock=self._lock)
         held = 0 if budget is None else sum(each.size_bytes for each in self._store.list(CHUNKS_PREFIX))
         reading_s = 0.0 if budget is not None and held > budget else READING_S

@@ -7,7 +7,7 @@ Owns the way from recipe to policy. The decision and the deletion are `checkpoin
 from __future__ import annotations
 
 from tlcore.checkpoint.keeping import KeepPolicy
-from tlcore.checkpoint.prune import Inventory, Pruned, named_by_others, prune
+from tlcore.checkpoint.prune import Inventory, OtherRuns, Pruned, prune
 from tlcore.errors import RecipeError
 from tlcore.recipe import Recipe, recipe_from_dict
 from tlcore.storage import RunRef
@@ -39,6 +39,6 @@ def prune_ended(run: RunRef, dry_run: bool) -> Pruned | None:
         return None
     if policy.stopped is None and policy.budget_bytes is None:
         return None
-    pinned = named_by_others(run)
+    pinned = OtherRuns(run).named()
     inventory = Inventory(store, sizes=policy.budget_bytes is not None)
     return prune(inventory, lambda: state, policy, pinned=lambda: pinned, dry_run=dry_run)
