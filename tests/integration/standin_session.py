@@ -39,7 +39,7 @@ class StandInSession:
     def advance(self, fraction, commit=False):
         while self.step < round(fraction * self.total):
             self._fault()
-            asked = torch.tensor([float(self.interrupted)])
+            asked = torch.tensor([float(self.interrupted and not self._is_to_hold())])
             dist.all_reduce(asked)
             if asked:
                 self.save()
@@ -73,6 +73,14 @@ class StandInSession:
         line = {"trial": self.trial, "event": event, "rank": self.rank, "pid": os.getpid(), "step": self.step, **facts}
         with (self.directory / "trace.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _is_to_hold(self):
+        """Whether the trial is still on its way to the step where a test has it stand still: an interrupt waits for that."""
+        try:
+            fault = json.loads((self.directory / f"{self.trial}.fault").read_text())
+        except FileNotFoundError:
+            return False
+        return fault["kind"] == "hold" and fault["step"] > self.step
 
     def _fault(self):
         path = self.directory / f"{self.trial}.fault"

@@ -11,7 +11,9 @@ import torch
 from tiny_text_model import save_tiny_bert, snippets, tiny_recipe, write_rows
 
 from tlcore.errors import DataError, ModelError, RecipeError
-from tlcore.tasks import Task, build_task, text_classification
+from tlcore.recipe.fields import literal_values
+from tlcore.recipe.task_table import TASK_TABLE
+from tlcore.tasks import TASKS, Task, build_task, text_classification
 from tlcore.tasks.classification_metrics import ClassificationCounts
 from tlcore.tasks.recent import Recent
 
@@ -207,7 +209,5 @@ def test_the_export_loads_in_plain_transformers_with_equal_answers(home: Path, t
     assert scores == pytest.approx(list(task.predict(model, ["good film"])[0]["scores"].values()))
 
 
-def test_a_task_that_is_not_built_is_said(home: Path) -> None:
-    recipe = tiny_recipe(home).model_copy(update={"task": "translation"})
-    with pytest.raises(RecipeError, match="'translation' is not built yet; what is: text-classification"):
-        build_task(recipe)
+def test_every_task_of_a_recipe_has_its_row_and_its_class() -> None:
+    assert set(TASKS) == set(TASK_TABLE) == set(literal_values("task"))

@@ -10,7 +10,6 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from tlcore.errors import Fault, RecipeError
 from tlcore.tasks.base import Batch, MetricAccumulator, Task
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ def build_task(recipe: Recipe, facts: Mapping[str, Any] | None = None) -> Task:
         facts: what an earlier `Task.facts()` gave, as a checkpoint keeps it: then no training data is needed to know the classes.
 
     Raises:
-        RecipeError: a task that is not built yet.
         ModelError: the model source cannot be had.
     """
     return cast(Task, _task_class(recipe.task)(recipe, facts))
@@ -58,10 +56,7 @@ def build_without_data(recipe: Recipe) -> Task:
 
 
 def _task_class(task: str) -> Any:
-    place = TASKS.get(task)
-    if place is None:
-        raise RecipeError([Fault("task", f"{task!r} is not built yet; what is: {', '.join(TASKS)}")])
-    module, _, name = place.partition(":")
+    module, _, name = TASKS[task].partition(":")
     return getattr(importlib.import_module(module), name)
 
 
