@@ -56,6 +56,12 @@ KEYS = {
         {"task": MISSING},
         [f"task: missing; give one of {', '.join(TASK_TABLE)}, such as text-classification"],
     ),
+    "a setting of another task": (
+        {"data.multi_label": True},
+        [
+            "data.multi_label: got true with task text-classification; only image-classification takes it, so take it out",
+        ],
+    ),
     "unknown task": (
         {"task": "translating"},
         [f"task: got 'translating'; give one of {', '.join(TASK_TABLE)}; did you mean 'translation'?"],

@@ -215,7 +215,7 @@ def test_settings_that_a_model_has_no_use_for_are_refused(homes: dict[str, dict[
     for setting, message in (({"beams": 2}, "decoded greedily"), ({"language": "en"}, "is asked for none")):
         with pytest.raises(RecipeError, match=message):
             build_task(recipe_of(homes, CTC, **setting)).load_data()
-    with pytest.raises(RecipeError, match="a sound is given one class"):
+    with pytest.raises(RecipeError, match="only image-classification takes it"):
         build_task(recipe_of(homes, CLASSES, multi_label=True))
     refused = (
         ({"language": "en"}, "knows one language"),

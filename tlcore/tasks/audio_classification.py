@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.errors import Fault, RecipeError
 from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import Classes, assumed_labels
@@ -34,8 +33,6 @@ class AudioClassification:
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
         self._recipe = recipe
-        if recipe.data.multi_label:
-            raise RecipeError([Fault("data.multi_label", "is true, but a sound is given one class; set it to false")])
         self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
         self._inputs = SoundInputs(self._source, recipe.data.max_seconds)
         self._splits = Splits(recipe.data, self._read)
