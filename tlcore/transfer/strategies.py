@@ -38,8 +38,8 @@ def apply_strategy(model: nn.Module, recipe: Recipe, joined: int | None = None) 
             that trains.
     """
     # What a model directory does not hold is computed when it is loaded: trained, it would be lost by an export.
-    computed: set[str] = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    fixed = {name for name, each in model.named_parameters() if not each.requires_grad or name in computed}
+    # Told by its name, not by `requires_grad`: a schedule thaws what it froze before.
+    fixed: set[str] = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     trained = _trained(model, recipe, joined)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in fixed and (trained is None or name in trained))
