@@ -55,7 +55,7 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
     ),
     "text-generation": TaskRow(
         {"eval_loss": "min", "eval_perplexity": "min", "eval_accuracy": "max"},
-        ("text", "messages", "image"),
+        ("text", "messages"),
         ("packing", "max_length"),
     ),
     "masked-language-modeling": TaskRow(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import encode_labels, find_files, find_label_names, hub_dataset, read_split
+from tlcore.tasks.splits import given_places
 
 if TYPE_CHECKING:
     from tlcore.recipe.schema import DataSection
@@ -116,6 +117,11 @@ def check_distinct(
         if names is None or split == "train":
             names = find_label_names(values, data.labels, where)
         encode_labels(values, names, data.labels is not None, where)
+
+
+def checked_places(data: DataSection) -> list[tuple[str, str]]:
+    """(split, place) of what is small enough to be read before workers start."""
+    return [each for each in given_places(data) if size_bytes(each[1]) <= MOST_CHECKED_BYTES]
 
 
 def size_bytes(place: str) -> float:

@@ -19,6 +19,7 @@ from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError, ModelError
 from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.logits import logits_of
 from tlcore.tasks.recent import Recent
@@ -63,7 +64,8 @@ class MaskedLanguageModeling:
 
     def check_data(self) -> None:
         data = self._recipe.data
-        read_split(data.train, [data.text], texts=[data.text])
+        for split, place in checked_places(data):
+            read_split(place, [data.text], texts=[data.text], split=split)
 
     def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
         return {name: len(self._splits[name].rows) for name in splits}

@@ -23,6 +23,7 @@ from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError
 from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator, SumOverRanks
+from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.saved import save_model_files
@@ -80,11 +81,8 @@ class QuestionAnswering:
 
     def check_data(self) -> None:
         data = self._recipe.data
-        table = read_split(data.train, _columns(data), texts=[data.question, data.context]).data.table
-        for row, (text, answers) in enumerate(
-            zip(table.column(data.context).to_pylist(), table.column(data.answers).to_pylist(), strict=True)
-        ):
-            _read_answers(answers, text, f"{data.train}, row {row + 1}")
+        for split, place in checked_places(data):
+            self._columns_of(place, split)
 
     def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
         return {name: len(self._splits[name].rows) for name in splits}
@@ -222,7 +220,8 @@ class QuestionAnswering:
         key = (fingerprint(place), hub_split, *_columns(data), self._text.max_length, self._source.fingerprint)
         return _prepared.get(key, lambda: self._prepare(place, hub_split))
 
-    def _prepare(self, place: str, hub_split: str) -> Windows:
+    def _columns_of(self, place: str, hub_split: str) -> tuple[list[str], list[str], list[list[tuple[str, int]]]]:
+        """Questions, their texts, and their answers, checked. Raises DataError."""
         data = self._recipe.data
         table = read_split(place, _columns(data), texts=[data.question, data.context], split=hub_split).data.table
         questions, contexts, given = (table.column(name).to_pylist() for name in _columns(data))
@@ -230,6 +229,10 @@ class QuestionAnswering:
             _read_answers(cell, text, f"{place}, row {row + 1}")
             for row, (cell, text) in enumerate(zip(given, contexts, strict=True))
         ]
+        return questions, contexts, answers
+
+    def _prepare(self, place: str, hub_split: str) -> Windows:
+        questions, contexts, answers = self._columns_of(place, hub_split)
         encoded = self._encode(questions, contexts)
         sample = np.array(encoded["overflow_to_sample_mapping"], dtype=np.int64)
         spans = [_characters(encoded, window) for window in range(len(sample))]

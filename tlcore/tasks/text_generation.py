@@ -23,6 +23,7 @@ from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError
 from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.classes import checked_places
 from tlcore.tasks.conversations import encode_conversation, encode_prompt
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.generate import generate
@@ -72,7 +73,8 @@ class TextGeneration:
     def check_data(self) -> None:
         data = self._recipe.data
         column = data.messages or data.text
-        read_split(data.train, [column], texts=[] if data.messages else [column])
+        for split, place in checked_places(data):
+            read_split(place, [column], texts=[] if data.messages else [column], split=split)
 
     def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
         return {name: len(self._splits[name].rows) for name in splits}

@@ -21,12 +21,13 @@ from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError, ModelError
 from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.generate import generate
 from tlcore.tasks.logits import logits_of, mean_cross_entropy
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.saved import save_model_files
-from tlcore.tasks.splits import Splits, given_places
+from tlcore.tasks.splits import Splits
 from tlcore.tasks.tokens import TextModel, TokenStore, tokenize
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class TextToText:
 
     def check_data(self) -> None:
         data = self._recipe.data
-        for split, place in given_places(data)[:1]:
+        for split, place in checked_places(data):
             read_split(place, [data.text, data.target], texts=[data.text, data.target], split=split)
 
     def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:

@@ -21,7 +21,7 @@ from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError
 from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator, SumOverRanks
-from tlcore.tasks.classes import Classes, assumed_labels
+from tlcore.tasks.classes import Classes, assumed_labels, checked_places
 from tlcore.tasks.entities import spans
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.logits import logits_of, mean_cross_entropy
@@ -70,8 +70,9 @@ class TokenClassification:
 
     def check_data(self) -> None:
         data = self._recipe.data
-        table = read_split(data.train, [data.tokens, data.label]).data.table
-        _check_words(table.column(data.tokens).to_pylist(), table.column(data.label).to_pylist(), data.train)
+        for split, place in checked_places(data):
+            table = read_split(place, [data.tokens, data.label], split=split).data.table
+            _check_words(table.column(data.tokens).to_pylist(), table.column(data.label).to_pylist(), place)
 
     def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
         for name in splits:

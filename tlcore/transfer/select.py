@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.errors import RequestError, TlcoreError
+from tlcore.errors import DataError, RequestError, TlcoreError
 from tlcore.transfer.scores import h_score, linear_probe, logme, similarity
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def rank_sources(
         told(variant.model.source)
         try:
             found.append(_scored(variant, samples))
+        except DataError:
+            raise
         except TlcoreError as error:
             found.append(Candidate(variant.model.source, error=str(error).splitlines()[0]))
     return _ranked(found)
