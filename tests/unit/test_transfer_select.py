@@ -8,7 +8,7 @@ import pytest
 from test_tasks_text_generation import task_of
 from tiny_text_model import save_tiny_bert, snippets, tiny_recipe, write_rows
 
-from tlcore.errors import RequestError
+from tlcore.errors import DataError, RequestError
 from tlcore.recipe import apply_point
 from tlcore.transfer.select import rank_sources
 
@@ -32,6 +32,12 @@ def test_each_source_is_scored_and_a_bad_one_says_why(recipe, tmp_path: Path) ->
     assert all(each.features == 16 and each.parameters > 0 for each in found[:2])
     assert found[2].source == sources[2] and "does not exist" in found[2].error
     assert found[2].rank is None
+
+
+def test_data_that_no_source_could_use_are_no_fault_of_each(recipe, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(DataError, match="is empty"):
+        rank_sources(recipe, [recipe, recipe], 10)
 
 
 def test_a_task_without_one_class_per_sample_is_refused(tmp_path: Path) -> None:
