@@ -21,7 +21,6 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
-from ray.util import remove_placement_group
 
 from tlcore.checkpoint import newest_step
 from tlcore.checkpoint.patience import Patience
@@ -37,6 +36,7 @@ from tlcore.sweep.fit import Admit, admit_all
 from tlcore.sweep.growth import Demand, Growth, read_growth
 from tlcore.sweep.halt import Halt
 from tlcore.sweep.janitor import Janitor
+from tlcore.sweep.places import free_places, own_places
 from tlcore.sweep.recorder import JournalCallback, Recorder
 from tlcore.sweep.resources import Cluster, Shape, can_avoid, has_room, shape_of, without
 from tlcore.sweep.schedulers import make_seats
@@ -282,22 +282,23 @@ class Driver:
     def _newest_step(self, trial: str) -> int | None:
         return newest_step(self._store, trial)
 
-    def _free(self, slot: str) -> None:
-        """Free the workers of a slot that was killed; Ray keeps a placement group as long as its job lives."""
-        place = ray.get(self._board_actor.let_go.remote(slot))
-        if place is not None:
-            remove_placement_group(place)
+    def _free(self, slot: str | None = None) -> None:
+        """Free the room of a slot that was killed; of all, where none is left."""
+        held = ray.get(self._board_actor.let_go.remote(slot))
+        free_places(own_places() - self._others_places - held - self._demand.asked())
 
     @contextmanager
     def _board(self) -> Iterator[str]:
         name = f"board-{self._run.run_id}-{secrets.token_hex(4)}"
-        self._board_actor = open_board(name)
+        self._board_actor, self._others_places = open_board(name), own_places()
         try:
             ray.get(self._board_actor.snapshot.remote())
             self._recorder.notes = lambda: list(ray.get(self._board_actor.notes.remote()))
             yield name
         finally:
             self._recorder.notes = list
+            with suppress(RayError):  # the cluster is gone, and with it what was held
+                self._free()
             ray.kill(self._board_actor)
 
     @contextmanager
