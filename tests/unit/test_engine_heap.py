@@ -51,3 +51,13 @@ def test_growth_begins_in_the_gap_at_the_end():
     heap.give("b")
     heap.take("c", 80)
     assert heap.peak_bytes == 90
+
+
+def test_where_gaps_join_those_of_two_neighbours_are_room_for_a_larger_one():
+    heap = Heap(joins=True)
+    for name in "abc":
+        heap.take(name, 10)
+    heap.give("a")
+    heap.give("b")
+    heap.take("both", 20)
+    assert heap.peak_bytes == 30

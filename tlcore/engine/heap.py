@@ -2,8 +2,9 @@
 
 Owns the arithmetic of blocks and gaps. Sums of what is live at a time fall short where large buffers come and go: a gap that a
 gradient left is no room for a larger bucket, so the heap grows, and glibc, told to keep what it has (`process.py`), does not shrink
-again. The rule here is glibc's for large blocks: the smallest gap that fits, else more at the end. Gaps of two blocks do not become
-one: small objects, such as the tensors that were views of them, lie between. A device's caching allocator gives whole free segments
+again. The rule here is glibc's for large blocks: the smallest gap that fits, else more at the end. Whether the gaps of two
+neighbours become one is for the caller to say: they do not where small objects, such as the tensors that were views of them, lie
+between. A device's caching allocator gives whole free segments
 back when it would fail, so there `compact` counts what is live.
 
 What is small and short-lived (activations) fits into gaps of any size and is told as a sum, `fluid`. Called by `zero_memory.py`.
@@ -16,10 +17,10 @@ from collections.abc import Iterable
 
 
 class Heap:
-    """Blocks by name. Args: `compact`: gaps cost nothing."""
+    """Blocks by name. Args: `compact`: gaps cost nothing; `joins`: gaps that touch become one."""
 
-    def __init__(self, compact: bool = False) -> None:
-        self._compact = compact
+    def __init__(self, compact: bool = False, joins: bool = False) -> None:
+        self._compact, self._joins = compact, joins
         self._blocks: dict[str, tuple[int, int]] = {}
         self._gaps: list[tuple[int, int]] = []
         self._end = self._live = 0
@@ -51,6 +52,16 @@ class Heap:
             self._live -= size
             if size:
                 insort(self._gaps, (start, size))
+        if self._joins:
+            self._join()
+
+    def _join(self) -> None:
+        joined: list[tuple[int, int]] = []
+        for start, size in self._gaps:
+            if joined and sum(joined[-1]) == start:
+                start, size = joined[-1][0], joined.pop()[1] + size
+            joined.append((start, size))
+        self._gaps = joined
 
     def give_all(self, names: Iterable[str]) -> None:
         """Free those blocks of the names that exist."""
