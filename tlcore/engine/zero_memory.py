@@ -102,7 +102,10 @@ class RankMemory:
 def rank_memory(setup: Setup, weights: Sequence[Weight], buffer_bytes: int, passes: PassMemory) -> RankMemory:
     """The most of all ranks. `weights` in the model's order, each once."""
     ranks = {0, setup.world_size - 1} if setup.stage in (1, 2) else {0}
-    ways = [[_simulated(setup, weights, buffer_bytes, passes, rank, joins) for rank in ranks] for joins in _JOINS[setup.stage]]
+    ways = [
+        [_simulated(setup, weights, buffer_bytes, passes, rank, joins) for rank in ranks]
+        for joins in _JOINS[setup.stage]
+    ]
     device = sum(max(one.device_bytes for one in way) for way in ways) // len(ways)
     return RankMemory(device, sum(max(one.host_bytes for one in way) for way in ways) // len(ways))
 
