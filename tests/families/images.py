@@ -181,6 +181,61 @@ def one_class(home: Path) -> dict[str, Any]:
     }
 
 
+LLAVA_TEMPLATE = (
+    "{% for m in messages %}[CLS] {{ m['role'] }} {% for part in m['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %} {% endfor %}[SEP]{% endfor %}"
+    "{% if add_generation_prompt %}[CLS] assistant {% endif %}"
+)
+
+
+def llava(home: Path) -> dict[str, Any]:
+    """LLaVA that is asked where a picture is bright."""
+    import transformers
+
+    from tests.families.text import ENCODER, save_tokenizer, write_rows
+
+    tokenizer = save_tokenizer(home / "model", end="[SEP]")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    text = {key: value for key, value in ENCODER.items() if not key.endswith(("_prob", "position_embeddings"))}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            projection_dim=16,
+            image_size=SIDE,
+            patch_size=16,
+        ),
+        text_config=transformers.LlamaConfig(
+            vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=2, eos_token_id=3, num_key_value_heads=2, **text
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_select_strategy="default",
+        vision_feature_layer=-1,
+    )
+    processor = transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessor(
+            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+        ),
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    source = save(home / "model", config, "LlavaForConditionalGeneration", processor)
+    rows = []
+    for number in range(SAMPLES):
+        picture(number, number % 2).save(home / f"{number}.png")
+        answer = ("the film is good", "a very slow plot was bad")[number % 2]
+        rows.append(
+            {"image": f"{number}.png", "text": "is the film fine" if number % 3 else "the plot", "target": answer}
+        )
+    place = write_rows(home / "rows.jsonl", rows)
+    return {"model": {"source": source}, "data": {"train": place, "max_length": 24}}
+
+
 VIT = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -235,6 +290,7 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "videomae/video-classification": video,
     "yolos/object-detection": yolos,
     "detr/object-detection": detr,
+    "llava/image-text-to-text": llava,
     "segformer/image-segmentation": segmentation,
     "resnet/image-embedding": classification(
         "ResNetModel",

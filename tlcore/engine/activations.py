@@ -53,14 +53,17 @@ class PassMemory:
 
 @contextmanager
 def nothing_allocated() -> Iterator[None]:
-    """Inside, tensors that are made have no memory. Build the model and its batch here, then `count_pass`."""
-    moved = torch.nn.Module._apply
+    """Inside, tensors that are made have no memory, and what a model checks of their values is taken to hold. Build the model and
+    its batch here, then `count_pass`."""
+    moved, checked = torch.nn.Module._apply, torch._check_tensor_all_with
     torch.nn.Module._apply = _apply  # type: ignore[method-assign]
+    torch._check_tensor_all_with = lambda *condition: None
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
         torch.nn.Module._apply = moved  # type: ignore[method-assign]
+        torch._check_tensor_all_with = checked
 
 
 def _apply(self: torch.nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> torch.nn.Module:

@@ -33,6 +33,7 @@ Task = Literal[
     "object-detection",
     "image-segmentation",
     "image-embedding",
+    "image-text-to-text",
     "anomaly-detection",
     "speech-recognition",
     "audio-classification",

@@ -72,6 +72,11 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
     "image-embedding": TaskRow(
         _metrics("recall_at_1", "map_at_r"), ("image", "label"), ("labels", "image_size", "augment", "embedding_size")
     ),
+    "image-text-to-text": TaskRow(
+        {"eval_loss": "min", "eval_perplexity": "min", "eval_accuracy": "max"},
+        ("image", "text", "target"),
+        ("max_length",),
+    ),
     "anomaly-detection": TaskRow(_metrics("auroc", "average_precision"), ("image", "label"), ("image_size", "augment")),
     "speech-recognition": TaskRow(
         _metrics("wer", "cer"), ("audio", "text"), ("max_seconds", "max_target_length", "language", "beams")

@@ -28,6 +28,7 @@ TASKS = {
     "object-detection": "tlcore.tasks.object_detection:ObjectDetection",
     "image-segmentation": "tlcore.tasks.image_segmentation:ImageSegmentation",
     "image-embedding": "tlcore.tasks.image_embedding:ImageEmbedding",
+    "image-text-to-text": "tlcore.tasks.image_text_to_text:ImageTextToText",
     "anomaly-detection": "tlcore.tasks.anomaly_detection:AnomalyDetection",
     "speech-recognition": "tlcore.tasks.speech_recognition:SpeechRecognition",
     "audio-pretraining": "tlcore.tasks.audio_pretraining:AudioPretraining",
