@@ -181,61 +181,101 @@ def one_class(home: Path) -> dict[str, Any]:
     }
 
 
-LLAVA_TEMPLATE = (
+def asked(model_class: str, *make: Callable[[Any, Any], Any]) -> Callable[[Path], dict[str, Any]]:
+    """A vision-language model that is asked about pictures that are bright above or below. `make`: from the tokenizer and the text
+    decoder's configuration, the whole one; from the tokenizer, the processor's other parts."""
+
+    def write(home: Path) -> dict[str, Any]:
+        import transformers
+
+        from tests.families.text import ENCODER, save_tokenizer, write_rows
+
+        tokenizer = save_tokenizer(home / "model", end="[SEP]")
+        marks = ["<image>", "<fake_token_around_image>", "<end_of_utterance>"]
+        tokenizer.add_special_tokens({"additional_special_tokens": marks})
+        text = {key: value for key, value in ENCODER.items() if not key.endswith(("_prob", "position_embeddings"))}
+        decoder = transformers.LlamaConfig(
+            vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=2, eos_token_id=3, num_key_value_heads=2, **text
+        )
+        make_config, make_processor = make
+        source = save(
+            home / "model", make_config(tokenizer, decoder), model_class, make_processor(tokenizer, VLM_TEMPLATE)
+        )
+        rows = []
+        for number in range(SAMPLES):
+            picture(number, number % 2).save(home / f"{number}.png")
+            question = "is the film fine" if number % 3 else "the plot"
+            answer = ("the film is good", "a very slow plot was bad")[number % 2]
+            rows.append({"image": f"{number}.png", "text": question, "target": answer})
+        place = write_rows(home / "rows.jsonl", rows)
+        return {"model": {"source": source}, "data": {"train": place, "max_length": 24}}
+
+    return write
+
+
+VLM_TEMPLATE = (
     "{% for m in messages %}[CLS] {{ m['role'] }} {% for part in m['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %} {% endfor %}[SEP]{% endfor %}"
     "{% if add_generation_prompt %}[CLS] assistant {% endif %}"
 )
+SEES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": SIDE,
+}
 
 
-def llava(home: Path) -> dict[str, Any]:
-    """LLaVA that is asked where a picture is bright."""
+def llava_config(tokenizer: Any, decoder: Any) -> Any:
     import transformers
 
-    from tests.families.text import ENCODER, save_tokenizer, write_rows
-
-    tokenizer = save_tokenizer(home / "model", end="[SEP]")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    text = {key: value for key, value in ENCODER.items() if not key.endswith(("_prob", "position_embeddings"))}
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            projection_dim=16,
-            image_size=SIDE,
-            patch_size=16,
-        ),
-        text_config=transformers.LlamaConfig(
-            vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=2, eos_token_id=3, num_key_value_heads=2, **text
-        ),
+    return transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**SEES, projection_dim=16, patch_size=16),
+        text_config=decoder,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_select_strategy="default",
         vision_feature_layer=-1,
     )
-    processor = transformers.LlavaProcessor(
-        image_processor=transformers.CLIPImageProcessor(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-        ),
+
+
+def llava_processor(tokenizer: Any, template: str) -> Any:
+    import transformers
+
+    square = {"height": SIDE, "width": SIDE}
+    return transformers.LlavaProcessor(
+        image_processor=transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square),
         tokenizer=tokenizer,
         patch_size=16,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
+        chat_template=template,
     )
-    source = save(home / "model", config, "LlavaForConditionalGeneration", processor)
-    rows = []
-    for number in range(SAMPLES):
-        picture(number, number % 2).save(home / f"{number}.png")
-        answer = ("the film is good", "a very slow plot was bad")[number % 2]
-        rows.append(
-            {"image": f"{number}.png", "text": "is the film fine" if number % 3 else "the plot", "target": answer}
-        )
-    place = write_rows(home / "rows.jsonl", rows)
-    return {"model": {"source": source}, "data": {"train": place, "max_length": 24}}
 
 
+def idefics3_config(tokenizer: Any, decoder: Any) -> Any:
+    import transformers
+
+    return transformers.Idefics3Config(
+        vision_config={**SEES, "patch_size": 8},
+        text_config=decoder,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=0,
+    )
+
+
+def idefics3_processor(tokenizer: Any, template: str) -> Any:
+    import transformers
+
+    longest = {"longest_edge": SIDE}
+    pictures = transformers.Idefics3ImageProcessor(size=longest, max_image_size=longest, do_image_splitting=False)
+    return transformers.Idefics3Processor(
+        image_processor=pictures, tokenizer=tokenizer, image_seq_len=4, chat_template=template
+    )
+
+
+llava = asked("LlavaForConditionalGeneration", llava_config, llava_processor)
 VIT = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -291,6 +331,7 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "yolos/object-detection": yolos,
     "detr/object-detection": detr,
     "llava/image-text-to-text": llava,
+    "idefics3/image-text-to-text": asked("Idefics3ForConditionalGeneration", idefics3_config, idefics3_processor),
     "segformer/image-segmentation": segmentation,
     "resnet/image-embedding": classification(
         "ResNetModel",

@@ -68,6 +68,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("resnet", "anomaly-detection"),
     Family("videomae", "video-classification"),
     Family("llava", "image-text-to-text"),
+    Family("idefics3", "image-text-to-text"),
     Family("segformer", "image-segmentation"),
     Family("yolos", "object-detection"),
     Family("detr", "object-detection"),
