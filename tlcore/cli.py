@@ -111,7 +111,9 @@ def sweep(
     changes = overrides(
         settings, name=name, storage=storage, resources__workers=workers, resources__gpus_per_worker=gpus
     )
-    _run_on_ray(context.obj, load_recipe(recipe_file, changes), run_sweep, resume)
+    outcome = _run_on_ray(context.obj, load_recipe(recipe_file, changes), run_sweep, resume)
+    if outcome.recipe.report.baselines:
+        _compare(context.obj, outcome, resume)
 
 
 @app.command()
@@ -147,28 +149,15 @@ def _run_on_ray(
     run: Callable[[Recipe, SweepOptions], SweepOutcome],
     resume: bool,
     trials: int | None = None,
-) -> None:
+) -> SweepOutcome:
     """Run with a live display, then say what came of it."""
-    from datetime import UTC, datetime
     from pathlib import Path
 
-    from tlcore.report.live import live_view, open_display
     from tlcore.report.tables import prediction_lines
     from tlcore.report.usage import ended_by_budget
-    from tlcore.storage import ensure_embedded
-    from tlcore.sweep import SweepOptions, finish_sweep, log_directory
+    from tlcore.sweep import finish_sweep
 
-    logs = log_directory(recipe.name, datetime.now(UTC))
-    ensure_embedded(recipe.storage)
-    view = live_view(recipe, resume, trials)
-    try:
-        with open_display(view, logs=f"{logs}/ (driver.log, ray/)") as display:
-            outcome = run(recipe, SweepOptions(resume=resume, display=display, logs=logs))
-    except KeyboardInterrupt as interrupt:
-        raise _interrupted(words, view) from interrupt
-    if outcome.interrupted:
-        _print_run(outcome.run)
-        raise _interrupted(words, view)
+    outcome = _run_live(words, recipe, run, resume, trials)
     finals = finish_sweep(outcome, Path("runs") / recipe.name / "best")
     _print_run(outcome.run)
     if outcome.exhausted is not None:
@@ -182,6 +171,55 @@ def _run_on_ray(
         typer.echo(f"tlcore: {failed} of {trials} trials failed: {', '.join(outcome.errors)}", err=True)
         if failed == trials:
             raise typer.Exit(1)
+    return outcome
+
+
+def _run_live(
+    words: Sequence[str],
+    recipe: Recipe,
+    run: Callable[[Recipe, SweepOptions], SweepOutcome],
+    resume: bool,
+    trials: int | None = None,
+) -> SweepOutcome:
+    """Run with a live display. Exits where it was interrupted."""
+    from datetime import UTC, datetime
+
+    from tlcore.report.live import live_view, open_display
+    from tlcore.storage import ensure_embedded
+    from tlcore.sweep import SweepOptions, log_directory
+
+    logs = log_directory(recipe.name, datetime.now(UTC))
+    ensure_embedded(recipe.storage)
+    view = live_view(recipe, resume, trials)
+    try:
+        with open_display(view, logs=f"{logs}/ (driver.log, ray/)") as display:
+            outcome = run(recipe, SweepOptions(resume=resume, display=display, logs=logs))
+    except KeyboardInterrupt as interrupt:
+        raise _interrupted(words, view) from interrupt
+    if outcome.interrupted:
+        _print_run(outcome.run)
+        raise _interrupted(words, view)
+    return outcome
+
+
+def _compare(words: Sequence[str], sweep: SweepOutcome, resume: bool) -> None:
+    """The best trial against the baselines that the recipe names, once the sweep is over."""
+    from tlcore.report.worth import worth_lines
+    from tlcore.sweep import baseline_recipe, run_sweep, was_begun
+
+    if sweep.best is None or not sweep.complete:
+        typer.echo("\nreport.baselines: not run, since the sweep did not end; a resume that ends it runs them")
+        return
+    recipe = baseline_recipe(sweep.recipe, sweep.best)
+    typer.echo(
+        f"\nnow {sweep.best.trial}'s settings again and as {', '.join(sweep.recipe.report.baselines)}, {recipe.name}:"
+    )
+    outcome = _run_live(words, recipe, run_sweep, resume and was_begun(recipe))
+    typer.echo("")
+    for line in worth_lines(outcome.state, recipe.search.metrics[0], recipe.search.modes[0]):
+        typer.echo(line)
+    if outcome.errors:
+        typer.echo(f"tlcore: {len(outcome.errors)} of {len(outcome.trials)} of them failed", err=True)
 
 
 def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None:

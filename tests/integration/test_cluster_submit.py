@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -120,7 +121,10 @@ def test_preflight_sees_both_nodes_and_joins_them(two_nodes: LocalCluster) -> No
 def test_submitted_sweep_spans_two_nodes(two_nodes: LocalCluster) -> None:
     # Only the head is trained, so that the time goes into what is tested: two nodes, not two CPUs' matrix products.
     settings = ["resources.workers=2", "transfer.strategy=head", "search.first=[]", "search.trials=1"]
-    settings.append("search.space={train.learning_rate: {choice: [0.001]}}")
+    settings += [
+        "search.space={train.learning_rate: {choice: [0.001]}}",
+        "report={baselines: [scratch], baseline_seeds: 1}",
+    ]
     words = ["submit", "jobs/recipes/tiny.yaml", *(word for setting in settings for word in ("--set", setting))]
     done = subprocess.run(
         [sys.executable, "-m", "tlcore", *words], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
@@ -128,6 +132,10 @@ def test_submitted_sweep_spans_two_nodes(two_nodes: LocalCluster) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "python -m jobs.sweep jobs/recipes/tiny.yaml --set resources.workers=2" in done.stdout
     assert "t000 completed" in done.stdout
+    assert re.search(
+        r"\nwas it worth it\? eval_accuracy at the end, 1 seed, .*\n  head +0\.\d+ \(one\)\n  scratch +0\.\d+ \(one\) ",
+        done.stdout,
+    )
     job = next(word for word in done.stderr.split() if word.startswith("tiny-"))
     nodes = _nodes_of_workers(job)
     assert len(nodes) == 2, f"the trial's workers sat on {nodes}"

@@ -20,6 +20,7 @@ from tlcore.recipe.rungs import scheduler_fractions, world_sizes
 from tlcore.recipe.schema import DataSection, Recipe
 from tlcore.recipe.task_table import TASK_TABLE, takers
 from tlcore.recipe.transfer_checks import transfer_faults
+from tlcore.recipe.unbuilt import built_words
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _BUCKET: Final = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9](?:/.*)?")
@@ -206,6 +207,25 @@ def _one_of(recipe: Recipe) -> Iterator[Fault]:
             yield Fault(f"search.{key}", f"got {' and '.join(section.given)}; give one")
 
 
+def _baselines(recipe: Recipe) -> Iterator[Fault]:
+    given = recipe.report.baselines
+    known = tuple(word for word in built_words("transfer.strategy") if word != "last_n")
+    for word in dict.fromkeys(given):
+        if word not in known:
+            text = (
+                "it needs transfer.n, which a baseline has not" if word == "last_n" else "no strategy of this version"
+            )
+            yield Fault("report.baselines", f"got {shown(word)}: {text}; give some of {', '.join(known)}")
+        if given.count(word) > 1:
+            yield Fault("report.baselines", f"got {word} twice; give each strategy once")
+    for key in ("freeze", "train", "schedule", "target_modules"):
+        # a list is no value of a search space, and the comparison is one (`sweep/baselines.py`)
+        if given and isinstance(value := getattr(recipe.transfer, key), tuple) and value:
+            yield Fault(
+                "report.baselines", f"does not go with a list in transfer.{key}; give one text there, or no baselines"
+            )
+
+
 _RULES: Final[tuple[Callable[[Recipe], Iterator[Fault]], ...]] = (
     _name,
     _storage,
@@ -219,4 +239,5 @@ _RULES: Final[tuple[Callable[[Recipe], Iterator[Fault]], ...]] = (
     _deepspeed,
     _metric,
     _one_of,
+    _baselines,
 )

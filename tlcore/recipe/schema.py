@@ -329,10 +329,13 @@ class FailuresSection(Section):
 
 
 class ReportSection(Section):
-    """What the final table compares with."""
+    """What the best trial is compared with."""
 
     baselines: Texts = ()
-    """Transfer strategies run besides, at equal budget."""
+    """Transfer strategies that the best trial's settings are run with after the sweep, such as scratch and head, beside its own:
+    what transfer gained, at equal budget."""
+    baseline_seeds: Positive = 3
+    """Seeds that each of them, and the best trial's own, is run with."""
 
 
 class TrackSection(Section):

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tlcore.sweep.baselines import baseline_recipe, was_begun
     from tlcore.sweep.display import Display
     from tlcore.sweep.finals import Finals, finish_sweep
     from tlcore.sweep.outcome import SweepOutcome
@@ -23,10 +24,12 @@ __all__ = [
     "Finals",
     "SweepOptions",
     "SweepOutcome",
+    "baseline_recipe",
     "finish_sweep",
     "log_directory",
     "run_sweep",
     "run_train",
+    "was_begun",
 ]
 
 _PLACES = {
@@ -34,10 +37,12 @@ _PLACES = {
     "Finals": "finals",
     "SweepOptions": "runner",
     "SweepOutcome": "outcome",
+    "baseline_recipe": "baselines",
     "finish_sweep": "finals",
     "log_directory": "runner",
     "run_sweep": "runner",
     "run_train": "runner",
+    "was_begun": "baselines",
 }
 
 
