@@ -185,6 +185,7 @@ def _run_live(
     from datetime import UTC, datetime
 
     from tlcore.report.live import live_view, open_display
+    from tlcore.report.tensorboard import tracked
     from tlcore.storage import ensure_embedded
     from tlcore.sweep import SweepOptions, log_directory
 
@@ -192,7 +193,10 @@ def _run_live(
     ensure_embedded(recipe.storage)
     view = live_view(recipe, resume, trials)
     try:
-        with open_display(view, logs=f"{logs}/ (driver.log, ray/)") as display:
+        with (
+            open_display(view, logs=f"{logs}/ (driver.log, ray/)") as screen,
+            tracked(recipe, view, screen) as display,
+        ):
             outcome = run(recipe, SweepOptions(resume=resume, display=display, logs=logs))
     except KeyboardInterrupt as interrupt:
         raise _interrupted(words, view) from interrupt
@@ -228,6 +232,7 @@ def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None
 
     from tlcore.engine.process import prepare_process
     from tlcore.report.live import live_view, open_display
+    from tlcore.report.tensorboard import tracked
     from tlcore.report.usage import ended_by_budget
     from tlcore.storage import ensure_embedded
 
@@ -240,7 +245,7 @@ def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None
         run_local(recipe, resume=resume)
         return
     try:
-        with open_display(view) as display:
+        with open_display(view) as screen, tracked(recipe, view, screen) as display:
             outcome = run_local(
                 recipe,
                 resume=resume,

@@ -342,7 +342,7 @@ class TrackSection(Section):
     """Trackers that also get the metrics."""
 
     tensorboard: bool = False
-    """Write TensorBoard event files."""
+    """Write TensorBoard event files, to `runs/<name>/tensorboard` where the command runs."""
     mlflow: str | None = None
     """MLflow experiment."""
     wandb: str | None = None

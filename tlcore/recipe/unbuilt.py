@@ -46,7 +46,6 @@ UNBUILT: Final = (
     Unbuilt("deepspeed.offload_optimizer", _is_nvme, "cpu, none"),
     Unbuilt("deepspeed.offload_param", _is_nvme, "cpu, none"),
     Unbuilt("resources.workers", _is_map, "a fixed number of workers"),
-    Unbuilt("track.tensorboard", _given, "false"),
     Unbuilt("track.mlflow", _given, "null"),
     Unbuilt("track.wandb", _given, "null"),
 )

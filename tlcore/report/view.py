@@ -28,7 +28,8 @@ _LIVE_FACTS = (
 
 
 class SweepView:
-    """All trials suggested so far, in that order. `state` is the journal's, for whoever needs more than rows."""
+    """All trials suggested so far, in that order. `state` is the journal's, for whoever needs more than rows; `began` is the time
+    of its first entry."""
 
     def __init__(self, title: str, metric: str, mode: str, expected_trials: int, entries: Iterable[Entry] = ()) -> None:
         self.title = title
@@ -36,6 +37,7 @@ class SweepView:
         self.mode = mode
         self.expected_trials = expected_trials
         self.state = SweepState()
+        self.began: str | None = None
         self._facts: dict[str, dict[str, Any]] = {}
         self._rows: dict[str, TrialRow] = {}
         """Those that nothing has happened to since: of thousands of trials a few run."""
@@ -45,6 +47,7 @@ class SweepView:
     def apply(self, entry: Entry) -> None:
         """Take one more journal entry."""
         self.state.apply(entry)
+        self.began = self.began or entry["time"]
         if (trial := entry.get("trial")) is None:
             self._rows.clear()  # a resume changes every trial
         else:
