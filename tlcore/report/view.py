@@ -47,7 +47,7 @@ class SweepView:
     def apply(self, entry: Entry) -> None:
         """Take one more journal entry."""
         self.state.apply(entry)
-        self.began = self.began or entry["time"]
+        self.began = self.began or entry.get("time")
         if (trial := entry.get("trial")) is None:
             self._rows.clear()  # a resume changes every trial
         else:
