@@ -10,7 +10,7 @@ tensorboardX writes them: Ray Tune brings it, and it loads no torch, which the d
 from __future__ import annotations
 
 import math
-import secrets
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -147,8 +147,8 @@ class TensorBoard:
 
         assert self._home is not None
         if trial not in self._writers:
-            # files are named by the second, and a quick resume would overwrite one
-            suffix = f".{secrets.token_hex(4)}"
+            # files are named by the second, read in the order of names, and a quick resume would overwrite one
+            suffix = f".{time.time_ns()}"
             self._writers[trial] = SummaryWriter(str(self._home / trial), flush_secs=10, filename_suffix=suffix)
         return self._writers[trial]
 
