@@ -49,7 +49,21 @@ def transfo_xl(home: Path) -> dict[str, Any]:
     return {"model": {"source": source}, "data": data, "predict": ["good film"]}
 
 
+def yolox(home: Path) -> dict[str, Any]:
+    import transformers
+
+    from tests.families.images import boxed_pictures
+    from tlcore.models.families.yolo import YoloxConfig, YoloxForObjectDetection
+
+    processor = transformers.YolosImageProcessor(size={"shortest_edge": 64, "longest_edge": 64})
+    source = _save(YoloxForObjectDetection, YoloxConfig(width=0.125, depth=0.33), home / "model", processor)
+    # Few steps of all pictures: which places answer for an object is a choice, and one that rounding turned changes what follows.
+    train = {"learning_rate": 2e-3, "epochs": 4, "global_batch_size": 36}
+    return {"model": {"source": source}, "data": {"train": boxed_pictures(home)}, "train": train}
+
+
 MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "elmo/text-classification": elmo,
     "transfo-xl/text-generation": transfo_xl,
+    "yolox/object-detection": yolox,
 }

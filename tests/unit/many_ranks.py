@@ -35,7 +35,8 @@ def merged(accumulators: list[Any]) -> list[dict[str, float]]:
         thread.start()
     for thread in threads:
         thread.join()
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
+    errors = [result for result in results if isinstance(result, BaseException)]
+    # a rank that fails after the last sum breaks the barrier for those that have not left it yet: its error is the one to tell
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
     return results

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.families import images
-from tlcore.errors import DataError
+from tests.families import images, own
+from tlcore.errors import DataError, RecipeError
 from tlcore.recipe import recipe_from_dict
 from tlcore.tasks import Task, build_task
 from tlcore.tasks.base import IGNORED
@@ -108,6 +108,7 @@ def test_boxes_go_where_the_picture_goes() -> None:
 def test_a_perfect_detector_finds_all(home: Path) -> None:
     """The way from the table to the square and back to pixels is the same for what there is and what is found."""
     from tlcore.tasks.detection_metrics import BoxCounts
+    from tlcore.tasks.detectors import best_boxes
 
     task: Any = task_of(home)
     counts = task.load_data()
@@ -117,7 +118,7 @@ def test_a_perfect_detector_finds_all(home: Path) -> None:
     def perfect(model: Any, batch: dict[str, torch.Tensor]) -> Any:
         logits = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), 3).float() * 9
         logits[batch["labels"] == IGNORED] = torch.tensor([0.0, 0.0, 9.0])
-        return logits, batch["boxes"], torch.zeros(len(logits))
+        return best_boxes(logits, batch["boxes"]), torch.zeros(len(logits))
 
     judged = BoxCounts(("blue", "red"), 2, perfect)
     judged.update(torch.nn.Identity(), batch)
@@ -167,3 +168,57 @@ def test_coco_files_that_are_not_whole_are_said(home: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"its first picture 'c\.png' is nowhere"):
         lost = [{"id": 7, "file_name": "c.png"}, {"id": 3, "file_name": "b.png"}]
         task_of(home, train=str(coco(tmp_path / "c", images=lost))).check_data()
+
+
+@pytest.fixture(scope="module")
+def yolox_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("yolox")
+    own.yolox(directory)
+    return directory
+
+
+def test_a_picture_s_yolox_loss_is_what_it_would_be_alone(yolox_home: Path) -> None:
+    task: Any = task_of(yolox_home)
+    model: Any = task.build_model(from_scratch=False).eval()
+    losses = task._detector.run(model, task.collate("train", range(4)))[1]
+    for at in range(4):
+        batch = task.collate("train", [at])
+        there = batch["labels"][0] != IGNORED
+        label = {"class_labels": batch["labels"][0][there], "boxes": batch["boxes"][0][there]}
+        torch.testing.assert_close(losses[at], model(batch["pixel_values"], [label]).loss)
+    assert task.loss(model, task.collate("train", range(4))).item() == pytest.approx(losses.mean().item())
+    assert task.loss(model, task.collate("train", [])).item() == 0
+
+
+def test_what_yolox_finds_is_boxes_of_the_square_with_class_and_score(yolox_home: Path) -> None:
+    task: Any = task_of(yolox_home)
+    model: Any = task.build_model(from_scratch=False).eval()
+    for head in model.head:  # a new head says so rarely that there is anything that no box would count
+        torch.nn.init.constant_(head.objectness.bias, 1.0)
+        torch.nn.init.constant_(head.classes.bias, 0.0)
+    seen = model(task.collate("train", range(2))["pixel_values"])
+    found = task._detector.find(model, task.collate("train", range(2)))
+    assert found.shape == (2, 100, 6)
+    kept = model.post_process_object_detection(seen, 1e-3)
+    for row, one in zip(found, kept, strict=True):
+        there = row[row[:, 4] != IGNORED]
+        count = min(100, len(one["scores"]))
+        assert len(there) == count > 0
+        torch.testing.assert_close(there[:, 5], one["scores"][:count])
+        torch.testing.assert_close(there[:, :2] + there[:, 2:4], one["boxes"][:count, 2:])
+    answers = task.predict(model, [str(yolox_home / "0.png")])
+    assert set(answers[0]) == {"objects"}
+
+
+def test_a_side_that_yolox_cannot_take_is_refused_before_workers_start(yolox_home: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data\.image_size: pictures of 50 pixels, .* multiples of 32, such as 64"):
+        task_of(yolox_home, image_size=50).check_data()
+
+
+def test_an_estimate_of_yolox_needs_no_data(yolox_home: Path) -> None:
+    from tlcore.engine.activations import nothing_allocated
+
+    with nothing_allocated():
+        task = task_of(yolox_home, labels=["blue", "red"])
+        model = task.build_model(from_scratch=True)
+        task.loss(model, task.largest_batch(2)).backward()

@@ -20,7 +20,8 @@ from tlcore.errors import DataError
 from tlcore.tasks.anomaly_metrics import RankedScores
 from tlcore.tasks.base import IGNORED
 from tlcore.tasks.classification_metrics import MultiLabelCounts
-from tlcore.tasks.detection_metrics import BoxCounts, box_losses, corner_first
+from tlcore.tasks.detection_metrics import BoxCounts, corner_first
+from tlcore.tasks.detectors import best_boxes, box_losses
 from tlcore.tasks.gathered import SLOT, GatheredSamples
 from tlcore.tasks.logits import mean_binary_cross_entropy
 from tlcore.tasks.retrieval_metrics import TEMPERATURE, Neighbours, contrastive_losses
@@ -152,7 +153,10 @@ def test_boxes_as_torchmetrics_judges_them() -> None:
         "scale": scale,
         SLOT: torch.arange(pictures),
     }
-    ran = lambda model, batch: (batch["logits"], batch["found"], batch["logits"].mean(dim=(1, 2)))  # noqa: E731
+
+    def ran(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return best_boxes(batch["logits"], batch["found"]), batch["logits"].mean(dim=(1, 2))
+
     found = spread(lambda: BoxCounts(("cat", "dog"), 3, ran), batch)
     judge = MeanAveragePrecision(box_format="xywh", backend="faster_coco_eval")
     scores, kinds = logits.softmax(-1)[..., :-1].max(-1)

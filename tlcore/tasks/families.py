@@ -14,7 +14,6 @@ WORKS: Final = "works"
 _CHAOTIC: Final = (
     "trains and restores, but at a test's size batch norms over few values let rounding grow past any comparison"
 )
-_NOT_JOINED: Final = "trains at ZeRO 1, 2 and 3 in its own test; the task knows DETR's loss and decoding alone so far"
 _ANSWERS_ONLY: Final = (
     "converted weights are tested to answer as torchvision's own; its training is not proved on ranks"
 )
@@ -75,7 +74,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("elmo", "text-classification", "tlcore"),
     Family("transfo-xl", "text-generation", "tlcore"),
     Family("efficientnet-lite", "image-classification", "tlcore", _CHAOTIC),
-    Family("yolox", "object-detection", "tlcore", _NOT_JOINED),
+    Family("yolox", "object-detection", "tlcore"),
     Family("wav2vec2", "audio-classification"),
     Family("hubert", "audio-classification"),
     Family("wav2vec2", "speech-recognition"),

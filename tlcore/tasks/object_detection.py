@@ -1,12 +1,11 @@
-"""Boxes around objects and what each is, through transformers' detectors of the DETR kind (YOLOS, DETR).
+"""Boxes around objects and what each is, through transformers' detectors of the DETR kind (YOLOS, DETR), and YOLOX.
 
-Owns the task's batches, loss, prediction and export. Reading is `boxes.py`'s, pictures `detection_images.py`'s. Called through
-`build_task`. Every picture weighs once in the loss, however many objects it has.
+Owns the task's batches, loss, prediction and export. Reading is `boxes.py`'s, pictures `detection_images.py`'s; in what detectors
+differ is `detectors.py`'s. Called through `build_task`. Every picture weighs once in the loss, however many objects it has.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import bytes_read, encode_labels
-from tlcore.errors import DataError
+from tlcore.errors import DataError, Fault, RecipeError
 from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.boxes import BoxedPictures, read_boxes
@@ -24,7 +23,6 @@ from tlcore.tasks.classes import ASSUMED, MOST_CHECKED_BYTES
 from tlcore.tasks.detection_images import DetectionImages, vary
 from tlcore.tasks.gathered import SLOT, slots_of
 from tlcore.tasks.images import held_pictures, picture_sizes, pictures_given
-from tlcore.tasks.logits import inputs_of
 from tlcore.tasks.saved import save_model_files
 from tlcore.tasks.splits import Splits, given_places
 
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tlcore.recipe import Recipe
+    from tlcore.tasks.detectors import Detector
 
 _LIKELY: Final = 0.5
 """Score from which a box is part of a prediction."""
@@ -54,6 +53,7 @@ class ObjectDetection:
         return {"labels": list(recipe.data.labels or ASSUMED)}
 
     def check_data(self) -> None:
+        _ = self._detector
         for split, place in given_places(self._recipe.data):
             if bytes_read(place) <= MOST_CHECKED_BYTES:
                 found = self._remembered(place, split)
@@ -120,7 +120,7 @@ class ObjectDetection:
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        losses = run_detector(model, batch)[2]
+        _, losses = self._detector.run(model, batch)
         counted = (batch[SLOT] >= 0).to(losses.device)
         return (losses * counted).sum() / counted.sum().clamp(min=1)
 
@@ -128,19 +128,16 @@ class ObjectDetection:
         from tlcore.tasks.detection_metrics import BoxCounts
 
         most = max((found.most for found in self._read.values()), default=0)
-        return BoxCounts(self._names, most, run_detector)
+        return BoxCounts(self._names, most, self._detector.run)
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         import torch
-
-        from tlcore.tasks.detection_metrics import best_boxes
 
         answers: list[dict[str, Any]] = []
         for given in inputs:
             (picture,) = pictures_given([given])
             with torch.no_grad():
-                outputs = _outputs(model, self._images.finish([self._images.shape(picture)]))
-            found = best_boxes(outputs.logits.float(), outputs.pred_boxes.float())[0].cpu()
+                found = self._detector.find(model, self._images.finish([self._images.shape(picture)]))[0].cpu()
             found[:, :4] *= max(picture.size)
             answers.append({"objects": [self._answer(row) for row in found.tolist() if row[5] >= _LIKELY]})
         return answers
@@ -188,6 +185,18 @@ class ObjectDetection:
         config.auxiliary_loss = False
         return config
 
+    @cached_property
+    def _detector(self) -> Detector:
+        """Raises RecipeError: its pictures cannot be of the side that the recipe asks for."""
+        from tlcore.tasks.detectors import detector_of
+
+        detector, side = detector_of(self._source.load_config()), self._images.side
+        if side % detector.multiple:
+            nearest = max(1, round(side / detector.multiple)) * detector.multiple
+            text = f"pictures of {side} pixels, and this detector takes multiples of {detector.multiple}, such as {nearest}"
+            raise RecipeError([Fault("data.image_size", text)], self._recipe.name)
+        return detector
+
     def _objects(self, read: BoxedPictures, row: int, class_of: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         """Of one picture: boxes in its pixels [M, 4], classes [M], ignored for crowds, and of those their class + 1, else 0 [M]."""
         import torch
@@ -217,22 +226,6 @@ class ObjectDetection:
         if (place, split) not in self._read:
             self._read[place, split] = read_boxes(place, data.image_column, data.objects, split)
         return self._read[place, split]
-
-
-def run_detector(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [B, Q, C + 1] and boxes [B, Q, 4] in fp32, and the loss of each picture [B]."""
-    from tlcore.tasks.detection_metrics import box_losses
-
-    plain: Any = getattr(model, "module", model)
-    outputs = _outputs(model, {name: batch[name] for name in ("pixel_values", "pixel_mask")})
-    logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
-    return logits, boxes, box_losses(logits, boxes, batch, plain.config)
-
-
-def _outputs(model: nn.Module, pictures: Batch) -> Any:
-    plain: Any = getattr(model, "module", model)
-    takes = inspect.signature(plain.forward).parameters
-    return model(**inputs_of(model, {name: each for name, each in pictures.items() if name in takes}))
 
 
 def _centred(boxes: Tensor) -> Tensor:

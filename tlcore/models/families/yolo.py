@@ -68,13 +68,15 @@ class YoloxConfig(PreTrainedConfig):
 
 @dataclass
 class YoloxOutput(ModelOutput):
-    """`logits` [B, A, C] and `objectness` [B, A] before the sigmoid; `pred_boxes` [B, A, 4], centre and size over the image's."""
+    """`logits` [B, A, C] and `objectness` [B, A] before the sigmoid; `pred_boxes` [B, A, 4], centre and size over the image's;
+    `image_losses` [B], each image's own."""
 
     loss: Tensor | None = None
     loss_dict: dict[str, Tensor] | None = None
     logits: Tensor | None = None
     objectness: Tensor | None = None
     pred_boxes: Tensor | None = None
+    image_losses: Tensor | None = None
 
 
 class Conv(nn.Module):
@@ -282,13 +284,18 @@ class YoloxForObjectDetection(YoloxPreTrainedModel):
         places = Places.of([each.shape[-2:] for each in maps], STRIDES, raw.device)
         boxes = places.decode(raw[..., :4])
         height, width = pixel_values.shape[-2:]
-        loss, parts = None, None
+        loss, parts, images = None, None, None
         if labels is not None:
             size = boxes.new_tensor([width, height, width, height])
-            loss, parts = detection_loss(raw, boxes, places, labels, size)
+            loss, parts, images = detection_loss(raw, boxes, places, labels, size)
         scale = boxes.new_tensor([width, height, width, height])
         return YoloxOutput(
-            loss=loss, loss_dict=parts, logits=raw[..., 5:], objectness=raw[..., 4], pred_boxes=boxes / scale
+            loss=loss,
+            loss_dict=parts,
+            logits=raw[..., 5:],
+            objectness=raw[..., 4],
+            pred_boxes=boxes / scale,
+            image_losses=images,
         )
 
     @staticmethod

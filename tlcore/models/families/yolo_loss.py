@@ -60,8 +60,8 @@ class Places:
 
 def detection_loss(
     raw: Tensor, boxes: Tensor, places: Places, labels: Sequence[Labels], size: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and its parts.
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """The loss, its parts, and the loss of each image by itself [B], over its own number of answering places.
 
     Args:
         raw: [B, A, 4 + 1 + C], the head's values.
@@ -76,16 +76,17 @@ def detection_loss(
         raise ValueError(f"there are labels of {len(labels)} images for a batch of {len(raw)}")
     # 0, but it has gradients for all that was computed, also where no image has an object: ZeRO-3 waits for each of them
     sums = {name: raw.sum() * 0 for name in ("box", "objectness", "class")}
-    answering = raw.new_zeros(())
+    answering, images = raw.new_zeros(()), []
     for values, found, label in zip(raw, boxes, labels, strict=True):
         target = _targets(label, values.shape[-1] - 5, size)
-        for name, part in _image_loss(values, found, places, *target).items():
-            if name == "answering":
-                answering = answering + part
-            else:
-                sums[name] = sums[name] + part
+        one = _image_loss(values, found, places, *target)
+        here = one.pop("answering", raw.new_zeros(()))
+        answering = answering + here
+        for name, part in one.items():
+            sums[name] = sums[name] + part
+        images.append((BOX_WEIGHT * one.pop("box", 0.0) + sum(one.values()) + values.sum() * 0) / here.clamp(min=1))
     parts = {name: total / answering.clamp(min=1) for name, total in sums.items()}
-    return BOX_WEIGHT * parts["box"] + parts["objectness"] + parts["class"], parts
+    return BOX_WEIGHT * parts["box"] + parts["objectness"] + parts["class"], parts, torch.stack(images)
 
 
 def _targets(label: Labels, classes: int, size: Tensor) -> tuple[Tensor, Tensor]:

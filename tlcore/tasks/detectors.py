@@ -1,0 +1,143 @@
+"""What detectors give and how they are taught: transformers' DETR kind, and YOLOX.
+
+Owns the two ways from a batch to boxes and to the loss of each picture; `detector_of` tells them apart by the configuration. Called
+by `object_detection.py`. A picture's loss is over what its own objects need, so that every picture weighs once, however they are
+spread over ranks and micro-batches.
+
+Shapes: B pictures, Q boxes that the model gives of each, C classes, M objects of the picture that has most, K boxes found.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tlcore.tasks.base import IGNORED, Batch
+from tlcore.tasks.detection_metrics import FIELDS, MOST_FOUND, corner_first
+from tlcore.tasks.logits import inputs_of
+
+if TYPE_CHECKING:
+    from tlcore.models.families.yolo_loss import Labels
+
+_PICTURES: Final = ("pixel_values", "pixel_mask")
+_ANY_SCORE: Final = 1e-3
+"""From which a YOLOX box counts in an evaluation, as its authors have it: average precision looks at unsure ones too."""
+
+
+class Detector(Protocol):
+    """A kind of detector. `multiple`: pixels of which the side of its pictures must be one."""
+
+    multiple: int
+
+    def find(self, model: nn.Module, pictures: Batch) -> Tensor:
+        """x, y, width, height as parts of the square, class and score of the surest boxes [B, K, 6], at most 100; the class of
+        what is no box is `IGNORED`."""
+
+    def run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same, and the loss of each picture [B]."""
+
+
+class Detr:
+    """Carion et al. 2020, arXiv:2005.12872, and what answers likewise (YOLOS)."""
+
+    multiple = 1
+
+    def find(self, model: nn.Module, pictures: Batch) -> Tensor:
+        """As `Detector.find`."""
+        outputs = self._outputs(model, pictures)
+        return best_boxes(outputs.logits.float(), outputs.pred_boxes.float())
+
+    def run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As `Detector.run`."""
+        outputs = self._outputs(model, batch)
+        logits, boxes = outputs.logits.float(), outputs.pred_boxes.float()
+        return best_boxes(logits, boxes), box_losses(logits, boxes, batch, _plain(model).config)
+
+    def _outputs(self, model: nn.Module, pictures: Batch) -> Any:
+        takes = inspect.signature(_plain(model).forward).parameters
+        return model(**inputs_of(model, {name: pictures[name] for name in _PICTURES if name in takes}))
+
+
+class Yolox:
+    """Ge et al. 2021, arXiv:2107.08430, as in `models/families/yolo.py`."""
+
+    multiple = 32
+
+    def find(self, model: nn.Module, pictures: Batch) -> Tensor:
+        """As `Detector.find`."""
+        return self._best(model, self._outputs(model, pictures, None))
+
+    def run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As `Detector.run`."""
+        outputs = self._outputs(model, batch, _labels(batch))
+        return self._best(model, outputs), outputs.image_losses
+
+    def _outputs(self, model: nn.Module, pictures: Batch, labels: list[Labels] | None) -> Any:
+        given = inputs_of(model, {"pixel_values": pictures["pixel_values"]})
+        return model(**given, labels=labels)
+
+    @torch.no_grad()
+    def _best(self, model: nn.Module, outputs: Any) -> Tensor:
+        found: Tensor = outputs.pred_boxes.new_zeros(len(outputs.logits), MOST_FOUND, FIELDS)
+        found[..., 4] = IGNORED
+        if model.training:  # nobody looks at boxes there
+            return found
+        kept = _plain(model).post_process_object_detection(outputs, _ANY_SCORE)
+        for at, one in enumerate(kept):
+            boxes, kinds, scores = (one[name][:MOST_FOUND] for name in ("boxes", "labels", "scores"))
+            rows = [boxes[:, :2], boxes[:, 2:] - boxes[:, :2], kinds[:, None], scores[:, None]]
+            found[at, : len(scores)] = torch.cat(rows, dim=1)
+        return found
+
+
+def detector_of(config: Any) -> Detector:
+    """The kind that a configuration is of."""
+    return Yolox() if config.model_type == "tlcore-yolox" else Detr()
+
+
+def box_losses(logits: Tensor, boxes: Tensor, batch: Batch, config: Any) -> Tensor:
+    """Loss of each picture [B] as DETR's authors define it: the boxes given are matched to the objects at least cost, and pay for
+    class, distance and overlap; a picture's loss is over its own number of objects.
+
+    Args:
+        logits: [B, Q, C + 1], the last for no object.
+        boxes: centre x, y, width, height as parts of the picture [B, Q, 4].
+        batch: with `boxes` [B, M, 4] likewise and `labels` [B, M], `IGNORED` where there is none.
+        config: the model's, with the weights of the parts.
+    """
+    from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
+
+    losses = []
+    for number, target in enumerate(_labels(batch)):
+        one = slice(number, number + 1)
+        if batch["labels"].shape[1] == 0:  # none in the whole batch: for estimates there is no tensor to look into
+            nothing = torch.full(logits[one].shape[:2], logits.shape[2] - 1, device=logits.device)
+            losses.append(nn.functional.cross_entropy(logits[one].transpose(1, 2), nothing) + 0 * boxes[one].sum())
+            continue
+        here = {name: tensor.to(logits.device) for name, tensor in target.items()}
+        losses.append(ForObjectDetectionLoss(logits[one], [here], logits.device, boxes[one], config)[0])
+    return torch.stack(losses)
+
+
+def best_boxes(logits: Tensor, boxes: Tensor) -> Tensor:
+    """As `Detector.find`, of logits [B, Q, C + 1] and boxes [B, Q, 4] of the DETR kind."""
+    scores, kinds = logits.softmax(dim=-1)[..., :-1].max(dim=-1)
+    best = scores.topk(min(MOST_FOUND, scores.shape[1]), dim=1).indices
+    rows = torch.cat([corner_first(boxes), kinds[..., None], scores[..., None]], dim=-1)
+    return rows.gather(1, best[..., None].expand(-1, -1, FIELDS))
+
+
+def _labels(batch: Batch) -> list[Labels]:
+    """What there is in each picture, as both losses take it."""
+    found = []
+    for labels, boxes in zip(batch["labels"], batch["boxes"], strict=True):
+        there = labels != IGNORED if len(labels) else slice(None)  # nothing to look into where memory is counted
+        found.append({"class_labels": labels[there], "boxes": boxes[there]})
+    return found
+
+
+def _plain(model: nn.Module) -> Any:
+    return getattr(model, "module", model)
