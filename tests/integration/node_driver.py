@@ -91,6 +91,12 @@ def main(directory):
         found = {
             "avoided": avoided(cluster, Path(directory) / "avoided"),
             "lost": lost(cluster, Path(directory) / "lost"),
+            "driver": ray.get_runtime_context().get_node_id(),
+            "beside": {
+                one["ActorClassName"]: one["Address"]["NodeID"]
+                for one in ray._private.state.actors().values()
+                if one["ActorClassName"] in ("Board", "Mailbox", "Slot")
+            },
         }
     finally:
         ray.shutdown()

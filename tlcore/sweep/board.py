@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from tlcore.sweep.beside import beside_caller
 from tlcore.sweep.failures import NodeRecord
 
 NAMESPACE = "tlcore"
@@ -88,8 +89,9 @@ class Board:
 
 
 def open_board(name: str) -> Any:
-    """Start the board of a sweep under `name`. It takes no CPU and dies with the caller."""
-    return ray.remote(Board).options(name=name, namespace=NAMESPACE, num_cpus=0).remote()
+    """Start the board of a sweep under `name`, beside the caller. It takes no CPU and dies with the caller."""
+    where = beside_caller()
+    return ray.remote(Board).options(name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=where).remote()
 
 
 def find_board(name: str) -> Any:

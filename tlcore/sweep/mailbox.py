@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import ray
 
+from tlcore.sweep.beside import beside_caller
+
 Verdict = Literal["waiting", "answered", "failed", "lost", "cancelled"]
 LEAVE = "leave"
 
@@ -307,4 +309,5 @@ class Mailbox:
 
 def open_mailbox() -> Any:
     """Start a mailbox beside the caller. It takes no CPU, and dies with the caller."""
-    return ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000).remote()
+    where = beside_caller()
+    return ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=where).remote()
