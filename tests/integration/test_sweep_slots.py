@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,11 +12,9 @@ from tlcore.errors import CannotPlace, DataError
 from tlcore.storage import list_runs
 from tlcore.storage.journal import read_journal
 from tlcore.sweep import run_sweep
-from tlcore.sweep.places import free_places, own_places
 
 pytestmark = pytest.mark.integration
 
-ALONE = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 2}
 RATES = [5e-4, 6e-4, 1e-5, 4e-4, 7e-4, 2e-5]
 
 
@@ -138,36 +134,4 @@ def test_an_error_in_the_request_stops_the_sweep_at_its_first_trial(ray_session,
         run_sweep(make_recipe(tmp_path, [1e-4, 2e-4, 3e-4]), options(tmp_path, notes))
     assert (error.value.exit_code, error.value.hint) == (2, "set data.text")
     assert len(notes.of("suggested")) == len(notes.of("failed")) == 1
-    assert leftovers(read_trace(tmp_path), CPUS) == []
-
-
-def when_there_are_places(act):
-    """Call `act` with the ids of the job's placement groups of workers, once there are some; in a thread, which is returned."""
-    before = own_places()
-
-    def wait():
-        while not (found := own_places() - before):
-            time.sleep(0.005)
-        act(found)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
-def test_room_of_workers_whose_slot_died_before_they_joined_is_free_again(ray_session, tmp_path):
-    """There is room for one group of workers: where one is left behind, no other ever starts. The second trial's group is taken
-    from it while it starts, as may befall one that stands by: it makes another."""
-    threads = []
-
-    def act(event):
-        if event["kind"] == "started" and len(threads) < 2:
-            do = (lambda places: kill_slot()) if not threads else free_places
-            threads.append(when_there_are_places(do))
-
-    recipe = make_recipe(tmp_path, RATES[:2], resources={**ALONE, "isolation": "process"}, budget={"hours": 0.1})
-    outcome = run_sweep(recipe, options(tmp_path, notes := Notes(act)))
-    assert [len(threads), *(thread.is_alive() for thread in threads)] == [2, False, False]
-    assert [trial.status for trial in outcome.trials] == ["completed", "completed"]
-    assert [(event["trial"], event["cause"]) for event in notes.of("lost")][:1] == [("t000", "the slot's process died")]
     assert leftovers(read_trace(tmp_path), CPUS) == []
