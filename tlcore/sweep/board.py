@@ -50,12 +50,14 @@ class Board:
         """Note the placement group of a slot's workers, which outlives a slot that is killed."""
         self._places[slot] = place
 
-    def let_go(self, slot: str | None = None) -> set[str]:
-        """Forget a slot that died, or all of them; the placement groups (ids, hex) that others hold."""
+    def let_go(self, slot: str | None = None) -> tuple[set[str], set[str]]:
+        """Forget a slot that died, or all of them; the placement groups (ids, hex) that it held, and those that others hold."""
+        before = {place.id.hex() for place in self._places.values()}
         for gone in list(self._mailboxes) if slot is None else [slot]:
             self._mailboxes.pop(gone, None)
             self._places.pop(gone, None)
-        return {place.id.hex() for place in self._places.values()}
+        held = {place.id.hex() for place in self._places.values()}
+        return before - held, held
 
     def tell(self, note: dict[str, Any]) -> None:
         """Take what is to be journalled: `kind`, `trial` and the kind's facts. A loss counts against its node."""

@@ -284,7 +284,10 @@ class Driver:
 
     def _free(self, slot: str | None = None) -> None:
         """Free the room of a slot that was killed; of all, where none is left."""
-        held = ray.get(self._board_actor.let_go.remote(slot))
+        gone, held = ray.get(self._board_actor.let_go.remote(slot))
+        if slot is not None and gone:  # nothing else is touched where its group is known
+            free_places(gone)
+            return
         free_places(own_places() - self._others_places - held - self._demand.asked())
 
     @contextmanager
