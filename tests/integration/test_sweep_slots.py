@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from tlcore.errors import CannotPlace, DataError
 from tlcore.storage import list_runs
 from tlcore.storage.journal import read_journal
 from tlcore.sweep import run_sweep
+from tlcore.sweep.places import own_places
 
 pytestmark = pytest.mark.integration
 
@@ -134,4 +137,27 @@ def test_an_error_in_the_request_stops_the_sweep_at_its_first_trial(ray_session,
         run_sweep(make_recipe(tmp_path, [1e-4, 2e-4, 3e-4]), options(tmp_path, notes))
     assert (error.value.exit_code, error.value.hint) == (2, "set data.text")
     assert len(notes.of("suggested")) == len(notes.of("failed")) == 1
+    assert leftovers(read_trace(tmp_path), CPUS) == []
+
+
+def test_room_of_workers_whose_slot_died_before_they_joined_is_free_again(ray_session, tmp_path):
+    """There is room for one group of workers: where one is left behind, no other ever starts."""
+    threads = []
+    before = own_places()
+
+    def kill():
+        while not own_places() - before:
+            time.sleep(0.005)
+        kill_slot()
+
+    def act(event):
+        if event["kind"] == "started" and not threads:
+            threads.append(threading.Thread(target=kill))
+            threads[0].start()
+
+    recipe = make_recipe(tmp_path, RATES[:1], budget={"hours": 0.03})
+    outcome = run_sweep(recipe, options(tmp_path, notes := Notes(act)))
+    assert [thread.is_alive() for thread in threads] == [False]
+    assert [trial.status for trial in outcome.trials] == ["completed"]
+    assert [(event["trial"], event["cause"]) for event in notes.of("lost")] == [("t000", "the slot's process died")]
     assert leftovers(read_trace(tmp_path), CPUS) == []

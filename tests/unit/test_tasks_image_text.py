@@ -143,6 +143,13 @@ def test_an_input_without_picture_and_question_is_refused(home: Path, given: Any
         task.predict(model, [given])
 
 
+def test_a_question_with_the_mark_of_a_picture_is_refused_in_a_prediction(home: Path) -> None:
+    task = task_of(home)
+    model = task.build_model(from_scratch=False).eval()
+    with pytest.raises(DataError, match="input 0: a text holds <image>, which stands for a picture"):
+        task.predict(model, [{"image": str(home / "0.png"), "text": "<image> film"}])
+
+
 def test_a_picture_that_is_not_there_is_found_before_workers_start(home: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl, row 3: column 'image' names .*gone\.png, which is no file"):
         task_of(home, rows_with(home, "absent.jsonl", image="gone.png")).check_data()

@@ -4,8 +4,7 @@ Owns the arithmetic of blocks and gaps. Sums of what is live at a time fall shor
 gradient left is no room for a larger bucket, so the heap grows, and glibc, told to keep what it has (`process.py`), does not shrink
 again. The rule here is glibc's for large blocks: the smallest gap that fits, else more at the end. Whether the gaps of two
 neighbours become one is for the caller to say: they do not where small objects, such as the tensors that were views of them, lie
-between. A device's caching allocator gives whole free segments
-back when it would fail, so there `compact` counts what is live.
+between. A device's caching allocator gives whole free segments back when it would fail, so there `compact` counts what is live.
 
 What is small and short-lived (activations) fits into gaps of any size and is told as a sum, `fluid`. Called by `zero_memory.py`.
 """

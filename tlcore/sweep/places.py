@@ -3,9 +3,10 @@
 Owns finding them and freeing them. Ray keeps a placement group as long as the job that made it lives, and a slot's workers' is
 made by Ray Train's controller, which dies with the slot: until the ranks have joined, nobody else knows which one it is. So it is
 told by what is left: the groups of this job that no living slot holds, that neither Tune nor the driver asked for, and that were
-not there before. Among these may be one that another slot's controller has just made; it finds its group gone, and makes another
-(`WorkerGroupStartupTimeoutError` in Ray Train). Ray Train's own cleaner asks the dashboard, which a machine alone does not have,
-and knows no group before its workers have started.
+not there before. Among these may be one that another slot's controller has just made; by its code it finds its group gone and makes
+another (`WorkerGroupStartupTimeoutError` in Ray Train), which no test has shown: so nothing is freed but the dead slot's own group
+where that is known. Ray Train's own cleaner asks the dashboard, which a machine alone does not have, and knows no group before its
+workers have started.
 
 Called by `driver.py`, when a slot died and when a sweep ends.
 """

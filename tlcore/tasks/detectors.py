@@ -36,8 +36,11 @@ class Detector(Protocol):
         """x, y, width, height as parts of the square, class and score of the surest boxes [B, K, 6], at most 100; the class of
         what is no box is `IGNORED`."""
 
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of each picture [B], and no boxes, which training has no use for."""
+
     def run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The same, and the loss of each picture [B]."""
+        """Both, from one pass."""
 
 
 class Detr:
@@ -49,6 +52,11 @@ class Detr:
         """As `Detector.find`."""
         outputs = self._outputs(model, pictures)
         return best_boxes(outputs.logits.float(), outputs.pred_boxes.float())
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """As `Detector.losses`."""
+        outputs = self._outputs(model, batch)
+        return box_losses(outputs.logits.float(), outputs.pred_boxes.float(), batch, _plain(model).config)
 
     def run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """As `Detector.run`."""
@@ -70,6 +78,11 @@ class Yolox:
         """As `Detector.find`."""
         return self._best(model, self._outputs(model, pictures, None))
 
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """As `Detector.losses`."""
+        losses: Tensor = self._outputs(model, batch, _labels(batch)).image_losses
+        return losses
+
     def run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """As `Detector.run`."""
         outputs = self._outputs(model, batch, _labels(batch))
@@ -83,8 +96,6 @@ class Yolox:
     def _best(self, model: nn.Module, outputs: Any) -> Tensor:
         found: Tensor = outputs.pred_boxes.new_zeros(len(outputs.logits), MOST_FOUND, FIELDS)
         found[..., 4] = IGNORED
-        if model.training:  # nobody looks at boxes there
-            return found
         kept = _plain(model).post_process_object_detection(outputs, _ANY_SCORE)
         for at, one in enumerate(kept):
             boxes, kinds, scores = (one[name][:MOST_FOUND] for name in ("boxes", "labels", "scores"))

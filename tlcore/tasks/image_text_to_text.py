@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import MediaRows, bytes_read, read_media
+from tlcore.data import MediaRows, bytes_read, fingerprint, read_media
 from tlcore.errors import DataError
 from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import MOST_CHECKED_BYTES
 from tlcore.tasks.generate import generate
-from tlcore.tasks.images import ENDINGS, as_tensor, held_pictures, pictures_given
+from tlcore.tasks.images import ENDINGS, as_tensor, held_pictures, picture_examples, pictures_given
 from tlcore.tasks.logits import logits_of, mean_cross_entropy
 from tlcore.tasks.picture_prompts import Asked, PicturePrompts
 from tlcore.tasks.recent import Recent
@@ -93,8 +93,7 @@ class ImageTextToText:
         rows = chosen.rows_of([0] if filler else indices)
         asked = [chosen.read.asked[row] for row in rows]
         pictures = held_pictures(chosen.read.rows, column, rows, "as they are", as_tensor)
-        where = f"{chosen.place}, rows {', '.join(str(row + 1) for row in rows)}"
-        batch = self._prompts.batch([each.text for each in asked], pictures, where)
+        batch = self._prompts.batch([each.text for each in asked], pictures)
         labels = batch["input_ids"].clone()
         for row, (each, tokens) in enumerate(zip(asked, batch["attention_mask"].sum(dim=1).tolist(), strict=True)):
             labels[row, : tokens - each.learned] = IGNORED
@@ -110,7 +109,7 @@ class ImageTextToText:
 
         with no_dispatch():  # a processor computes on real numbers
             shortest = self._prompts.sample("", "", "an estimate")
-            made = self._prompts.batch([shortest.text], [torch.zeros(3, *_BLANK, dtype=torch.uint8)], "an estimate")
+            made = self._prompts.batch([shortest.text], [torch.zeros(3, *_BLANK, dtype=torch.uint8)])
             more = self._recipe.data.max_length - shortest.tokens
             longer = {"input_ids": self._prompts.pad_id, "attention_mask": 1}
             for name, value in longer.items():
@@ -131,8 +130,8 @@ class ImageTextToText:
         answers = []
         for number, given in enumerate(inputs):
             pair = _picture_and_question(given, number)
-            text = self._prompts.question(pair["text"])
-            batch = self._prompts.batch([text], pictures_given([pair["image"]]), f"input {number}")
+            text = self._prompts.question(pair["text"], f"input {number}")
+            batch = self._prompts.batch([text], pictures_given([pair["image"]]))
             produced = generate(
                 model,
                 batch,
@@ -149,12 +148,9 @@ class ImageTextToText:
         if split not in dict(given_places(data)):
             return []
         rows = self._splits[split].read.rows
-        first = range(min(count, len(rows)))
-        paths = [rows.opener.path_of(rows.cell(data.image_column, row)) for row in first]
+        asked, answered = (picture_examples(rows, data.image_column, count, text) for text in (data.text, data.target))
         return [
-            ({"image": path, "text": rows.cell(data.text, row)}, rows.cell(data.target, row))
-            for row, path in zip(first, paths, strict=True)
-            if path is not None
+            ({"image": path, "text": text}, answer) for (path, text), (_, answer) in zip(asked, answered, strict=True)
         ]
 
     def facts(self) -> dict[str, Any]:
@@ -177,16 +173,19 @@ class ImageTextToText:
 
     def _read(self, place: str, split: str) -> AskedPictures:
         data = self._recipe.data
-        rows = self._rows(place, split)
-        key = (rows.digest, data.image_column, data.text, data.target, data.max_length, self._source.fingerprint)
-        return _prepared.get(key, lambda: AskedPictures(rows, self._all_asked(rows)))
+        key = (fingerprint(place), split, data.image_column, data.text, data.target, data.max_length)
+        return _prepared.get((*key, self._source.fingerprint), lambda: self._prepare(place, split))
 
-    def _all_asked(self, rows: MediaRows) -> list[Asked]:
+    def _prepare(self, place: str, split: str) -> AskedPictures:
+        rows = self._rows(place, split)
         texts = [rows.table.column(name).to_pylist() for name in (self._recipe.data.text, self._recipe.data.target)]
-        return [
-            self._prompts.sample(asked, answer, f"{rows.place}, row {row + 1}")
-            for row, (asked, answer) in enumerate(zip(*texts, strict=True))
-        ]
+        return AskedPictures(
+            rows,
+            [
+                self._prompts.sample(asked, answer, f"{place}, row {row + 1}")
+                for row, (asked, answer) in enumerate(zip(*texts, strict=True))
+            ],
+        )
 
 
 def _told(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -120,7 +120,7 @@ class ObjectDetection:
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        _, losses = self._detector.run(model, batch)
+        losses = self._detector.losses(model, batch)
         counted = (batch[SLOT] >= 0).to(losses.device)
         return (losses * counted).sum() / counted.sum().clamp(min=1)
 

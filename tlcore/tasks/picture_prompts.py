@@ -68,8 +68,16 @@ class PicturePrompts:
         pad: int = self.processor.tokenizer.pad_token_id
         return pad
 
-    def question(self, asked: str) -> str:
-        """A question about a picture, up to where the answer begins."""
+    def question(self, asked: str, where: str) -> str:
+        """A question about a picture, up to where the answer begins.
+
+        Args:
+            where: the row or input, for messages.
+
+        Raises:
+            DataError: it holds the mark of a picture.
+        """
+        self._check_mark(asked, where)
         text: str = self.processor.apply_chat_template([_turn(asked)], tokenize=False, add_generation_prompt=True)
         return text
 
@@ -83,10 +91,8 @@ class PicturePrompts:
             DataError: the question alone is as long as that, or a text holds the mark of a picture.
             ModelError: the template does not put the answer behind the question.
         """
-        mark = getattr(self.processor, "image_token", None)
-        if mark and mark in asked + answer:
-            raise DataError(f"{where}: a text holds {mark}, which stands for a picture", hint="take it out of the text")
-        before = self.question(asked)
+        self._check_mark(answer, where)
+        before = self.question(asked, where)
         turns = [_turn(asked), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         whole: str = self.processor.apply_chat_template(turns, tokenize=False)
         if not whole.startswith(before):
@@ -108,31 +114,26 @@ class PicturePrompts:
         kept = ends[: self._max_length]
         return Asked(whole[: kept[-1]] if len(kept) < len(ends) else whole, len(kept), len(kept) - asking)
 
-    def batch(self, texts: Sequence[str], pictures: Sequence[Any], where: str) -> dict[str, Tensor]:
+    def _check_mark(self, text: str, where: str) -> None:
+        mark = getattr(self.processor, "image_token", None)
+        if mark and mark in text:
+            raise DataError(f"{where}: a text holds {mark}, which stands for a picture", hint="take it out of the text")
+
+    def batch(self, texts: Sequence[str], pictures: Sequence[Any]) -> dict[str, Tensor]:
         """What the model takes for these texts, one picture each: `input_ids` and `attention_mask` [B, T], padding at the end, and
         the pictures as its family has them.
 
         Args:
+            texts: of `question` or `sample`.
             pictures: uint8 [3, h, w] or decoded ones.
-            where: for messages.
-
-        Raises:
-            DataError: what the processor refuses.
         """
-        try:
-            # the template has written what begins and ends a text
-            made = self.processor(
-                text=list(texts),
-                images=[[picture] for picture in pictures],
-                add_special_tokens=False,
-                padding=True,
-                return_tensors="pt",
-            )
-        except ValueError as error:
-            raise DataError(
-                f"{where}: the model's processor refuses it: {str(error)[:200]}",
-                hint="each text has one picture",
-            ) from error
+        made = self.processor(
+            text=list(texts),
+            images=[[picture] for picture in pictures],
+            add_special_tokens=False,  # the template has written what begins and ends a text
+            padding=True,
+            return_tensors="pt",
+        )
         return dict(made)
 
 
