@@ -96,9 +96,8 @@ def options(directory, notes, resume=False, **more):
 
 
 def kill_slot():
-    """Kill the process of the only living slot."""
-    (pid,) = [one["Pid"] for one in ray._private.state.actors().values() if _is_alive_slot(one)]
-    os.kill(pid, signal.SIGKILL)
+    """Kill the process of a living slot."""
+    os.kill(next(one["Pid"] for one in ray._private.state.actors().values() if _is_alive_slot(one)), signal.SIGKILL)
 
 
 def _is_alive_slot(actor):

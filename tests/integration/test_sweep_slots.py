@@ -14,7 +14,7 @@ from tlcore.errors import CannotPlace, DataError
 from tlcore.storage import list_runs
 from tlcore.storage.journal import read_journal
 from tlcore.sweep import run_sweep
-from tlcore.sweep.places import own_places
+from tlcore.sweep.places import made_by_actors
 
 pytestmark = pytest.mark.integration
 
@@ -140,13 +140,15 @@ def test_an_error_in_the_request_stops_the_sweep_at_its_first_trial(ray_session,
     assert leftovers(read_trace(tmp_path), CPUS) == []
 
 
-def test_room_of_workers_whose_slot_died_before_they_joined_is_free_again(ray_session, tmp_path):
-    """There is room for one group of workers: where one is left behind, no other ever starts."""
+def kill_a_slot_when(groups):
+    """From the first trial's start, wait until so many worker groups have asked for room, and kill a slot.
+
+    Returns what `Notes` calls with every event.
+    """
     threads = []
-    before = own_places()
 
     def kill():
-        while not own_places() - before:
+        while len(made_by_actors()) < groups:
             time.sleep(0.005)
         kill_slot()
 
@@ -155,9 +157,26 @@ def test_room_of_workers_whose_slot_died_before_they_joined_is_free_again(ray_se
             threads.append(threading.Thread(target=kill))
             threads[0].start()
 
+    return act
+
+
+def test_room_of_workers_whose_slot_died_before_they_joined_is_free_again(ray_session, tmp_path):
+    """There is room for one group of workers: where one is left behind, no other ever starts."""
     recipe = make_recipe(tmp_path, RATES[:1], budget={"hours": 0.03})
-    outcome = run_sweep(recipe, options(tmp_path, notes := Notes(act)))
-    assert [thread.is_alive() for thread in threads] == [False]
+    outcome = run_sweep(recipe, options(tmp_path, notes := Notes(kill_a_slot_when(groups=1))))
     assert [trial.status for trial in outcome.trials] == ["completed"]
     assert [(event["trial"], event["cause"]) for event in notes.of("lost")] == [("t000", "the slot's process died")]
     assert leftovers(read_trace(tmp_path), CPUS) == []
+
+
+def test_workers_that_start_beside_a_slot_that_dies_are_left_alone(ray_session, tmp_path):
+    """The ranks of neither slot have joined: which group belongs to which slot, only Ray knows."""
+    resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": CPUS // 4}
+    recipe = make_recipe(tmp_path, RATES[:2], budget={"hours": 0.03}, resources=resources)
+    outcome = run_sweep(recipe, options(tmp_path, notes := Notes(kill_a_slot_when(groups=2))))
+    assert {trial.status for trial in outcome.trials} <= {"completed", "stopped"}  # ASHA's word depends on who is first
+    (lost,) = notes.of("lost")
+    (kept,) = {"t000", "t001"} - {lost["trial"]}
+    trace = read_trace(tmp_path)
+    assert sorted(line["rank"] for line in trace if (line["trial"], line["event"]) == (kept, "start")) == [0, 1]
+    assert leftovers(trace, CPUS) == []

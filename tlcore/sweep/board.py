@@ -2,10 +2,9 @@
 
 Owns what is true only for the moment; what must last is in the journal. One small actor per sweep, found by its name, beside the
 driver and gone with it. Rank 0 of each slot writes at most twice a second and waits for no answer; the driver reads. Slots
-register their mailbox here, so that an interrupt reaches them while they wait for their ranks, and their workers' placement
-group, so that the driver can free it when a slot was killed and cannot. What befalls a trial between two reports is told here and
-fetched by the driver for the journal; told before the next report, so the driver finds it here when that arrives. As all losses
-come by, the record of nodes is kept here.
+register their mailbox here, so that an interrupt reaches them while they wait for their ranks. What befalls a trial between two
+reports is told here and fetched by the driver for the journal; told before the next report, so the driver finds it here when that
+arrives. As all losses come by, the record of nodes is kept here.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ class Board:
     def __init__(self) -> None:
         self._progress: dict[str, dict[str, Any]] = {}
         self._mailboxes: dict[str, Any] = {}
-        self._places: dict[str, Any] = {}
         self._stopping = False
         self._notes: list[dict[str, Any]] = []
         self._nodes = NodeRecord()
@@ -45,19 +43,6 @@ class Board:
         """Note a slot's present mailbox. False: the sweep is stopping, do not start."""
         self._mailboxes[slot] = mailbox
         return not self._stopping
-
-    def hold(self, slot: str, place: Any) -> None:
-        """Note the placement group of a slot's workers, which outlives a slot that is killed."""
-        self._places[slot] = place
-
-    def let_go(self, slot: str | None = None) -> tuple[set[str], set[str]]:
-        """Forget a slot that died, or all of them; the placement groups (ids, hex) that it held, and those that others hold."""
-        before = {place.id.hex() for place in self._places.values()}
-        for gone in list(self._mailboxes) if slot is None else [slot]:
-            self._mailboxes.pop(gone, None)
-            self._places.pop(gone, None)
-        held = {place.id.hex() for place in self._places.values()}
-        return before - held, held
 
     def tell(self, note: dict[str, Any]) -> None:
         """Take what is to be journalled: `kind`, `trial` and the kind's facts. A loss counts against its node."""

@@ -6,10 +6,12 @@ board, the thread that feeds the display and carries an interrupt to the slots. 
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -36,7 +38,7 @@ from tlcore.sweep.fit import Admit, admit_all
 from tlcore.sweep.growth import Demand, Growth, read_growth
 from tlcore.sweep.halt import Halt
 from tlcore.sweep.janitor import Janitor
-from tlcore.sweep.places import free_places, own_places
+from tlcore.sweep.places import free_orphans
 from tlcore.sweep.recorder import JournalCallback, Recorder
 from tlcore.sweep.resources import Cluster, Shape, can_avoid, has_room, shape_of, without
 from tlcore.sweep.schedulers import make_seats
@@ -49,6 +51,7 @@ from tlcore.sweep.warm import earlier_results
 from tlcore.train.budget import exhausted
 
 DISPLAY_EVERY_S: Final = 0.5
+ORPHANS_EVERY_S: Final = 5.0
 JOURNAL_ATTEMPTS: Final = 5
 """Each is a minute of the store's own client; a store that is away for five of them ends the driver, and a resume goes on."""
 POINTERS_KEPT: Final = 20
@@ -274,7 +277,6 @@ class Driver:
             self._recorder,
             self._halt,
             self._seats,
-            self._free,
             terms=lambda trial: {"workers": source.workers(trial), **priced},
             committed=self._newest_step,
         )
@@ -282,26 +284,16 @@ class Driver:
     def _newest_step(self, trial: str) -> int | None:
         return newest_step(self._store, trial)
 
-    def _free(self, slot: str | None = None) -> None:
-        """Free the room of a slot that was killed; of all, where none is left."""
-        gone, held = ray.get(self._board_actor.let_go.remote(slot))
-        if slot is not None and gone:  # nothing else is touched where its group is known
-            free_places(gone)
-            return
-        free_places(own_places() - self._others_places - held - self._demand.asked())
-
     @contextmanager
     def _board(self) -> Iterator[str]:
         name = f"board-{self._run.run_id}-{secrets.token_hex(4)}"
-        self._board_actor, self._others_places = open_board(name), own_places()
+        self._board_actor = open_board(name)
         try:
             ray.get(self._board_actor.snapshot.remote())
             self._recorder.notes = lambda: list(ray.get(self._board_actor.notes.remote()))
             yield name
         finally:
             self._recorder.notes = list
-            with suppress(RayError):  # the cluster is gone, and with it what was held
-                self._free()
             ray.kill(self._board_actor)
 
     @contextmanager
@@ -315,11 +307,16 @@ class Driver:
             over.set()
             watcher.join()
             self._demand.settle(0)
+            with suppress(
+                RayError
+            ):  # the cluster is gone, and with it what was held; a slot that dies later is seen to by
+                _free_orphans()  # the next sweep of this job, or by its end
 
     def _watch(self, over: threading.Event) -> None:
         """Watch the budget and feed the display; when the sweep is to stop, tell the slots, which wait for their ranks and hear
         nobody else."""
         told: set[str] = set()
+        look_again = 0.0
         while not over.wait(DISPLAY_EVERY_S):
             self._spent()
             with suppress(TlcoreError):  # the recorder keeps it, for the driver's own thread
@@ -337,11 +334,20 @@ class Driver:
                 told.add("stop")
             # too slow once, or the cluster is going: the driver's own thread will say so
             with suppress(RayError, TlcoreError):
+                if time.monotonic() >= look_again:
+                    look_again = time.monotonic() + ORPHANS_EVERY_S
+                    _free_orphans()
                 self._recorder.take_notes()
                 self._demand.settle(self._waiting_trials())
                 snapshot = ray.get(self._board_actor.snapshot.remote(), timeout=5.0)
                 running = {trial.trial for trial in list(self.state.trials.values()) if trial.status == "running"}
                 self._recorder.progress({name: facts for name, facts in snapshot.items() if name in running})
+
+
+def _free_orphans() -> None:
+    """Let other trials have the room of slots that died."""
+    if freed := free_orphans():
+        logging.getLogger(__name__).warning("freed the room of %d worker groups whose slot died", freed)
 
 
 def _again(trial: TrialState, last: Takeover) -> TakeOver:

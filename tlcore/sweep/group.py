@@ -138,20 +138,20 @@ class WorkerGroup:
         except Exception as error:  # noqa: BLE001 (a thread's edge: `await_ranks` and `run` raise it in the slot)
             self._ended = error
 
-    def await_ranks(self) -> Any:
+    def await_ranks(self) -> None:
         """Return when the ranks can be asked: those of the present generation, or after a loss those of the next.
 
-        Returns the placement group of new ranks, None where they are the ones known. Raises SlotFailed, Cancelled.
+        Raises SlotFailed, Cancelled.
         """
         if self._ranks:
-            return None
+            return
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             found = ray.get(self.mailbox.wait_complete.remote(self.generation, POLL_S))
             if found is not None:
                 self.generation, self._ranks = found
                 self._place = self._ranks[0].place
-                return self._place
+                return
             if ray.get(self.mailbox.is_stopping.remote()):
                 raise Cancelled("the sweep is being stopped")
             self._check_alive()

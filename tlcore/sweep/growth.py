@@ -130,11 +130,6 @@ class Demand:
             while len(self._asked) < min(trials, MOST_REQUESTS):
                 self._asked.append((shape, _request(shape)))
 
-    def asked(self) -> set[str]:
-        """The placement groups (ids, hex) that ask."""
-        with self._lock:
-            return {place.id.hex() for _, place in self._asked}
-
     def settle(self, trials: int) -> None:
         """Take back what was met, and what is more than the `trials` that still wait."""
         with self._lock:

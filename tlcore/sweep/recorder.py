@@ -137,7 +137,6 @@ class JournalCallback(Callback):
     """Tune's events as journal entries.
 
     Args:
-        free: takes the name of a slot that died and frees what its workers held.
         terms: what a trial that starts holds, for the account: workers, and their price where there is one.
         committed: the step of a trial's newest checkpoint, None without one.
     """
@@ -147,11 +146,10 @@ class JournalCallback(Callback):
         recorder: Recorder,
         halt: Halt,
         seats: Seats,
-        free: Callable[[str], None],
         terms: Callable[[Trial], Mapping[str, Any]],
         committed: Callable[[str], int | None],
     ) -> None:
-        self._recorder, self._halt, self._seats, self._free = recorder, halt, seats, free
+        self._recorder, self._halt, self._seats = recorder, halt, seats
         self._terms, self._committed = terms, committed
         self._slots: dict[str, str] = {}
 
@@ -182,7 +180,6 @@ class JournalCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial's slot died and another one will take it up."""
         self._recorder.take_notes()
-        self._free(self._slots[trial.trial_id])
         slot = self._slots[trial.trial_id]
         self._recorder.record("lost", trial.trial_id, rank=None, cause="the slot's process died", step=None, slot=slot)
         trial.set_config({**trial.config, "reached": self._recorder.state.trials[trial.trial_id].fraction})
@@ -194,8 +191,6 @@ class JournalCallback(Callback):
             self._recorder.record("left", trial.trial_id, step=self._committed(trial.trial_id))
             return
         error = cause_of(trial)
-        if isinstance(trial.failure, RayActorError) and trial.trial_id in self._slots:
-            self._free(self._slots[trial.trial_id])
         self._recorder.take_notes()
         if self._is_hopeless(error, self._recorder.state.trials, trial.trial_id):
             self._halt.fail(error)

@@ -237,9 +237,7 @@ class Slot(tune.Trainable):
             if not ray.get(self._board.register.remote(self._slot, self._group.mailbox)):
                 raise Cancelled("the sweep is being stopped")
             self._group.launch()
-        place = self._group.await_ranks()
-        if place is not None:
-            self._board.hold.remote(self._slot, place)
+        self._group.await_ranks()
         return self._group
 
     def _avoid(self, shape: Shape) -> tuple[str, ...]:
