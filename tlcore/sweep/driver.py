@@ -307,10 +307,9 @@ class Driver:
             over.set()
             watcher.join()
             self._demand.settle(0)
-            with suppress(
-                RayError
-            ):  # the cluster is gone, and with it what was held; a slot that dies later is seen to by
-                _free_orphans()  # the next sweep of this job, or by its end
+            # the cluster may be gone, and with it what was held; a slot that dies later is for the next sweep of this job to see
+            with suppress(RayError):
+                _free_orphans()
 
     def _watch(self, over: threading.Event) -> None:
         """Watch the budget and feed the display; when the sweep is to stop, tell the slots, which wait for their ranks and hear
