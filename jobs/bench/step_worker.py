@@ -58,7 +58,7 @@ def rank_batches(recipe: Recipe) -> list[list[dict[str, torch.Tensor]]]:
 
 
 def build_model(recipe: Recipe) -> torch.nn.Module:
-    return build_task(recipe).build_model(from_scratch=False).to(rank_device())
+    return build_task(recipe).build_model(from_scratch=False).to(rank_device(), torch.float32)
 
 
 def deepspeed_configuration(recipe: Recipe, model: torch.nn.Module) -> dict[str, Any]:

@@ -79,6 +79,14 @@ def test_more_workers_take_less_each(stage):
     assert sizes[0] > sizes[-1]
 
 
+def test_at_stage_3_only_a_net_from_scratch_is_ever_whole_in_a_ranks_memory():
+    setup = replace(PLAIN, stage=3, item_bytes=2, world_size=64)
+    mapped = rank_memory(setup, WEIGHTS, 0, PASSES)
+    drawn = rank_memory(replace(setup, from_scratch=True), WEIGHTS, 0, PASSES)
+    assert mapped.host_bytes == 0
+    assert drawn == replace(mapped, host_bytes=pytest.approx(80 * MILLION * 4, rel=0.001))
+
+
 def test_a_cpu_has_one_memory():
     found = rank_memory(replace(PLAIN, on_gpu=False), WEIGHTS, 0, PASSES)
     assert found.device_bytes == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tiny_text_model import save_tiny_bert
 from transformers import AutoModelForSequenceClassification
 
 from tlcore.errors import ModelError
-from tlcore.models import build_pretrained, build_scratch, new_parameters, resolve_source
+from tlcore.models import build_pretrained, build_scratch, is_carried, new_parameters, resolve_source
 
 pytestmark = pytest.mark.unit
 
@@ -48,6 +49,37 @@ def test_the_backbone_is_the_sources_and_the_head_is_new(backbone: Path) -> None
     assert model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.config._attn_implementation == "sdpa"
+
+
+def restored_in(backbone: Path, directory: Path, formats: list[torch.dtype]) -> Path:
+    """A copy of the backbone whose tensors are in these formats in turn."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(backbone, directory)
+    stored = load_file(backbone / "model.safetensors")
+    cast = {name: tensor.to(formats[at % len(formats)]) for at, (name, tensor) in enumerate(sorted(stored.items()))}
+    save_file(cast, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("formats", "built"),
+    [
+        ([torch.bfloat16], torch.bfloat16),
+        ([torch.float16], torch.float16),
+        ([torch.float32], torch.float32),
+        ([torch.bfloat16, torch.float32], torch.float32),
+        ([torch.float64], torch.float32),
+    ],
+)
+def test_weights_stay_in_the_one_format_that_they_are_stored_in(backbone, tmp_path, formats, built):
+    model = make(restored_in(backbone, tmp_path / "copy", formats))
+    assert {parameter.dtype for parameter in model.parameters()} == {built}
+
+
+def test_only_what_the_source_has_counts_as_carried(backbone: Path) -> None:
+    assert {name for name, each in make(backbone).named_parameters() if not is_carried(each)} == CLASSIFIER
+    assert not any(is_carried(each) for each in make(backbone, build_scratch).parameters())
 
 
 def test_new_weights_follow_the_seed_and_nothing_else(backbone: Path) -> None:

@@ -22,6 +22,7 @@ from tlcore.engine.config import deepspeed_config
 from tlcore.engine.device import TorchDevice
 from tlcore.engine.gather import gather_by_broadcast
 from tlcore.engine.optimizer import build_optimizer, learning_rate
+from tlcore.engine.partition import partition
 from tlcore.engine.peers import restoring_peers
 from tlcore.engine.precision import MODEL_DTYPES, choose_precision
 from tlcore.engine.restore import (
@@ -73,14 +74,17 @@ class ShardedModel:
             checkpoint_activations(model)
         if recipe.train.compile:
             model.compile()
-        # DeepSpeed broadcasts and shards only what is trained; frozen weights must be cast here.
-        model.to(device=device, dtype=MODEL_DTYPES[self.precision])
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
         _skip_inference_op()
         gather_by_broadcast()
         # Stage 3 replaces it for good, by one that rounds otherwise: the next trial of this process must not meet that.
         self._linear = torch.nn.functional.linear
         config = deepspeed_config(recipe, batch, self.precision, device.type, trained)
+        if self.stage == 3:
+            partition(model, config, device, MODEL_DTYPES[self.precision])
+        else:
+            # DeepSpeed broadcasts and shards only what is trained; frozen weights must be cast here.
+            model.to(device=device, dtype=MODEL_DTYPES[self.precision])
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=build_optimizer(recipe, groups), config=config, dist_init_required=False
         )

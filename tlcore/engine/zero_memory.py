@@ -61,7 +61,7 @@ class Setup:
     """What decides a rank's memory besides the passes.
 
     `item_bytes` of a weight in forward and backward; `on_gpu`: two kinds of memory, else one; `bucket`: elements of DeepSpeed's
-    buckets; `accumulates`: more than one micro-batch per step.
+    buckets; `accumulates`: more than one micro-batch per step; `from_scratch`: no file has the weights.
     """
 
     stage: int
@@ -73,6 +73,7 @@ class Setup:
     accumulates: bool
     offload_optimizer: bool
     offload_param: bool
+    from_scratch: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, item_bytes: int, on_gpu: bool, bucket: int, accumulates: bool) -> Setup:
@@ -88,6 +89,7 @@ class Setup:
             accumulates,
             settings.offload_optimizer == "cpu",
             settings.offload_param == "cpu",
+            recipe.transfer.strategy == "scratch",
         )
 
 
@@ -283,10 +285,11 @@ class _Gathered(_Whole):
     def build(self) -> None:
         """Weights are cut one by one, then all parts moved into one buffer; masters are a copy of it."""
         home = self.host if self.setup.offload_param else self.home
-        loaded = sum(weight.elements for weight in self.weights) * self.item
         for weight in self.weights:
             home.take(f"part {weight.name}", self.item * self._part(weight))
-        self.home.fluid(loaded)
+        self.home.fluid(self.item * max(weight.elements for weight in self.weights))
+        if self.setup.from_scratch:  # drawn whole, in fp32; else it lies in the mapped file (partition.py)
+            self.host.fluid(MASTER_BYTES * sum(weight.elements for weight in self.weights))
         parts = sum(self._part(weight) for weight in self.trained)
         home.take("parts", self.item * parts)
         home.give(*[f"part {weight.name}" for weight in self.trained])

@@ -6,13 +6,23 @@ the identity of a run (`ModelSource.digest`), and by the exports.
 Importing this package costs neither torch nor transformers.
 """
 
-from tlcore.models.build import build_pretrained, build_scratch, mark_new, new_head_line, new_parameters, quiet, seeded
+from tlcore.models.build import (
+    build_pretrained,
+    build_scratch,
+    is_carried,
+    mark_new,
+    new_head_line,
+    new_parameters,
+    quiet,
+    seeded,
+)
 from tlcore.models.source import ModelSource, resolve_source
 
 __all__ = [
     "ModelSource",
     "build_pretrained",
     "build_scratch",
+    "is_carried",
     "mark_new",
     "new_head_line",
     "new_parameters",

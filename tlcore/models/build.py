@@ -3,6 +3,10 @@
 Owns construction and what it says about the weights: which parameters the source does not carry, whether the source fits at all.
 Does not choose the class nor the labels (`tasks/`), nor what trains (`transfer/`). Called by `tasks/`.
 
+Weights stay in the format that the source stores, where it stores one: cast here, a model of 16 bits would be copied whole into the
+memory of every rank, four bytes an element, before the engine takes a rank's part of it. Whoever computes with the model itself
+casts it. What the source does not carry is then drawn in that format too, as transformers does by default.
+
 There is no cache of base weights here, on purpose. transformers maps the safetensors file, so the system's page cache is the
 cache: shared by all ranks of a node, given back under memory pressure, and private only where a weight is written. Measured with
 MiniLM (22.7 M parameters, 91 MB): 110 ms for the first model of a process, 25 ms for each after it, against 25 ms plus 30 ms of
@@ -12,7 +16,8 @@ copying and 91 MB per process for a state dict kept in memory. Frozen parameters
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlcore.errors import ModelError
@@ -23,13 +28,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 _NEW = "tlcore_new_parameters"
+_CARRIED = "tlcore_carried"
 _NAMES_SHOWN = 4
 
 
 def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: int) -> nn.Module:
-    """A model in fp32 on the CPU with the source's weights; what the source does not carry is initialised from `seed`.
+    """A model on the CPU with the source's weights, in the format they are stored in (fp32 where they are in several, or in a
+    checkpoint); what the source does not carry is initialised from `seed`.
 
-    A head of another shape (other labels) counts as not carried. `new_parameters` tells which these are.
+    A head of another shape (other labels) counts as not carried. `new_parameters` tells which these are, `is_carried` of a
+    parameter whether it is none of them.
 
     Args:
         auto_class: a transformers Auto class, such as AutoModelForSequenceClassification.
@@ -41,16 +49,15 @@ def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: in
     """
     if source.checkpoint is not None:
         return _build_from_checkpoint(auto_class, source, config, seed)
-    import torch
     from safetensors import SafetensorError
 
-    source.weight_files()
+    files = source.weight_files()
     try:
         with seeded(seed), quiet():
             model, info = auto_class.from_pretrained(
                 source.directory,
                 config=config,
-                dtype=torch.float32,
+                dtype=_stored_format(files),
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 trust_remote_code=source.trust_remote_code,
@@ -62,9 +69,30 @@ def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: in
         raise ModelError(f"model source {source.name!r}: cannot build {auto_class.__name__}: {reason[:300]}") from error
     reshaped = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
     _check_fits(model, source, set(info["missing_keys"]), reshaped)
-    names = {name for name, _ in model.named_parameters()}
-    setattr(model, _NEW, frozenset((set(info["missing_keys"]) | reshaped) & names))
+    _note_new(model, set(info["missing_keys"]) | reshaped)
     return _as_module(model)
+
+
+def _stored_format(files: Sequence[Path]) -> Any:
+    """The one floating format that safetensors files are in; fp32 where there are several, or one that nothing trains in."""
+    import torch
+    from safetensors import safe_open
+
+    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found: set[str] = set()
+    for path in files:
+        with safe_open(str(path), framework="pt") as file:
+            found |= {name for key in file.keys() if (name := file.get_slice(key).get_dtype())[0] in "FB"}  # noqa: SIM118 (no mapping)
+    found.discard("BOOL")
+    return known.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
+
+
+def _note_new(model: Any, names: set[str]) -> None:
+    there = dict(model.named_parameters())
+    mark_new(model, frozenset(names & set(there)))
+    for name, parameter in there.items():
+        if name not in names:
+            setattr(parameter, _CARRIED, True)
 
 
 def build_scratch(auto_class: Any, source: ModelSource, config: Any, seed: int) -> nn.Module:
@@ -106,7 +134,7 @@ def _build_from_checkpoint(auto_class: Any, source: ModelSource, config: Any, se
             carried[there] = tensor
     _check_fits(model, source, missing, reshaped)
     stored.read_into(carried)
-    setattr(model, _NEW, frozenset((missing | reshaped) & {name for name, _ in model.named_parameters()}))
+    _note_new(model, missing | reshaped)
     return _as_module(model)
 
 
@@ -127,6 +155,11 @@ def new_parameters(model: nn.Module) -> frozenset[str]:
     """Names of the parameters that the source did not carry; all of them for a model from scratch."""
     names: frozenset[str] = getattr(model, _NEW, frozenset())
     return names
+
+
+def is_carried(parameter: nn.Parameter) -> bool:
+    """Whether the source carried it, so that every rank has the same without being told."""
+    return getattr(parameter, _CARRIED, False)
 
 
 def mark_new(model: nn.Module, names: frozenset[str]) -> None:

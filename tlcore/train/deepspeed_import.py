@@ -87,7 +87,7 @@ def _check_precision(found: DeepSpeedCheckpoint, recipe: Recipe) -> None:
 
 def _table(task: Task, recipe: Recipe, found: DeepSpeedCheckpoint) -> tuple[dict[str, dict[str, Any]], set[str]]:
     """The recipe's table of parameters, with the checkpoint's formats of what is not trained, and the names of the buffers."""
-    model = task.build_model(from_scratch=recipe.transfer.strategy == "scratch")
+    model = task.build_model(from_scratch=recipe.transfer.strategy == "scratch").float()
     apply_strategy(model, recipe)
     table = parameter_table(model)
     for name, facts in table.items():

@@ -85,7 +85,7 @@ def _scored(recipe: Recipe, samples: int) -> Candidate:
 
     task = build_task(recipe)
     count = min(samples, task.load_data(("train",))["train"])
-    model = task.build_model(from_scratch=recipe.transfer.strategy == "scratch").eval()
+    model = task.build_model(from_scratch=recipe.transfer.strategy == "scratch").float().eval()
     parts = [
         _features(model, task.collate("train", np.arange(start, min(start + _BATCH, count))))
         for start in range(0, count, _BATCH)
