@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_text_model import save_tiny_bert
@@ -160,6 +161,28 @@ def test_a_failed_fetch_leaves_no_directory_behind(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(LocalObjectStore, "get_range", broken)
     with pytest.raises(StorageUnreachable):
+        fetch_prefix(origin.as_uri(), tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+
+
+def test_a_prefix_that_changes_while_it_is_fetched_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tlcore.storage.local import LocalObjectStore
+
+    origin = tmp_path / "bucket"
+    origin.mkdir()
+    (origin / "config.json").write_bytes(b"{}")
+    (origin / "weights").write_bytes(b"abcdef")
+    get = LocalObjectStore.get_range
+
+    def overtaken(self: LocalObjectStore, key: str, start: int, length: int) -> Any:
+        piece = get(self, key, start, length)
+        (origin / "weights").write_bytes(b"uvwxyz7")
+        return piece
+
+    monkeypatch.setattr(LocalObjectStore, "get_range", overtaken)
+    with pytest.raises(ModelError, match="changed while it was fetched"):
         fetch_prefix(origin.as_uri(), tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from tlcore.errors import ModelError
@@ -15,8 +16,10 @@ from tlcore.models.shelf import node_shelf, shelved
 from tlcore.storage import open_store
 from tlcore.storage.base import ObjectInfo, ObjectStore
 
-PART_BYTES = 64 << 20
+PART_BYTES = 16 << 20
 """Objects are read in pieces of this size, so that a shard of several GiB never stands in memory."""
+CONNECTIONS = 8
+"""Pieces on their way at once: stores limit what one connection carries."""
 
 
 def fetch_prefix(url: str, cache: Path | None = None) -> Path:
@@ -30,7 +33,7 @@ def fetch_prefix(url: str, cache: Path | None = None) -> Path:
         StorageError: the store refused, failed, or did not answer.
     """
     store = open_store(url)
-    objects = [one for one in store.list() if not one.key.endswith("/") and "/" not in one.key.strip("/")]
+    objects = _directly_under(store)
     if not objects:
         raise ModelError(
             f"model source {url!r}: nothing lies directly under that prefix",
@@ -52,8 +55,27 @@ def _content_name(url: str, objects: Sequence[ObjectInfo]) -> str:
     return f"{PurePosixPath(url).name}-{hashlib.sha256(listing.encode()).hexdigest()[:24]}"
 
 
+def _directly_under(store: ObjectStore) -> list[ObjectInfo]:
+    return [one for one in store.list() if not one.key.endswith("/") and "/" not in one.key.strip("/")]
+
+
 def _download(store: ObjectStore, objects: Sequence[ObjectInfo], building: Path) -> None:
+    def fetch(one: ObjectInfo, start: int) -> None:
+        piece = store.get_range(one.key, start, min(PART_BYTES, one.size_bytes - start))
+        with (building / one.key).open("r+b") as file:
+            file.seek(start)
+            file.write(piece)
+
     for one in objects:
-        with (building / one.key).open("wb") as file:
-            for start in range(0, one.size_bytes, PART_BYTES):
-                file.write(store.get_range(one.key, start, min(PART_BYTES, one.size_bytes - start)))
+        (building / one.key).touch()
+    with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="fetch") as pool:
+        pieces = [pool.submit(fetch, one, start) for one in objects for start in range(0, one.size_bytes, PART_BYTES)]
+        try:
+            for piece in pieces:
+                piece.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after the first one that failed
+    if _directly_under(store) != objects:  # pieces of two versions may stand in one file
+        raise ModelError(
+            f"model source {store.url!r} changed while it was fetched", hint="start again once it is whole"
+        )
