@@ -1,7 +1,8 @@
 """What is trained for: one file per task, behind one protocol.
 
-`base.py` is the protocol, `text_classification.py` the first task. Called by `train/`, `transfer/`, and by the command's export,
-evaluate and predict. Tasks are imported when asked for, since each brings its family's libraries.
+`base.py` is the protocol, `model_task.py` what most tasks share, `text_classification.py` the first task. Called by `train/`,
+`transfer/`, and by the command's export, evaluate and predict. Tasks are imported when asked for, since each brings its family's
+libraries.
 """
 
 from __future__ import annotations

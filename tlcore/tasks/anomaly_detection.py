@@ -24,15 +24,16 @@ from tlcore.models import (
     mark_new,
     new_parameters,
     quiet,
-    resolve_source,
     seeded,
 )
 from tlcore.models.families import register_families
 from tlcore.tasks.base import Batch, MetricAccumulator
 from tlcore.tasks.gathered import SLOT, slots_of
 from tlcore.tasks.image_logits import position_settings
+from tlcore.tasks.labelled_media import LabelledMedia
 from tlcore.tasks.labelled_pictures import LabelledPictures
 from tlcore.tasks.logits import inputs_of
+from tlcore.tasks.model_task import ModelTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,18 +50,14 @@ _AWAY: Final = 0.1
 """Least size of each number of the centre: near 0 it could be met by weights of 0 (the authors' own choice)."""
 
 
-class AnomalyDetection:
+class AnomalyDetection(ModelTask[LabelledMedia]):
     """Implements `Task`; see there for what each method promises."""
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        super().__init__(recipe)
         self._pictures = LabelledPictures(recipe.data, self._source)
+        self._splits = self._pictures.splits
         self._has_centre = facts is not None
-
-    @staticmethod
-    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
-        return {}
 
     def check_data(self) -> None:
         self._pictures.check(lambda values, place: None)
@@ -85,9 +82,6 @@ class AnomalyDetection:
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.ones(len(self._rows(split)), dtype=np.int32)
-
-    def weights(self, split: str) -> None:
-        return None
 
     def build_model(self, from_scratch: bool) -> nn.Module:
         from transformers import AutoModelForImageClassification
@@ -148,17 +142,15 @@ class AnomalyDetection:
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
         return self._pictures.examples(split, count)
 
-    def facts(self) -> dict[str, Any]:
-        return {}
-
     def export_extras(self, directory: Path) -> None:
         from tlcore.models.families.one_class import OneClassModel
 
         config = self._config()
         config.architectures = [OneClassModel.__name__]
-        with quiet():
-            config.save_pretrained(directory)
-            self._pictures.image.processor.save_pretrained(directory)
+        self._save(config, directory)
+
+    def _processors(self) -> list[Any]:
+        return [self._pictures.image.processor]
 
     def _network_config(self) -> Any:
         return self._source.load_config(num_labels=2)

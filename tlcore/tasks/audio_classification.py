@@ -6,17 +6,15 @@ Owns the task's data preparation, model class, collation, loss, prediction and e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import Classes, assumed_labels
 from tlcore.tasks.logits import mean_cross_entropy
-from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.sound_inputs import SoundInputs, model_inputs
 from tlcore.tasks.sound_models import load_sound_config
 from tlcore.tasks.sounds import Sounds, check_sounds, open_sound, read_sounds, sound_examples
@@ -28,12 +26,13 @@ if TYPE_CHECKING:
     from tlcore.recipe import Recipe
 
 
-class AudioClassification:
+class AudioClassification(ModelTask[Sounds]):
     """Implements `Task`; see there for what each method promises."""
 
+    auto_class = "AutoModelForAudioClassification"
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        super().__init__(recipe)
         self._inputs = SoundInputs(self._source, recipe.data.max_seconds)
         self._splits = Splits(recipe.data, self._read)
         self._class_of: dict[str, npt.NDArray[np.int64]] = {}
@@ -46,23 +45,12 @@ class AudioClassification:
     def check_data(self) -> None:
         check_sounds(self._recipe.data, label=self._recipe.data.label)
 
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        for name in splits:
-            self._classes_of(name)
-        return {name: len(self._splits[name].rows) for name in splits}
+    def _check_split(self, split: str) -> None:
+        self._classes_of(split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
         return chosen.read.frames[chosen.rows]
-
-    def weights(self, split: str) -> None:
-        return None
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForAudioClassification
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForAudioClassification, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -105,10 +93,8 @@ class AudioClassification:
     def facts(self) -> dict[str, Any]:
         return self._classes.facts()
 
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForAudioClassification
-
-        save_model_files(AutoModelForAudioClassification, self._config(), [self._inputs.extractor], directory)
+    def _processors(self) -> list[Any]:
+        return [self._inputs.extractor]
 
     def _config(self) -> Any:
         return load_sound_config(self._source, **self._classes.as_config())

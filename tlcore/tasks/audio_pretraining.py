@@ -10,16 +10,14 @@ from a generator of each sample's own, so that every evaluation asks the same. T
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tlcore.errors import DataError, ModelError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import Batch, MetricAccumulator, SumOverRanks
-from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.sound_inputs import SoundInputs, model_inputs, output_lengths
 from tlcore.tasks.sound_models import load_sound_config
 from tlcore.tasks.sounds import Sounds, check_sounds, open_sound, read_sounds, sound_examples
@@ -36,37 +34,22 @@ _SAMPLES: Final = "samples"
 """In a batch: each sound's number in its split, -1 for a filler."""
 
 
-class AudioPretraining:
+class AudioPretraining(ModelTask[Sounds]):
     """Implements `Task`; see there for what each method promises."""
 
+    auto_class = "AutoModelForPreTraining"
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        super().__init__(recipe)
         self._inputs = SoundInputs(self._source, recipe.data.max_seconds)
         self._splits = Splits(recipe.data, self._read)
-
-    @staticmethod
-    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
-        return {}
 
     def check_data(self) -> None:
         check_sounds(self._recipe.data)
 
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        return {name: len(self._splits[name].rows) for name in splits}
-
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
         return chosen.read.frames[chosen.rows]
-
-    def weights(self, split: str) -> None:
-        return None
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForPreTraining
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForPreTraining, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -110,13 +93,8 @@ class AudioPretraining:
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
         return sound_examples(self._recipe.data, split, count, None)
 
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForPreTraining
-
-        save_model_files(AutoModelForPreTraining, self._config(), [self._inputs.extractor], directory)
+    def _processors(self) -> list[Any]:
+        return [self._inputs.extractor]
 
     def tell(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [H, 1 + K] of hidden steps that follow from the samples alone; none of a filler."""

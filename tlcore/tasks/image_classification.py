@@ -7,19 +7,18 @@ through `build_task`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import Classes, assumed_labels
 from tlcore.tasks.image_logits import image_logits
+from tlcore.tasks.labelled_media import LabelledMedia
 from tlcore.tasks.labelled_pictures import LabelledPictures
 from tlcore.tasks.logits import mean_binary_cross_entropy, mean_cross_entropy
-from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.model_task import ModelTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,12 +29,14 @@ _LIKELY: Final = 0.5
 """Probability from which a class counts as present, with `data.multi_label`."""
 
 
-class ImageClassification:
+class ImageClassification(ModelTask[LabelledMedia]):
     """Implements `Task`; see there for what each method promises."""
 
+    auto_class = "AutoModelForImageClassification"
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe, data = recipe, recipe.data
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        super().__init__(recipe)
+        data = recipe.data
         self._pictures = LabelledPictures(data, self._source)
         self._splits = self._pictures.splits
         self._classes = Classes(data, facts, lambda: self._splits.read_training_place().labels.values)
@@ -48,22 +49,11 @@ class ImageClassification:
     def check_data(self) -> None:
         self._pictures.check()
 
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        for name in splits:
-            self._classes_of(name)
-        return {name: len(self._splits[name].rows) for name in splits}
+    def _check_split(self, split: str) -> None:
+        self._classes_of(split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return self._pictures.lengths(split)
-
-    def weights(self, split: str) -> None:
-        return None
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForImageClassification
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForImageClassification, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -109,10 +99,8 @@ class ImageClassification:
     def facts(self) -> dict[str, Any]:
         return self._classes.facts()
 
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForImageClassification
-
-        save_model_files(AutoModelForImageClassification, self._config(), [self._pictures.image.processor], directory)
+    def _processors(self) -> list[Any]:
+        return [self._pictures.image.processor]
 
     def _config(self) -> Any:
         kind = "multi_label_classification" if self._recipe.data.multi_label else "single_label_classification"

@@ -11,19 +11,18 @@ Labels of different splits have nothing to do with each other: the usual proof i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import encode_labels
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.gathered import SLOT, slots_of
 from tlcore.tasks.image_logits import image_logits
+from tlcore.tasks.labelled_media import LabelledMedia
 from tlcore.tasks.labelled_pictures import LabelledPictures
-from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.model_task import ModelTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,18 +30,15 @@ if TYPE_CHECKING:
     from tlcore.recipe import Recipe
 
 
-class ImageEmbedding:
+class ImageEmbedding(ModelTask[LabelledMedia]):
     """Implements `Task`; see there for what each method promises."""
 
+    auto_class = "AutoModelForImageClassification"
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        super().__init__(recipe)
         self._pictures = LabelledPictures(recipe.data, self._source)
         self._splits = self._pictures.splits
-
-    @staticmethod
-    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
-        return {}
 
     def check_data(self) -> None:
         self._pictures.check(self._check_labels)
@@ -54,15 +50,6 @@ class ImageEmbedding:
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return self._pictures.lengths(split)
-
-    def weights(self, split: str) -> None:
-        return None
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForImageClassification
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForImageClassification, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -110,13 +97,8 @@ class ImageEmbedding:
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
         return self._pictures.examples(split, count)
 
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForImageClassification
-
-        save_model_files(AutoModelForImageClassification, self._config(), [self._pictures.image.processor], directory)
+    def _processors(self) -> list[Any]:
+        return [self._pictures.image.processor]
 
     def _config(self) -> Any:
         return self._source.load_config(num_labels=self._recipe.data.embedding_size)

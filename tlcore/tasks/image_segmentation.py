@@ -14,7 +14,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -22,13 +21,12 @@ import numpy.typing as npt
 
 from tlcore.data import MediaRows, bytes_read, read_media
 from tlcore.errors import DataError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import ASSUMED, MOST_CHECKED_BYTES
 from tlcore.tasks.images import ENDINGS, ImageModel, held_pictures, picture_examples, pictures_given
 from tlcore.tasks.logits import logits_of
 from tlcore.tasks.masks import NOTHING, held_masks, largest_class
-from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.splits import Splits, given_places
 
 if TYPE_CHECKING:
@@ -39,12 +37,13 @@ if TYPE_CHECKING:
 _MOST_CLASSES: Final = 255
 
 
-class ImageSegmentation:
+class ImageSegmentation(ModelTask[MediaRows]):
     """Implements `Task`; see there for what each method promises."""
 
+    auto_class = "AutoModelForSemanticSegmentation"
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        super().__init__(recipe)
         self._image = ImageModel(self._source, recipe.data.image_size, crops=False)
         self._read: dict[tuple[str, str], MediaRows] = {}
         self._splits = Splits(recipe.data, self._remembered)
@@ -69,15 +68,6 @@ class ImageSegmentation:
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.ones(len(self._splits[split].rows), dtype=np.int32)
-
-    def weights(self, split: str) -> None:
-        return None
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForSemanticSegmentation
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForSemanticSegmentation, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -142,10 +132,8 @@ class ImageSegmentation:
     def facts(self) -> dict[str, Any]:
         return {"labels": list(self._names)}
 
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForSemanticSegmentation
-
-        save_model_files(AutoModelForSemanticSegmentation, self._config(), [self._image.processor], directory)
+    def _processors(self) -> list[Any]:
+        return [self._image.processor]
 
     @cached_property
     def _names(self) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,15 +18,14 @@ import numpy.typing as npt
 
 from tlcore.data import MediaRows, bytes_read, fingerprint, read_media
 from tlcore.errors import DataError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import MOST_CHECKED_BYTES
 from tlcore.tasks.generate import generate
 from tlcore.tasks.images import ENDINGS, as_tensor, held_pictures, picture_examples, pictures_given
 from tlcore.tasks.logits import logits_of, mean_cross_entropy
+from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.picture_prompts import Asked, PicturePrompts
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.saved import save_model_files
 from tlcore.tasks.splits import Splits, given_places
 
 if TYPE_CHECKING:
@@ -54,38 +52,26 @@ class AskedPictures:
 _prepared: Recent[AskedPictures] = Recent(_KEPT)
 
 
-class ImageTextToText:
+class ImageTextToText(ModelTask[AskedPictures]):
     """Implements `Task`; see there for what each method promises."""
 
+    auto_class = "AutoModelForImageTextToText"
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        super().__init__(recipe)
         self._prompts = PicturePrompts(self._source, recipe.data.max_length)
         self._splits = Splits(recipe.data, self._read)
-
-    @staticmethod
-    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
-        return {}
 
     def check_data(self) -> None:
         for split, place in given_places(self._recipe.data):
             if bytes_read(place) <= MOST_CHECKED_BYTES:
                 self._rows(place, split).check_present(self._recipe.data.image_column)
 
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        return {name: len(self._splits[name].rows) for name in splits}
-
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.array([asked.tokens for asked in self._asked(split)], dtype=np.int32)
 
     def weights(self, split: str) -> npt.NDArray[np.float64]:
         return np.array([asked.learned for asked in self._asked(split)], dtype=np.float64)
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForImageTextToText
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForImageTextToText, self._source, self._source.load_config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         chosen, column = self._splits[split], self._recipe.data.image_column
@@ -153,14 +139,8 @@ class ImageTextToText:
             ({"image": path, "text": text}, answer) for (path, text), (_, answer) in zip(asked, answered, strict=True)
         ]
 
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForImageTextToText
-
-        config = self._source.load_config()
-        save_model_files(AutoModelForImageTextToText, config, [self._prompts.processor], directory)
+    def _processors(self) -> list[Any]:
+        return [self._prompts.processor]
 
     def _asked(self, split: str) -> list[Asked]:
         chosen = self._splits[split]

@@ -9,7 +9,6 @@ training, and by the sample alone in evaluations, so that these can be compared 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,15 +16,14 @@ import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError, ModelError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.logits import logits_of
+from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.saved import save_model_files
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TextModel, TokenStore, tokenize
+from tlcore.tasks.tokens import TokenStore, tokenize
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -49,39 +47,23 @@ class Texts:
 _prepared: Recent[Texts] = Recent(_KEPT)
 
 
-class MaskedLanguageModeling:
+class MaskedLanguageModeling(TextTask[Texts]):
     """Implements `Task`; see there for what each method promises."""
 
-    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
-        self._text = TextModel(self._source, recipe.data.max_length)
-        self._splits = Splits(recipe.data, self._read)
+    auto_class = "AutoModelForMaskedLM"
 
-    @staticmethod
-    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
-        return {}
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(recipe)
+        self._splits = Splits(recipe.data, self._read)
 
     def check_data(self) -> None:
         data = self._recipe.data
         for split, place in checked_places(data):
             read_split(place, [data.text], texts=[data.text], split=split)
 
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        return {name: len(self._splits[name].rows) for name in splits}
-
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
         return chosen.read.store.lengths[chosen.rows]
-
-    def weights(self, split: str) -> None:
-        return None
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForMaskedLM
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForMaskedLM, self._source, self._text.load_config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -145,14 +127,6 @@ class MaskedLanguageModeling:
         halves = [text.rsplit(" ", 1) for text, _ in found]
         mask = self._text.tokenizer.mask_token
         return [(f"{half[0]} {mask}", half[1]) for half in halves if len(half) == 2]
-
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForMaskedLM
-
-        save_model_files(AutoModelForMaskedLM, self._text.load_config(), [self._text.tokenizer], directory)
 
     def _hide(self, ids: Tensor, mask: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """The tokens with some of them hidden, and which [B, T]; at least one of each sample that has a word."""

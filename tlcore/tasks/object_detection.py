@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,14 +15,13 @@ import numpy.typing as npt
 
 from tlcore.data import bytes_read, encode_labels
 from tlcore.errors import DataError, Fault, RecipeError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.boxes import BoxedPictures, read_boxes
 from tlcore.tasks.classes import ASSUMED, MOST_CHECKED_BYTES
 from tlcore.tasks.detection_images import DetectionImages, vary
 from tlcore.tasks.gathered import SLOT, slots_of
 from tlcore.tasks.images import held_pictures, picture_sizes, pictures_given
-from tlcore.tasks.saved import save_model_files
+from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.splits import Splits, given_places
 
 if TYPE_CHECKING:
@@ -36,12 +34,13 @@ _LIKELY: Final = 0.5
 """Score from which a box is part of a prediction."""
 
 
-class ObjectDetection:
+class ObjectDetection(ModelTask[BoxedPictures]):
     """Implements `Task`; see there for what each method promises."""
 
+    auto_class = "AutoModelForObjectDetection"
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        super().__init__(recipe)
         self._images = DetectionImages(self._source, recipe.data.image_size)
         self._read: dict[tuple[str, str], BoxedPictures] = {}
         self._splits = Splits(recipe.data, self._remembered)
@@ -60,22 +59,11 @@ class ObjectDetection:
                 found.rows.check_present(self._recipe.data.image_column)
                 self._encode(found, place)
 
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        for name in splits:
-            self._classes_of(name)
-        return {name: len(self._splits[name].rows) for name in splits}
+    def _check_split(self, split: str) -> None:
+        self._classes_of(split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.ones(len(self._splits[split].rows), dtype=np.int32)
-
-    def weights(self, split: str) -> None:
-        return None
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForObjectDetection
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForObjectDetection, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -159,10 +147,8 @@ class ObjectDetection:
     def facts(self) -> dict[str, Any]:
         return {"labels": list(self._names)}
 
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForObjectDetection
-
-        save_model_files(AutoModelForObjectDetection, self._config(), [self._images.processor], directory)
+    def _processors(self) -> list[Any]:
+        return [self._images.processor]
 
     @cached_property
     def _names(self) -> tuple[str, ...]:

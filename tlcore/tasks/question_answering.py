@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -21,14 +20,13 @@ import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator, SumOverRanks
 from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
+from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.saved import save_model_files
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TextModel, TokenStore, store_tokens
+from tlcore.tasks.tokens import TokenStore, store_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,26 +64,19 @@ class Windows:
 _prepared: Recent[Windows] = Recent(_KEPT)
 
 
-class QuestionAnswering:
+class QuestionAnswering(TextTask[Windows]):
     """Implements `Task`; see there for what each method promises."""
 
-    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
-        self._text = TextModel(self._source, recipe.data.max_length)
-        self._splits = Splits(recipe.data, self._read)
+    auto_class = "AutoModelForQuestionAnswering"
 
-    @staticmethod
-    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
-        return {}
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(recipe)
+        self._splits = Splits(recipe.data, self._read)
 
     def check_data(self) -> None:
         data = self._recipe.data
         for split, place in checked_places(data):
             self._columns_of(place, split)
-
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        return {name: len(self._splits[name].rows) for name in splits}
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
@@ -97,13 +88,6 @@ class QuestionAnswering:
         chosen = self._splits[split]
         counts = np.bincount(chosen.read.sample, minlength=len(chosen.read))
         return counts[chosen.rows].astype(np.float64)
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForQuestionAnswering
-
-        build = build_scratch if from_scratch else build_pretrained
-        config = self._text.load_config()
-        return build(AutoModelForQuestionAnswering, self._source, config, self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -178,15 +162,6 @@ class QuestionAnswering:
             ({"question": question, "context": context}, answers["text"][0] if answers["text"] else "")
             for (question, answers), (context, _) in zip(questions, contexts, strict=True)
         ]
-
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForQuestionAnswering
-
-        config = self._text.load_config()
-        save_model_files(AutoModelForQuestionAnswering, config, [self._text.tokenizer], directory)
 
     def answers(self, scores: Tensor, windows: Sequence[int], split: str) -> list[tuple[str, list[str]]]:
         """(best span, right answers) of each sample among these windows.

@@ -11,18 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tlcore.errors import ModelError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import Batch, MetricAccumulator
 from tlcore.tasks.ctc_vocabulary import ASSUMED, find_vocabulary
+from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.saved import save_model_files
 from tlcore.tasks.sound_inputs import SoundInputs
 from tlcore.tasks.sounds import Sounds, check_sounds, open_sound, read_sounds, sound_examples
 from tlcore.tasks.splits import Splits
@@ -52,12 +50,12 @@ class SpokenTexts:
 _prepared: Recent[SpokenTexts] = Recent(_KEPT)
 
 
-class SpeechRecognition:
+class SpeechRecognition(ModelTask[SpokenTexts]):
     """Implements `Task`; see there for what each method promises."""
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe, self._known = recipe, facts
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        super().__init__(recipe)
+        self._known = facts
         self._inputs = SoundInputs(self._source, recipe.data.max_seconds)
         self._splits = Splits(recipe.data, self._read)
 
@@ -68,9 +66,6 @@ class SpeechRecognition:
     def check_data(self) -> None:
         check_sounds(self._recipe.data, texts=[self._column])
 
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        return {name: len(self._splits[name].rows) for name in splits}
-
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
         return chosen.read.sounds.frames[chosen.rows]
@@ -80,8 +75,7 @@ class SpeechRecognition:
         return chosen.read.labels.lengths[chosen.rows].astype(np.float64)
 
     def build_model(self, from_scratch: bool) -> nn.Module:
-        build = build_scratch if from_scratch else build_pretrained
-        model = build(self._way.auto_class, self._source, self._way.config(), self._recipe.train.seed)
+        model = super().build_model(from_scratch)
         self._way.prepare(model)
         return model
 
@@ -117,8 +111,14 @@ class SpeechRecognition:
     def facts(self) -> dict[str, Any]:
         return self._way.facts()
 
-    def export_extras(self, directory: Path) -> None:
-        save_model_files(self._way.auto_class, self._way.config(), self._way.processors(), directory)
+    def _auto(self) -> Any:
+        return self._way.auto_class
+
+    def _config(self) -> Any:
+        return self._way.config()
+
+    def _processors(self) -> list[Any]:
+        return list(self._way.processors())
 
     @property
     def _column(self) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,15 +17,14 @@ import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import Classes, assumed_labels, check_labelled
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.logits import logits_of, mean_cross_entropy
+from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.saved import save_model_files
 from tlcore.tasks.splits import Splits, given_places
-from tlcore.tasks.tokens import TextModel, TokenStore, tokenize
+from tlcore.tasks.tokens import TokenStore, tokenize
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,13 +51,13 @@ class LabelledTexts:
 _prepared: Recent[LabelledTexts] = Recent(_KEPT)
 
 
-class TextClassification:
+class TextClassification(TextTask[LabelledTexts]):
     """Implements `Task`; see there for what each method promises."""
 
+    auto_class = "AutoModelForSequenceClassification"
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
-        self._text = TextModel(self._source, recipe.data.max_length)
+        super().__init__(recipe)
         self._splits = Splits(recipe.data, self._read)
         self._class_of: dict[str, npt.NDArray[np.int64]] = {}
         self._classes = Classes(recipe.data, facts, lambda: self._splits.read_training_place().values)
@@ -72,23 +70,12 @@ class TextClassification:
         data = self._recipe.data
         check_labelled(data, given_places(data), [data.text], texts=[data.text])
 
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        for name in splits:
-            self._classes_of(name)
-        return {name: len(self._splits[name].rows) for name in splits}
+    def _check_split(self, split: str) -> None:
+        self._classes_of(split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
         return chosen.read.texts.lengths[chosen.rows]
-
-    def weights(self, split: str) -> None:
-        return None
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForSequenceClassification
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForSequenceClassification, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -139,11 +126,6 @@ class TextClassification:
 
     def facts(self) -> dict[str, Any]:
         return self._classes.facts()
-
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForSequenceClassification
-
-        save_model_files(AutoModelForSequenceClassification, self._config(), [self._text.tokenizer], directory)
 
     def _config(self) -> Any:
         return self._text.load_config(**self._classes.as_config())

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -21,18 +20,17 @@ import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import checked_places
 from tlcore.tasks.conversations import encode_conversation, encode_prompt
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.generate import generate
 from tlcore.tasks.logits import logits_of, mean_cross_entropy
+from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.packing import pack
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.saved import save_model_files
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TextModel, TokenStore, store_tokens
+from tlcore.tasks.tokens import TokenStore, store_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,27 +55,20 @@ class LearnedTexts:
 _prepared: Recent[LearnedTexts] = Recent(_KEPT)
 
 
-class TextGeneration:
+class TextGeneration(TextTask[LearnedTexts]):
     """Implements `Task`; see there for what each method promises."""
 
-    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
-        self._text = TextModel(self._source, recipe.data.max_length)
-        self._splits = Splits(recipe.data, self._read)
+    auto_class = "AutoModelForCausalLM"
 
-    @staticmethod
-    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
-        return {}
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(recipe)
+        self._splits = Splits(recipe.data, self._read)
 
     def check_data(self) -> None:
         data = self._recipe.data
         column = data.messages or data.text
         for split, place in checked_places(data):
             read_split(place, [column], texts=[] if data.messages else [column], split=split)
-
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        return {name: len(self._splits[name].rows) for name in splits}
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
@@ -92,12 +83,6 @@ class TextGeneration:
         sums = np.concatenate([[0], np.cumsum(told)])
         each = sums[read.texts.offsets[1:]] - sums[read.texts.offsets[:-1]]
         return _sums(each, [read.groups[row] for row in chosen.rows]).astype(np.float64)
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForCausalLM
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForCausalLM, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -165,17 +150,6 @@ class TextGeneration:
             return [(given, None) for given, _ in plain_examples(data, split, count, data.text, None)]
         found = plain_examples(data, split, count, data.messages, None, texts=False)
         return [_question(messages) for messages, _ in found]
-
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        save_model_files(AutoModelForCausalLM, self._config(), [self._text.tokenizer], directory)
-
-    def _config(self) -> Any:
-        return self._text.load_config()
 
     def _sample(
         self, read: LearnedTexts, row: int

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,16 +18,15 @@ import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError, ModelError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.generate import generate
 from tlcore.tasks.logits import logits_of, mean_cross_entropy
+from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.saved import save_model_files
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TextModel, TokenStore, tokenize
+from tlcore.tasks.tokens import TokenStore, tokenize
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,26 +51,19 @@ class TextPairs:
 _prepared: Recent[TextPairs] = Recent(_KEPT)
 
 
-class TextToText:
+class TextToText(TextTask[TextPairs]):
     """Implements `Task`; see there for what each method promises."""
 
-    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
-        self._text = TextModel(self._source, recipe.data.max_length)
-        self._splits = Splits(recipe.data, self._read)
+    auto_class = "AutoModelForSeq2SeqLM"
 
-    @staticmethod
-    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
-        return {}
+    def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(recipe)
+        self._splits = Splits(recipe.data, self._read)
 
     def check_data(self) -> None:
         data = self._recipe.data
         for split, place in checked_places(data):
             read_split(place, [data.text, data.target], texts=[data.text, data.target], split=split)
-
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        return {name: len(self._splits[name].rows) for name in splits}
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
@@ -81,12 +72,6 @@ class TextToText:
     def weights(self, split: str) -> npt.NDArray[np.float64]:
         chosen = self._splits[split]
         return chosen.read.targets.lengths[chosen.rows].astype(np.float64)
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForSeq2SeqLM
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForSeq2SeqLM, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -136,14 +121,6 @@ class TextToText:
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
         data = self._recipe.data
         return plain_examples(data, split, count, data.text, data.target)
-
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForSeq2SeqLM
-
-        save_model_files(AutoModelForSeq2SeqLM, self._config(), [self._text.tokenizer], directory)
 
     def _config(self) -> Any:
         config = self._text.load_config()

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -19,16 +18,15 @@ import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator, SumOverRanks
 from tlcore.tasks.classes import Classes, assumed_labels, checked_places
 from tlcore.tasks.entities import spans
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.logits import logits_of, mean_cross_entropy
+from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.saved import save_model_files
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TextModel, TokenStore, store_tokens
+from tlcore.tasks.tokens import TokenStore, store_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,13 +51,13 @@ class LabelledWords:
 _prepared: Recent[LabelledWords] = Recent(_KEPT)
 
 
-class TokenClassification:
+class TokenClassification(TextTask[LabelledWords]):
     """Implements `Task`; see there for what each method promises."""
 
+    auto_class = "AutoModelForTokenClassification"
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
-        self._text = TextModel(self._source, recipe.data.max_length)
+        super().__init__(recipe)
         self._splits = Splits(recipe.data, self._read)
         self._classes = Classes(recipe.data, facts, lambda: self._splits.read_training_place().values)
         self._class_of: dict[str, npt.NDArray[np.int64]] = {}
@@ -74,10 +72,8 @@ class TokenClassification:
             table = read_split(place, [data.tokens, data.label], split=split).data.table
             _check_words(table.column(data.tokens).to_pylist(), table.column(data.label).to_pylist(), place)
 
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        for name in splits:
-            self._classes_of(name)
-        return {name: len(self._splits[name].rows) for name in splits}
+    def _check_split(self, split: str) -> None:
+        self._classes_of(split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
@@ -89,12 +85,6 @@ class TokenClassification:
         each = words[chosen.read.texts.offsets[1:]] - words[chosen.read.texts.offsets[:-1]]
         weights: npt.NDArray[np.float64] = each[chosen.rows].astype(np.float64)
         return weights
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForTokenClassification
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForTokenClassification, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -149,11 +139,6 @@ class TokenClassification:
 
     def facts(self) -> dict[str, Any]:
         return self._classes.facts()
-
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForTokenClassification
-
-        save_model_files(AutoModelForTokenClassification, self._config(), [self._text.tokenizer], directory)
 
     def _config(self) -> Any:
         return self._text.load_config(**self._classes.as_config())

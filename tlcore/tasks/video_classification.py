@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,15 +17,14 @@ import numpy.typing as npt
 
 from tlcore.data import MediaRows, Opener
 from tlcore.errors import DataError, Fault, RecipeError
-from tlcore.models import build_pretrained, build_scratch, resolve_source
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import Classes, assumed_labels
 from tlcore.tasks.image_logits import image_logits
 from tlcore.tasks.images import HELD_BYTES, ImageModel, decode
-from tlcore.tasks.labelled_media import check_labelled_media, labelled_splits
+from tlcore.tasks.labelled_media import LabelledMedia, check_labelled_media, labelled_splits
 from tlcore.tasks.logits import mean_cross_entropy
+from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.recent import Held
-from tlcore.tasks.saved import save_model_files
 from tlcore.tasks.splits import given_places
 
 if TYPE_CHECKING:
@@ -38,12 +36,14 @@ ENDINGS: Final = (".npy",)
 _held: Held[Tensor] = Held(HELD_BYTES, lambda tensor: tensor.numel())
 
 
-class VideoClassification:
+class VideoClassification(ModelTask[LabelledMedia]):
     """Implements `Task`; see there for what each method promises."""
 
+    auto_class = "AutoModelForVideoClassification"
+
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
-        self._recipe, data = recipe, recipe.data
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        super().__init__(recipe)
+        data = recipe.data
         self._image = ImageModel(self._source, data.image_size)
         self._splits = labelled_splits(data, data.video, ENDINGS)
         self._classes = Classes(data, facts, lambda: self._splits.read_training_place().labels.values)
@@ -56,22 +56,11 @@ class VideoClassification:
     def check_data(self) -> None:
         check_labelled_media(self._recipe.data, self._recipe.data.video, ENDINGS)
 
-    def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
-        for name in splits:
-            self._classes_of(name)
-        return {name: len(self._splits[name].rows) for name in splits}
+    def _check_split(self, split: str) -> None:
+        self._classes_of(split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.full(len(self._splits[split].rows), self._frames, dtype=np.int32)
-
-    def weights(self, split: str) -> None:
-        return None
-
-    def build_model(self, from_scratch: bool) -> nn.Module:
-        from transformers import AutoModelForVideoClassification
-
-        build = build_scratch if from_scratch else build_pretrained
-        return build(AutoModelForVideoClassification, self._source, self._config(), self._recipe.train.seed)
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         import torch
@@ -130,10 +119,8 @@ class VideoClassification:
     def facts(self) -> dict[str, Any]:
         return self._classes.facts()
 
-    def export_extras(self, directory: Path) -> None:
-        from transformers import AutoModelForVideoClassification
-
-        save_model_files(AutoModelForVideoClassification, self._config(), [self._image.processor], directory)
+    def _processors(self) -> list[Any]:
+        return [self._image.processor]
 
     @cached_property
     def _frames(self) -> int:
