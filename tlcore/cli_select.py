@@ -78,7 +78,7 @@ def _choices(recipe: Recipe) -> list[str]:
 def _memory(variants: list[Recipe]) -> dict[str, int | None]:
     """Bytes that a worker needs with each source, None where that could not be told."""
     from tlcore.errors import TlcoreError
-    from tlcore.sweep.estimates import EstimatorProcess
+    from tlcore.sweep.cluster.estimates import EstimatorProcess
 
     found: dict[str, int | None] = {}
     with EstimatorProcess() as estimate:

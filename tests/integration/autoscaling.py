@@ -25,7 +25,7 @@ from sweep_bench import Notes, make_recipe, options
 
 from cluster.processes import MARK, end
 from tlcore.sweep import run_sweep
-from tlcore.sweep.growth import STATUS_KEY
+from tlcore.sweep.cluster.growth import STATUS_KEY
 
 HERE = Path(__file__).parent
 HEAD = "ray.head.default"

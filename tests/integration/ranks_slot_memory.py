@@ -11,7 +11,7 @@ import torch.distributed as dist
 from ranks_restore import new_run, recipe_for
 
 from tlcore.engine.resident import measure
-from tlcore.sweep.worker import SessionHost
+from tlcore.sweep.slots.worker import SessionHost
 
 STAGES = (2, 3, 1, 0)
 

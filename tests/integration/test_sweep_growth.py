@@ -15,8 +15,8 @@ from ray._raylet import GcsClient
 from ray.core.generated import autoscaler_pb2
 from ray_fixtures import CPUS
 
-from tlcore.sweep.growth import Demand, read_growth, waits_for_room
-from tlcore.sweep.resources import Cluster, Shape
+from tlcore.sweep.cluster.growth import Demand, read_growth, waits_for_room
+from tlcore.sweep.cluster.resources import Cluster, Shape
 
 pytestmark = pytest.mark.integration
 
@@ -88,8 +88,8 @@ def test_node_types_that_the_platform_reports_are_what_could_come(tmp_path):
         GcsClient(environment["RAY_ADDRESS"]).report_cluster_config(config.SerializeToString())
         ask = (
             "import ray; ray.init(log_to_driver=False)\n"
-            "from tlcore.sweep.growth import read_growth\n"
-            "from tlcore.sweep.resources import Cluster\n"
+            "from tlcore.sweep.cluster.growth import read_growth\n"
+            "from tlcore.sweep.cluster.resources import Cluster\n"
             "growth = read_growth(Cluster().nodes())\n"
             "print(growth.exists, [sorted(node.resources.items()) for node in growth.could_come], growth.has_gpus())"
         )

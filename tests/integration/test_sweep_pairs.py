@@ -12,8 +12,8 @@ from tlcore.checkpoint import read_manifest
 from tlcore.recipe import recipe_from_dict
 from tlcore.storage.journal import read_journal
 from tlcore.sweep import SweepOptions, run_sweep
-from tlcore.sweep.schedulers import make_seats
-from tlcore.sweep.seats import Replay
+from tlcore.sweep.schedule.schedulers import make_seats
+from tlcore.sweep.schedule.seats import Replay
 
 pytestmark = pytest.mark.integration
 

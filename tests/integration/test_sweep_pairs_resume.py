@@ -16,8 +16,8 @@ from test_sweep_pairs import LONG, SHORT, make_recipe, options
 from tlcore.storage import list_runs
 from tlcore.storage.journal import read_journal
 from tlcore.sweep import run_sweep
-from tlcore.sweep.schedulers import make_seats
-from tlcore.sweep.seats import Replay
+from tlcore.sweep.schedule.schedulers import make_seats
+from tlcore.sweep.schedule.seats import Replay
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 HERE = Path(__file__).parent

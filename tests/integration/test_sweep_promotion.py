@@ -19,8 +19,8 @@ from tlcore.recipe import recipe_from_dict
 from tlcore.report.runs import read_run, show_parts
 from tlcore.storage.journal import read_journal
 from tlcore.sweep import SweepOptions, run_sweep
-from tlcore.sweep.schedulers import make_seats
-from tlcore.sweep.seats import Replay
+from tlcore.sweep.schedule.schedulers import make_seats
+from tlcore.sweep.schedule.seats import Replay
 
 pytestmark = pytest.mark.integration
 DATA = Path(__file__).parents[1] / "data" / "tiny_reviews.csv"

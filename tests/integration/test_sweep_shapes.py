@@ -17,8 +17,8 @@ from sweep_bench import Notes, leftovers, make_recipe, options, read_trace
 
 from tlcore.storage.journal import read_journal
 from tlcore.sweep import run_sweep
-from tlcore.sweep.schedulers import make_seats
-from tlcore.sweep.seats import Replay
+from tlcore.sweep.schedule.schedulers import make_seats
+from tlcore.sweep.schedule.seats import Replay
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 ALIKE = [5e-4, 5e-4, 5e-4]

@@ -14,7 +14,7 @@ from tlcore.errors import CannotPlace, DataError
 from tlcore.storage import list_runs
 from tlcore.storage.journal import read_journal
 from tlcore.sweep import run_sweep
-from tlcore.sweep.places import made_by_actors
+from tlcore.sweep.slots.places import made_by_actors
 
 pytestmark = pytest.mark.integration
 

@@ -15,10 +15,10 @@ HEAVY = ("torch", "deepspeed", "transformers")
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [
-        pytest.param(("mailbox", "board"), (*HEAVY, "ray.tune", "ray.train"), id="actors"),
-        pytest.param(("worker",), (*HEAVY, "ray.tune"), id="rank-before-its-first-trial"),
-        pytest.param(("controller",), (*HEAVY, "ray.tune"), id="train-controller"),
-        pytest.param(("slot", "runner"), HEAVY, id="slot-and-driver"),
+        pytest.param(("slots.mailbox", "slots.board"), (*HEAVY, "ray.tune", "ray.train"), id="actors"),
+        pytest.param(("slots.worker",), (*HEAVY, "ray.tune"), id="rank-before-its-first-trial"),
+        pytest.param(("slots.controller",), (*HEAVY, "ray.tune"), id="train-controller"),
+        pytest.param(("slots.slot", "runner"), HEAVY, id="slot-and-driver"),
     ],
 )
 def test_loads_only_what_it_needs(modules, unwanted):

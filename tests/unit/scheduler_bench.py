@@ -8,8 +8,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from tlcore.recipe import recipe_from_dict, report_fractions, sample_point
-from tlcore.sweep.schedulers import make_seats
-from tlcore.sweep.seats import Replay, decide
+from tlcore.sweep.schedule.schedulers import make_seats
+from tlcore.sweep.schedule.seats import Replay, decide
 
 
 def recipe(scheduler, epochs=1, mode="max", metric="eval_accuracy", trials=4, **search):

@@ -15,13 +15,13 @@ from scheduler_bench import recipe
 
 from tlcore.recipe import recipe_from_dict, report_fractions
 from tlcore.storage.journal import SweepState
+from tlcore.sweep.cluster.resources import Node, has_room, shape_of
 from tlcore.sweep.conductor import Conductor
-from tlcore.sweep.resources import Node, has_room, shape_of
-from tlcore.sweep.schedulers import make_seats
-from tlcore.sweep.search import TrialSource, Waiting
-from tlcore.sweep.searchers import make_searcher
-from tlcore.sweep.seats import Replay
-from tlcore.sweep.slot import REPORT, Slot
+from tlcore.sweep.schedule.schedulers import make_seats
+from tlcore.sweep.schedule.seats import Replay
+from tlcore.sweep.search.searchers import make_searcher
+from tlcore.sweep.search.source import TrialSource, Waiting
+from tlcore.sweep.slots.slot import REPORT, Slot
 
 pytestmark = pytest.mark.unit
 

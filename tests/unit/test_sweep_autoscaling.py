@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tlcore.errors import CannotPlace
-from tlcore.sweep.growth import MOST_NODES, Growth, check_can_come, could_come, is_autoscaled
-from tlcore.sweep.resources import Node, Shape, check_placeable
+from tlcore.sweep.cluster.growth import MOST_NODES, Growth, check_can_come, could_come, is_autoscaled
+from tlcore.sweep.cluster.resources import Node, Shape, check_placeable
 
 pytestmark = pytest.mark.unit
 HEAD = Node({"CPU": 2.0}, {})

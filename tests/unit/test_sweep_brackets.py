@@ -8,8 +8,8 @@ from ray.tune.schedulers import HyperBandScheduler, TrialScheduler
 from ray.tune.schedulers.hyperband import _Bracket
 from scheduler_bench import Live, play, recipe, stream
 
-from tlcore.sweep import brackets
-from tlcore.sweep.seats import TIME
+from tlcore.sweep.schedule import brackets
+from tlcore.sweep.schedule.seats import TIME
 
 pytestmark = pytest.mark.unit
 SETTINGS = {"brackets": 3, "reduction": 2}

@@ -12,9 +12,9 @@ from scheduler_bench import recipe
 from tlcore.errors import DataError
 from tlcore.recipe import sample_point
 from tlcore.sweep.conductor import Conductor
-from tlcore.sweep.group import Cancelled
-from tlcore.sweep.schedulers import make_seats
-from tlcore.sweep.slot import REPORT
+from tlcore.sweep.schedule.schedulers import make_seats
+from tlcore.sweep.slots.group import Cancelled
+from tlcore.sweep.slots.slot import REPORT
 
 pytestmark = pytest.mark.unit
 

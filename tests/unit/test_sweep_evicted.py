@@ -8,7 +8,7 @@ import pytest
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from tlcore.sweep.evicted import evictions_are_deaths
+from tlcore.sweep.slots.evicted import evictions_are_deaths
 
 pytestmark = pytest.mark.unit
 

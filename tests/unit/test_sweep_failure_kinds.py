@@ -7,7 +7,7 @@ from recipe_cases import changed
 
 from tlcore.errors import BucketMissing, DataError, ModelError, RecipeError, SweepError, TrialHung, WorkerLost
 from tlcore.recipe import recipe_from_dict
-from tlcore.sweep.failures import (
+from tlcore.sweep.slots.failures import (
     BUDGETS,
     NodeRecord,
     exhausted,
@@ -16,7 +16,7 @@ from tlcore.sweep.failures import (
     overspent,
     who_is_behind,
 )
-from tlcore.sweep.mailbox import RankInfo, Stand
+from tlcore.sweep.slots.mailbox import RankInfo, Stand
 
 pytestmark = pytest.mark.unit
 

@@ -8,11 +8,11 @@ from recipe_cases import changed
 from tlcore.errors import ModelError, RequestError
 from tlcore.recipe import apply_point, plan_batch, recipe_from_dict
 from tlcore.storage.journal import SweepState
-from tlcore.sweep.estimates import _without_search, what_matters
-from tlcore.sweep.fit import FitCheck, admission, compare, in_settings, refuse, worker_room
-from tlcore.sweep.optuna_search import OptunaSearcher
+from tlcore.sweep.cluster.estimates import _without_search, what_matters
+from tlcore.sweep.cluster.fit import FitCheck, admission, compare, in_settings, refuse, worker_room
+from tlcore.sweep.cluster.resources import Node, Shape
 from tlcore.sweep.planning import distinct_points
-from tlcore.sweep.resources import Node, Shape
+from tlcore.sweep.search.optuna_search import OptunaSearcher
 
 pytestmark = pytest.mark.unit
 

@@ -6,9 +6,9 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
 
 from tlcore.errors import OutOfMemory
-from tlcore.sweep.group import COLLECTIVE_S, GroupLost, GroupSettings, WorkerGroup, why_dead
-from tlcore.sweep.mailbox import RankInfo
-from tlcore.sweep.resources import Shape
+from tlcore.sweep.cluster.resources import Shape
+from tlcore.sweep.slots.group import COLLECTIVE_S, GroupLost, GroupSettings, WorkerGroup, why_dead
+from tlcore.sweep.slots.mailbox import RankInfo
 
 pytestmark = pytest.mark.unit
 

@@ -8,8 +8,8 @@ import pytest
 
 from tlcore.errors import DataError
 from tlcore.remote.submit import STOP_WAIT_S
-from tlcore.sweep.group import LEAVE_S
 from tlcore.sweep.halt import GRACE_S, TEAR_DOWN_S, Halt
+from tlcore.sweep.slots.group import LEAVE_S
 from tlcore.train.budget import Exhausted
 
 pytestmark = pytest.mark.unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tlcore.sweep.kernel import has_killed, oom_kills
+from tlcore.sweep.slots.kernel import has_killed, oom_kills
 
 pytestmark = pytest.mark.unit
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tlcore.sweep.mailbox import LEAVE, Ledger, RankFailure, RankInfo
+from tlcore.sweep.slots.mailbox import LEAVE, Ledger, RankFailure, RankInfo
 
 pytestmark = pytest.mark.unit
 

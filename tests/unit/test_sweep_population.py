@@ -12,9 +12,9 @@ from scheduler_bench import Live, recipe
 from tlcore.recipe import sample_point
 from tlcore.recipe.domains import contains
 from tlcore.recipe.space import fits
-from tlcore.sweep.explore import perturb
-from tlcore.sweep.schedulers import make_seats
-from tlcore.sweep.search import trials_wanted
+from tlcore.sweep.schedule.explore import perturb
+from tlcore.sweep.schedule.schedulers import make_seats
+from tlcore.sweep.search.source import trials_wanted
 
 pytestmark = pytest.mark.unit
 LR, DECAY, BATCH = "train.learning_rate", "train.weight_decay", "train.global_batch_size"
@@ -160,7 +160,7 @@ def test_decisions_take_nothing_from_the_global_random_numbers():
 
 def test_pb2_asks_for_what_it_needs(monkeypatch):
     from tlcore.errors import RequestError
-    from tlcore.sweep import population as module
+    from tlcore.sweep.schedule import population as module
 
     chosen = recipe({"pb2": PBT})
     assert trials_wanted(chosen) == 4

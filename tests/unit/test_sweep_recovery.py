@@ -7,7 +7,7 @@ from recipe_cases import changed
 
 from tlcore.errors import OutOfMemory, RequestError, TrialHung, WorkerLost
 from tlcore.recipe import recipe_from_dict
-from tlcore.sweep.recovery import LONGEST_PAUSE_S, Recovery, pause_s
+from tlcore.sweep.slots.recovery import LONGEST_PAUSE_S, Recovery, pause_s
 
 pytestmark = pytest.mark.unit
 

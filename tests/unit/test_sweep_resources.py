@@ -6,7 +6,16 @@ import pytest
 from ray._private.label_utils import validate_label_selector
 
 from tlcore.errors import CannotPlace
-from tlcore.sweep.resources import NODE_ID, Node, Shape, can_avoid, check_placeable, has_room, label_selector, without
+from tlcore.sweep.cluster.resources import (
+    NODE_ID,
+    Node,
+    Shape,
+    can_avoid,
+    check_placeable,
+    has_room,
+    label_selector,
+    without,
+)
 
 pytestmark = pytest.mark.unit
 

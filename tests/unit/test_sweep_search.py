@@ -12,11 +12,11 @@ from ray.tune.registry import register_trainable
 
 from tlcore.recipe import recipe_from_dict, trial_point
 from tlcore.storage.journal import SweepState
-from tlcore.sweep.fit import Admitted, admit_all
-from tlcore.sweep.resources import Shape
-from tlcore.sweep.search import LOOK_AGAIN_S, Places, SlotTrial, TrialSource, Waiting, trials_wanted
-from tlcore.sweep.searchers import make_searcher
-from tlcore.sweep.slot import Slot
+from tlcore.sweep.cluster.fit import Admitted, admit_all
+from tlcore.sweep.cluster.resources import Shape
+from tlcore.sweep.search.searchers import make_searcher
+from tlcore.sweep.search.source import LOOK_AGAIN_S, Places, SlotTrial, TrialSource, Waiting, trials_wanted
+from tlcore.sweep.slots.slot import Slot
 
 pytestmark = pytest.mark.unit
 ANY_SHAPE = Shape(2, 1.0, 0.0, "pack")

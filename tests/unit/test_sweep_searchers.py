@@ -11,8 +11,8 @@ from tlcore.recipe import recipe_from_dict
 from tlcore.recipe.domains import contains
 from tlcore.recipe.space import fits
 from tlcore.storage.journal import SweepState
-from tlcore.sweep.searchers import make_searcher
-from tlcore.sweep.warm import fitting_point
+from tlcore.sweep.search.searchers import make_searcher
+from tlcore.sweep.search.warm import fitting_point
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tlcore.engine.resident import measure
-from tlcore.sweep.slot_memory import AUTO_BYTES, Growth
+from tlcore.sweep.slots.slot_memory import AUTO_BYTES, Growth
 
 pytestmark = pytest.mark.unit
 

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from tlcore.sweep.mailbox import Movement, Stand
-from tlcore.sweep.stand import STILL_S, Lookout
+from tlcore.sweep.slots.mailbox import Movement, Stand
+from tlcore.sweep.slots.stand import STILL_S, Lookout
 
 pytestmark = pytest.mark.unit
 

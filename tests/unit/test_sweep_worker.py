@@ -8,10 +8,10 @@ import pytest
 
 from tlcore.errors import DataError, OutOfMemory
 from tlcore.recipe import recipe_from_dict
-from tlcore.sweep import worker
-from tlcore.sweep.group import as_error
-from tlcore.sweep.mailbox import LEAVE, Stand
-from tlcore.sweep.worker import SessionHost, describe_failure, serve
+from tlcore.sweep.slots import worker
+from tlcore.sweep.slots.group import as_error
+from tlcore.sweep.slots.mailbox import LEAVE, Stand
+from tlcore.sweep.slots.worker import SessionHost, describe_failure, serve
 
 pytestmark = pytest.mark.unit
 

@@ -1,8 +1,8 @@
 """Whether an error means that memory ran out: the one place where vendors' words for it are known.
 
 Owns the translation of torch's, numpy's, Python's and the CUDA libraries' errors into `OutOfMemory`. Must stay importable without
-torch: a rank's edge (`sweep/worker.py`) translates by it whatever a session raised. Kills by the kernel or by Ray leave no error
-behind; `sweep/group.py` sees those.
+torch: a rank's edge (`sweep/slots/worker.py`) translates by it whatever a session raised. Kills by the kernel or by Ray leave no
+error behind; `sweep/slots/group.py` sees those.
 """
 
 from __future__ import annotations

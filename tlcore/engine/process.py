@@ -1,7 +1,7 @@
 """What a process must settle before torch and DeepSpeed are imported: accelerator, threads, allocator, log levels.
 
 Owns process-wide state and nothing else; must stay importable without torch. Called first by every training process
-(`train/local.py`, `sweep/worker.py`, the benches).
+(`train/local.py`, `sweep/slots/worker.py`, the benches).
 
 Why the allocator: glibc hands gradients and flat buffers back to the kernel at every step and takes zeroed pages for the next
 one. Keeping them took a 22.7 M parameter step (batch 32, length 40, two threads) from 0.70 to 0.58 s in plain torch, from 0.83 to

@@ -1,7 +1,7 @@
 """What a process holds when it should hold nothing: resident memory and device memory between two trials.
 
-Owns the measurement. Does not own what is done about it (`sweep/slot_memory.py`). Called by `sweep/worker.py` on every rank after
-a trial's session was closed; importable without torch, and does not load it.
+Owns the measurement. Does not own what is done about it (`sweep/slots/slot_memory.py`). Called by `sweep/slots/worker.py` on every
+rank after a trial's session was closed; importable without torch, and does not load it.
 
 Resident memory counts anonymous pages alone (`RssAnon`): weights mapped from a file are the page cache's, shared by the ranks
 of a node and given back under pressure, so they are nobody's leak.

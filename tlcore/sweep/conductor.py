@@ -18,9 +18,9 @@ from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from tlcore.sweep.group import Cancelled
-from tlcore.sweep.seats import Seat, Seats, TakeOver, decide
-from tlcore.sweep.slot import REPORT
+from tlcore.sweep.schedule.seats import Seat, Seats, TakeOver, decide
+from tlcore.sweep.slots.group import Cancelled
+from tlcore.sweep.slots.slot import REPORT
 
 
 class History(Protocol):

@@ -30,24 +30,24 @@ from tlcore.errors import SweepError, TlcoreError
 from tlcore.recipe import Recipe
 from tlcore.storage import RunRef
 from tlcore.storage.journal import Entry, Journal, SweepState, Takeover, TrialState, read_journal
-from tlcore.sweep.board import open_board
+from tlcore.sweep.cluster.fit import Admit, admit_all
+from tlcore.sweep.cluster.growth import Demand, Growth, read_growth
+from tlcore.sweep.cluster.resources import Cluster, Shape, can_avoid, has_room, shape_of, without
 from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
-from tlcore.sweep.evicted import evictions_are_deaths
-from tlcore.sweep.fit import Admit, admit_all
-from tlcore.sweep.growth import Demand, Growth, read_growth
 from tlcore.sweep.halt import Halt
 from tlcore.sweep.janitor import Janitor
-from tlcore.sweep.places import free_orphans
 from tlcore.sweep.recorder import JournalCallback, Recorder
-from tlcore.sweep.resources import Cluster, Shape, can_avoid, has_room, shape_of, without
-from tlcore.sweep.schedulers import make_seats
-from tlcore.sweep.search import TrialSource, Waiting, trials_wanted
-from tlcore.sweep.searchers import make_searcher
-from tlcore.sweep.seats import Replay, TakeOver
-from tlcore.sweep.slot import Slot
-from tlcore.sweep.takeover import can_clone, make_own
-from tlcore.sweep.warm import earlier_results
+from tlcore.sweep.schedule.schedulers import make_seats
+from tlcore.sweep.schedule.seats import Replay, TakeOver
+from tlcore.sweep.schedule.takeover import can_clone, make_own
+from tlcore.sweep.search.searchers import make_searcher
+from tlcore.sweep.search.source import TrialSource, Waiting, trials_wanted
+from tlcore.sweep.search.warm import earlier_results
+from tlcore.sweep.slots.board import open_board
+from tlcore.sweep.slots.evicted import evictions_are_deaths
+from tlcore.sweep.slots.places import free_orphans
+from tlcore.sweep.slots.slot import Slot
 from tlcore.train.budget import exhausted
 
 DISPLAY_EVERY_S: Final = 0.5

@@ -20,12 +20,12 @@ from tlcore.errors import RecipeError, TlcoreError
 from tlcore.recipe import Point, Recipe, apply_point, plan_batch, trial_point
 from tlcore.recipe.milder import with_settings
 from tlcore.storage import ensure_embedded, probe
-from tlcore.sweep.estimates import EstimatorProcess, what_matters
-from tlcore.sweep.fit import FitCheck, Verdict
-from tlcore.sweep.gpus import gpu_memories, smallest_gpu_bytes
+from tlcore.sweep.cluster.estimates import EstimatorProcess, what_matters
+from tlcore.sweep.cluster.fit import FitCheck, Verdict
+from tlcore.sweep.cluster.gpus import gpu_memories, smallest_gpu_bytes
+from tlcore.sweep.cluster.resources import Cluster, Node
 from tlcore.sweep.quiet import quiet_ray
-from tlcore.sweep.resources import Cluster, Node
-from tlcore.sweep.search import trials_wanted
+from tlcore.sweep.search.source import trials_wanted
 
 _MOST_DRAWN: Final = 2000
 _RAY_SHARE: Final = 0.7

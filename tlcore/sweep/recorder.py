@@ -22,11 +22,11 @@ from tlcore.errors import TlcoreError, WorkerLost
 from tlcore.storage.account import ALIVE_EVERY_S, Usage
 from tlcore.storage.journal import Entry, Journal, SweepState, TrialState
 from tlcore.sweep.display import Display
-from tlcore.sweep.failures import is_hopeless
 from tlcore.sweep.halt import Halt
-from tlcore.sweep.search import SlotTrial
-from tlcore.sweep.seats import Seats
-from tlcore.sweep.slot import REPORT, slot_name
+from tlcore.sweep.schedule.seats import Seats
+from tlcore.sweep.search.source import SlotTrial
+from tlcore.sweep.slots.failures import is_hopeless
+from tlcore.sweep.slots.slot import REPORT, slot_name
 
 _RESULT_KEYS = (
     "step",

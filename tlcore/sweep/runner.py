@@ -31,18 +31,18 @@ from tlcore.recipe import (
 from tlcore.storage import RunRef, create_run, ensure_embedded, newest_run, probe
 from tlcore.storage.account import utc_now
 from tlcore.storage.journal import SweepState
+from tlcore.sweep.cluster.estimates import Estimate, EstimatorProcess
+from tlcore.sweep.cluster.fit import Admit, FitCheck, Verdict, admission, admit_all, refuse, workers_setting
+from tlcore.sweep.cluster.gpus import smallest_gpu_bytes
+from tlcore.sweep.cluster.growth import check_can_come, read_growth
+from tlcore.sweep.cluster.resources import Cluster, Shape, shape_of
 from tlcore.sweep.display import Display
 from tlcore.sweep.driver import Driver
-from tlcore.sweep.estimates import Estimate, EstimatorProcess
-from tlcore.sweep.fit import Admit, FitCheck, Verdict, admission, admit_all, refuse, workers_setting
-from tlcore.sweep.gpus import smallest_gpu_bytes
-from tlcore.sweep.growth import check_can_come, read_growth
 from tlcore.sweep.halt import Halt
 from tlcore.sweep.outcome import SweepOutcome
 from tlcore.sweep.quiet import quiet_ray
-from tlcore.sweep.resources import Cluster, Shape, shape_of
-from tlcore.sweep.search import trials_wanted
-from tlcore.sweep.warm import find_earlier
+from tlcore.sweep.search.source import trials_wanted
+from tlcore.sweep.search.warm import find_earlier
 from tlcore.tasks import build_task
 from tlcore.train.signals import stop_signals
 

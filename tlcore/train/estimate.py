@@ -4,7 +4,7 @@ Owns the assembly: the task's own model and largest micro-batch over fake tensor
 what DeepSpeed holds around it; and what a worker holds besides: its process, and room for two snapshots. No weights and no data are
 read; where the recipe does not list the classes, a head of two stands for theirs. Works for a GPU on a machine that has none.
 
-As a program it answers requests, one JSON object a line, so that whoever asks loads no torch (`sweep/fit.py` starts it):
+As a program it answers requests, one JSON object a line, so that whoever asks loads no torch (`sweep/cluster/fit.py` starts it):
 
     {"recipe": ..., "on_gpu": false} -> {"device_bytes": 0, "host_bytes": 123} or {"unknown": why}, or {"error": class, ...}
 """

@@ -1,7 +1,7 @@
 """One trial on one rank, from recipe to last checkpoint: the six verbs build, restore, step, evaluate, save, close.
 
 Owns the trial's position and the order of these verbs. Every method is called on all ranks together. Called by `local.py` (one
-process, torchrun) and by `sweep/worker.py` (Ray). torch.distributed must be initialised.
+process, torchrun) and by `sweep/slots/worker.py` (Ray). torch.distributed must be initialised.
 """
 
 from __future__ import annotations

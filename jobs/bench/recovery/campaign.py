@@ -22,7 +22,7 @@ from tlcore.errors import ObjectMissing, StorageError
 from tlcore.storage import ObjectStore, get_json, newest_run
 from tlcore.storage.journal import Entry
 from tlcore.storage.keys import journal_key
-from tlcore.sweep.slot import slot_name
+from tlcore.sweep.slots.slot import slot_name
 
 T = TypeVar("T")
 POLL_S = 0.2

@@ -26,7 +26,7 @@ import psutil
 from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions
 from tlcore.storage.base import ObjectStore
 from tlcore.sweep import SweepOptions, driver, run_sweep, runner
-from tlcore.sweep.slot import REPORT, TIME_ATTR, Slot, next_fraction
+from tlcore.sweep.slots.slot import REPORT, TIME_ATTR, Slot, next_fraction
 
 
 class StubSlot(Slot):

@@ -27,10 +27,10 @@ from tlcore.engine.process import prepare_process
 from tlcore.engine.resident import measure
 from tlcore.errors import TlcoreError
 from tlcore.recipe import apply_point, recipe_from_dict
-from tlcore.sweep.board import ProgressFeed
-from tlcore.sweep.kernel import oom_kills
-from tlcore.sweep.mailbox import LEAVE, RankFailure, RankInfo, Stand
-from tlcore.sweep.stand import Lookout
+from tlcore.sweep.slots.board import ProgressFeed
+from tlcore.sweep.slots.kernel import oom_kills
+from tlcore.sweep.slots.mailbox import LEAVE, RankFailure, RankInfo, Stand
+from tlcore.sweep.slots.stand import Lookout
 
 HEARTBEAT_S = 2.0
 IDLE = "idle"

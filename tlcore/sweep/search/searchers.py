@@ -41,11 +41,11 @@ def make_searcher(recipe: Recipe) -> Searcher:
     """The searcher that the recipe names."""
     algorithm = recipe.search.algorithm
     if algorithm.optuna is not None:
-        from tlcore.sweep.optuna_search import OptunaSearcher
+        from tlcore.sweep.search.optuna_search import OptunaSearcher
 
         return OptunaSearcher(recipe)
     if algorithm.bohb is not None:
-        from tlcore.sweep.densities import DensitySearcher
+        from tlcore.sweep.search.densities import DensitySearcher
 
         return DensitySearcher(recipe)
     return Drawn(recipe)

@@ -14,7 +14,7 @@ from tlcore.errors import OutOfMemory, RecipeError, RequestError
 from tlcore.recipe import Point, Recipe, plan_batch
 from tlcore.recipe.milder import milder, with_settings
 from tlcore.recipe.space import flat
-from tlcore.sweep.failures import LossKind, exhausted, overspent
+from tlcore.sweep.slots.failures import LossKind, exhausted, overspent
 
 LONGEST_PAUSE_S: Final = 20.0
 MICRO_BATCH: Final = "train.micro_batch_size"

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import Final
 
-from tlcore.sweep.mailbox import Stand
+from tlcore.sweep.slots.mailbox import Stand
 
 STILL_S: Final = 3.0
 """Seconds without a move after which the stack is looked at; a look costs a tenth of a millisecond."""

@@ -25,7 +25,7 @@ from tlcore.errors import (
     TrialHung,
     WorkerLost,
 )
-from tlcore.sweep.mailbox import RankInfo, Stand
+from tlcore.sweep.slots.mailbox import RankInfo, Stand
 
 if TYPE_CHECKING:  # the board loads this module, and needs no recipe
     from tlcore.recipe import Recipe

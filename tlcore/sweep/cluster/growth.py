@@ -28,7 +28,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
 from tlcore.errors import CannotPlace
-from tlcore.sweep.resources import Node, Plan, Shape, check_placeable
+from tlcore.sweep.cluster.resources import Node, Plan, Shape, check_placeable
 
 STATUS_KEY: Final = "__autoscaling_status"
 """Where the autoscaler's monitor on the head node leaves its report, JSON."""

@@ -19,7 +19,7 @@ from ray.tune.schedulers import HyperBandForBOHB, HyperBandScheduler, TrialSched
 from ray.tune.schedulers.hyperband import _Bracket
 
 from tlcore.recipe.search_schema import HyperBand as Settings
-from tlcore.sweep.seats import TIME
+from tlcore.sweep.schedule.seats import TIME
 
 _DIGITS = 9
 

@@ -27,13 +27,13 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import remove_placement_group
 
 from tlcore.errors import OutOfMemory, SlotFailed, SweepError, TlcoreError, TrainError
-from tlcore.sweep.controller import NoRestart, ProcessGroup
-from tlcore.sweep.failures import PATIENCE, LossKind, hang_limit_s, who_is_behind
-from tlcore.sweep.growth import waits_for_room
-from tlcore.sweep.kernel import has_killed, oom_kills_on
-from tlcore.sweep.mailbox import RankFailure, RankInfo, Status, open_mailbox
-from tlcore.sweep.resources import Shape, label_selector
-from tlcore.sweep.worker import HEARTBEAT_S, worker_loop
+from tlcore.sweep.cluster.growth import waits_for_room
+from tlcore.sweep.cluster.resources import Shape, label_selector
+from tlcore.sweep.slots.controller import NoRestart, ProcessGroup
+from tlcore.sweep.slots.failures import PATIENCE, LossKind, hang_limit_s, who_is_behind
+from tlcore.sweep.slots.kernel import has_killed, oom_kills_on
+from tlcore.sweep.slots.mailbox import RankFailure, RankInfo, Status, open_mailbox
+from tlcore.sweep.slots.worker import HEARTBEAT_S, worker_loop
 
 POLL_S = 5.0
 START_S = 900.0

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import ray
 
-from tlcore.sweep.beside import beside_caller
+from tlcore.sweep.slots.beside import beside_caller
 
 Verdict = Literal["waiting", "answered", "failed", "lost", "cancelled"]
 LEAVE = "leave"

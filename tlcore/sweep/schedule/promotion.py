@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from tlcore.recipe import Recipe, resizing_rungs, scheduler_fractions
-from tlcore.sweep.seats import TIME, Seat
+from tlcore.sweep.schedule.seats import TIME, Seat
 
 _NEAR: Final = 1e-6
 

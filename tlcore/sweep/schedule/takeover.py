@@ -9,7 +9,7 @@ from __future__ import annotations
 from tlcore.checkpoint import Manifest, clone_checkpoint, newest_step, read_manifest
 from tlcore.errors import CheckpointError
 from tlcore.storage import ObjectStore
-from tlcore.sweep.seats import TakeOver
+from tlcore.sweep.schedule.seats import TakeOver
 
 
 def can_clone(store: ObjectStore, decided: TakeOver) -> bool:

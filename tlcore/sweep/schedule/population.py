@@ -28,8 +28,8 @@ from tlcore.recipe.domains import from_unit, unit_of
 from tlcore.recipe.pairs import mutated_keys
 from tlcore.recipe.search_schema import Population as Settings
 from tlcore.recipe.space import fits
-from tlcore.sweep.explore import perturb
-from tlcore.sweep.seats import TIME, Seat
+from tlcore.sweep.schedule.explore import perturb
+from tlcore.sweep.schedule.seats import TIME, Seat
 
 _DIGITS = 6
 

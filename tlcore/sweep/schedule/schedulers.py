@@ -13,10 +13,10 @@ from collections.abc import Callable
 from ray.tune.schedulers import FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from tlcore.recipe import Recipe
-from tlcore.sweep.brackets import Bohb, HyperBand, unit_time
-from tlcore.sweep.population import Pb2, Pbt, interval_time
-from tlcore.sweep.promotion import Asha
-from tlcore.sweep.seats import TIME, Effects, Seats
+from tlcore.sweep.schedule.brackets import Bohb, HyperBand, unit_time
+from tlcore.sweep.schedule.population import Pb2, Pbt, interval_time
+from tlcore.sweep.schedule.promotion import Asha
+from tlcore.sweep.schedule.seats import TIME, Effects, Seats
 
 _NUDGE = 1e-9
 """Added to a trial's fraction: more than any rounding of a rung, far less than the way between two."""

@@ -23,9 +23,9 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 
 from tlcore.recipe import Recipe, apply_point, grid_points, with_workers, workers_at
 from tlcore.storage.journal import SweepState, TrialState
-from tlcore.sweep.fit import Admit, admit_all
-from tlcore.sweep.resources import Shape, Slivers
-from tlcore.sweep.searchers import Searcher
+from tlcore.sweep.cluster.fit import Admit, admit_all
+from tlcore.sweep.cluster.resources import Shape, Slivers
+from tlcore.sweep.search.searchers import Searcher
 
 Room = Callable[[Shape, Sequence[Shape], Sequence[Shape]], bool]
 """Whether a trial of a shape fits beside the live ones; last, the shapes that idle slots hold and give back when asked."""

@@ -41,11 +41,11 @@ from tlcore.errors import (
 )
 from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions, scheduler_fractions, with_workers
 from tlcore.storage import open_store
-from tlcore.sweep.board import find_board
-from tlcore.sweep.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
-from tlcore.sweep.recovery import Recovery, pause_s
-from tlcore.sweep.resources import Cluster, Shape, can_avoid, shape_of
-from tlcore.sweep.slot_memory import Growth
+from tlcore.sweep.cluster.resources import Cluster, Shape, can_avoid, shape_of
+from tlcore.sweep.slots.board import find_board
+from tlcore.sweep.slots.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
+from tlcore.sweep.slots.recovery import Recovery, pause_s
+from tlcore.sweep.slots.slot_memory import Growth
 
 POINTER: Final = "pointer.json"
 TIME_ATTR: Final = "progress"

@@ -20,9 +20,9 @@ from tlcore.errors import CannotFit, CannotPlace, RecipeError, RequestError, Tlc
 from tlcore.recipe import Point, Recipe, apply_point, resizing_rungs, with_workers, world_sizes
 from tlcore.recipe.milder import milder
 from tlcore.recipe.space import flat
-from tlcore.sweep.estimates import Estimate, what_matters
-from tlcore.sweep.growth import Growth, check_can_come
-from tlcore.sweep.resources import Node, Shape, shape_of
+from tlcore.sweep.cluster.estimates import Estimate, what_matters
+from tlcore.sweep.cluster.growth import Growth, check_can_come
+from tlcore.sweep.cluster.resources import Node, Shape, shape_of
 
 _SHOWN_POINTS: Final = 5
 _ANY: Final = {"train.learning_rate", "train.warmup_ratio", "train.seed", "train.lr_schedule", "train.epochs"}

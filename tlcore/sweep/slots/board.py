@@ -14,8 +14,8 @@ from typing import Any
 
 import ray
 
-from tlcore.sweep.beside import beside_caller
-from tlcore.sweep.failures import NodeRecord
+from tlcore.sweep.slots.beside import beside_caller
+from tlcore.sweep.slots.failures import NodeRecord
 
 NAMESPACE = "tlcore"
 PUSH_EVERY_S = 0.5
