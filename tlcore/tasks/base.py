@@ -72,8 +72,8 @@ class Task(Protocol):
         The mean then is over these units whatever the micro-batches and ranks, as `loss` is over a micro-batch's."""
 
     def build_model(self, from_scratch: bool) -> nn.Module:
-        """A fresh model on the CPU in training mode, in the format that its source stores (fp32 from scratch), the same on every rank:
-        weights that the source does not carry (all, from scratch) are drawn from `train.seed`. Raises ModelError."""
+        """A fresh model on the CPU in training mode, in the format that its source stores (fp32 from scratch), the same on every
+        rank: weights that the source does not carry (all, from scratch) are drawn from `train.seed`. Raises ModelError."""
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         """A micro-batch of these samples, on the CPU.
