@@ -72,7 +72,8 @@ def _convert(source: str, file: Path, folder: Path) -> None:
             f"model source {source!r}: transformers cannot read {file}: {reason[:300]}",
             hint="it reads causal language models of the architectures in its documentation on GGUF",
         ) from error
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
