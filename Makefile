@@ -96,5 +96,5 @@ clean: ## remove caches and build output of this checkout; .venv, runs and the s
 	@echo "removed caches and build output of this checkout; .venv, runs and the store stay"
 
 help: ## this list
-	@echo "make TARGET [RECIPE=...] [WORKERS=...] [GPUS=...] [STORAGE=...] [NODES=...] [LAUNCHER=torchrun] [ARGS=...]"
+	@echo "make TARGET [RECIPE=...] [RECIPES=...] [WORKERS=...] [GPUS=...] [STORAGE=...] [NODES=...] [LAUNCHER=torchrun] [ARGS=...]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
