@@ -191,7 +191,8 @@ def make_tokenizer(texts: Sequence[str]) -> Any:
     pad, end, unknown = _SPECIAL
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
+    # the blank that was put before the first word goes again
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     letters = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         texts,

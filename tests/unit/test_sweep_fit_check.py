@@ -243,6 +243,8 @@ def test_what_is_asked_about_a_trial_has_a_metric_of_its_task(task):
         {"name": "r", "task": task, "model": {"source": "m"}, "data": {"train": "d"}, "storage": "runs"}
     )
     assert recipe_from_dict(_without_search(whole)).search.metric == whole.search.metric != "eval_accuracy"
+    both = recipe(search__metric=["eval_f1", "eval_loss"], search__mode=["max", "min"])
+    assert recipe_from_dict(_without_search(both)).search.metrics == ("eval_f1", "eval_loss")
 
 
 def test_settings_that_change_no_shape_share_a_verdict():
