@@ -1,6 +1,7 @@
 # What there is to do, each on a fresh machine with Python 3.11 or newer, g++ and make. `make` alone lists it.
 #
 #   RECIPE=file.yaml    what to run (default: the sentiment sweep)
+#   RECIPES='a.yaml b'  of chain (default: sentiment of movies, then products, then tweets)
 #   WORKERS=4 GPUS=1    ranks of each trial, and GPUs of each rank
 #   STORAGE=s3://b/p    where runs are kept, instead of the recipe's own (or a directory)
 #   NODES=2             of cluster-up
@@ -11,10 +12,13 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: setup sweep train test test-long check bench cluster-up cluster-down submit clean help
+.PHONY: setup sweep train chain test test-long check bench cluster-up cluster-down submit clean help
 
 DEMO := jobs/recipes/sentiment_minilm.yaml
 RECIPE ?= $(DEMO)
+DOMAINS := movie product tweet
+CHAIN := $(DOMAINS:%=jobs/recipes/domain_%.yaml)
+RECIPES ?= $(CHAIN)
 WORKERS ?=
 GPUS ?=
 STORAGE ?=
@@ -57,6 +61,11 @@ else
 	@tlcore train $(RECIPE) $(words) $(demo_words) $(ARGS)
 endif
 
+chain: setup ## recipes in order, each from the checkpoint of the one before: make chain STORAGE=...
+	@$(if $(own_store),tlcore store up)
+	@$(if $(filter $(CHAIN),$(RECIPES)),python -m jobs.prepare_sentiment --destination $(demo_data) --domain $(DOMAINS))
+	@python -m jobs.chain $(RECIPES) $(words) $(if $(STORAGE),--data $(STORAGE:/=)/data) $(ARGS)
+
 test: setup ## every test but the long ones
 	@python -m pytest -m "not long" $(ARGS)
 
@@ -87,5 +96,5 @@ clean: ## remove caches and build output of this checkout; .venv, runs and the s
 	@echo "removed caches and build output of this checkout; .venv, runs and the store stay"
 
 help: ## this list
-	@echo "make TARGET [RECIPE=...] [WORKERS=...] [GPUS=...] [STORAGE=...] [NODES=...] [LAUNCHER=torchrun] [ARGS=...]"
+	@echo "make TARGET [RECIPE=...] [RECIPES=...] [WORKERS=...] [GPUS=...] [STORAGE=...] [NODES=...] [LAUNCHER=torchrun] [ARGS=...]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.fetch import ASSETS, fetch_by_pip, sha256_of
-from tlcore.errors import DataError, ModelError, ObjectMissing, TlcoreError
-from tlcore.storage import ObjectStore, encode_json, ensure_embedded, get_json, open_store
+from jobs.prepared import already_there, to_parquet, write
+from tlcore.errors import DataError, ModelError, TlcoreError
+from tlcore.storage import ensure_embedded, open_store
 
 REQUIREMENT = "vaderSentiment==3.3.2"
 SDIST = "vaderSentiment-3.3.2.tar.gz"
@@ -41,6 +42,7 @@ DOMAINS = {
 }
 TRAIN_ROWS, TEST_ROWS = 2000, 800
 FILES = ("train.parquet", "test.parquet")
+COLUMNS = ("id", "text", "label")
 _MIN_RATING = 0.5
 # Raise when the cut changes, so that data made before is made again.
 _CUT = 1
@@ -70,21 +72,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         check_model()
-        destination = f"{options.destination.rstrip('/')}/{options.domain}"
-        ensure_embedded(destination)
-        store = open_store(destination)
-        if already_there(store, options.domain):
-            print(f"{store.url}: {options.domain} snippets are there already")
-            return 0
-        split = cut(read_snippets(fetch_sdist(ASSETS.expanduser()), options.domain), options.domain)
-        write(store, options.domain, split)
-        print(
-            f"{store.url}: {options.domain} snippets, {describe('train', split.train)}, {describe('test', split.test)}"
-        )
+        for domain in options.domain:
+            print(prepare(f"{options.destination.rstrip('/')}/{domain}", domain))
     except TlcoreError as error:
         print(f"prepare_sentiment: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def prepare(destination: str, domain: str) -> str:
+    """Have a domain's files below `destination`; one line on what is there. Raises DataError, StorageError."""
+    ensure_embedded(destination)
+    store = open_store(destination)
+    if already_there(store, _source(domain)):
+        return f"{store.url}: {domain} snippets are there already"
+    split = cut(read_snippets(fetch_sdist(ASSETS.expanduser()), domain), domain)
+    files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, (split.train, split.test), strict=True)}
+    write(store, files, _source(domain))
+    return f"{store.url}: {domain} snippets, {describe('train', split.train)}, {describe('test', split.test)}"
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -96,7 +101,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="s3://bucket/prefix or a directory; files go below it in a folder named by the domain",
     )
-    parser.add_argument("--domain", choices=sorted(DOMAINS), default="movie", help="which snippets (default: movie)")
+    parser.add_argument(
+        "--domain", choices=sorted(DOMAINS), nargs="+", default=["movie"], help="which snippets (default: movie)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -159,36 +166,6 @@ def cut(snippets: Iterable[Snippet], domain: str) -> Split:
 def describe(name: str, snippets: Sequence[Snippet]) -> str:
     positive = sum(snippet.label == "positive" for snippet in snippets)
     return f"{len(snippets):,} {name} ({positive / len(snippets):.0%} positive)"
-
-
-def write(store: ObjectStore, domain: str, split: Split) -> None:
-    """Both parquet files, then SOURCE.json."""
-    files = dict(zip(FILES, (to_parquet(split.train), to_parquet(split.test)), strict=True))
-    for name, data in files.items():
-        store.put(name, data)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    store.put("SOURCE.json", encode_json({**_source(domain), "files": digests}))
-
-
-def to_parquet(snippets: Sequence[Snippet]) -> bytes:
-    import pyarrow as pa  # half a second, not needed where everything is there already
-    import pyarrow.parquet as pq
-
-    table = pa.table({name: [getattr(snippet, name) for snippet in snippets] for name in ("id", "text", "label")})
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()
-
-
-def already_there(store: ObjectStore, domain: str) -> bool:
-    """Whether the destination holds what this version would write, byte for byte."""
-    try:
-        source: dict[str, Any] = get_json(store, "SOURCE.json")
-        if source != {**_source(domain), "files": source.get("files")}:
-            return False
-        return all(hashlib.sha256(store.get(name)).hexdigest() == source["files"].get(name) for name in FILES)
-    except ObjectMissing:
-        return False
 
 
 def _source(domain: str) -> dict[str, Any]:

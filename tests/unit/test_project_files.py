@@ -16,7 +16,7 @@ from project_rules import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 TARGETS = (
-    *("setup", "sweep", "train", "test", "test-long", "check", "bench"),
+    *("setup", "sweep", "train", "chain", "test", "test-long", "check", "bench"),
     *("cluster-up", "cluster-down", "submit", "clean", "help"),
 )
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}$")

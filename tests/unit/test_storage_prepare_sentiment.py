@@ -64,21 +64,21 @@ def test_the_cut_does_not_depend_on_the_order_of_the_file():
     assert [s.id for s in there.test] != [s.id for s in job.cut(snippets, "tweet").test]
 
 
-def test_what_is_written_reads_back_and_is_known_again(tmp_path):
-    store = open_store(str(tmp_path / "out"))
-    split = job.Split((job.Snippet("1", "1", 2.0, "good"),), (job.Snippet("2", "2", -2.0, "bad"),))
-    assert not job.already_there(store, "movie")
-    job.write(store, "movie", split)
-    assert pq.read_table(io.BytesIO(store.get("train.parquet"))).to_pylist() == [
-        {"id": "1", "text": "good", "label": "positive"}
-    ]
-    assert job.already_there(store, "movie")
-    assert not job.already_there(store, "news")
-    store.put("test.parquet", b"something else")
-    assert not job.already_there(store, "movie")
-    job.write(store, "movie", split)
-    store.delete(["test.parquet"])
-    assert not job.already_there(store, "movie")
+def test_every_domain_asked_for_is_prepared_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(job, "check_model", lambda: None)
+    monkeypatch.setattr(job, "fetch_sdist", lambda assets: sdist(tmp_path, rows(("1", 2, "good"), ("2", -2, "bad"))))
+    monkeypatch.setattr(job, "DOMAINS", dict.fromkeys(("movie", "tweet"), "movieReviewSnippets"))
+    monkeypatch.setattr(job, "TEST_ROWS", 1)
+    words = ["--destination", str(tmp_path / "out"), "--domain", "movie", "tweet"]
+    assert job.main(words) == 0
+    assert capsys.readouterr().out.count("1 train") == 2
+    store = open_store(str(tmp_path / "out" / "tweet"))
+    parts = [pq.read_table(io.BytesIO(store.get(name))).to_pylist() for name in job.FILES]
+    assert sorted(row["label"] for part in parts for row in part) == ["negative", "positive"]
+    assert set(parts[0][0]) == {"id", "text", "label"}
+    assert job.main(words) == 0
+    assert capsys.readouterr().out.count("are there already") == 2
+    assert not job.already_there(store, job._source("movie"))
 
 
 def test_the_command_prints_one_message_and_the_exit_code(tmp_path, monkeypatch, capsys):

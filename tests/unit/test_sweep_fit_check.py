@@ -236,6 +236,17 @@ def test_what_is_asked_about_a_trial_can_be_read_whatever_its_sweep_searches(sch
     assert asked.train.learning_rate == 5e-4
 
 
+@pytest.mark.parametrize("task", ["translation", "question-answering", "object-detection", "speech-recognition"])
+def test_what_is_asked_about_a_trial_has_a_metric_of_its_task(task):
+    """None of these reports accuracy, the metric of a recipe that says nothing."""
+    whole = recipe_from_dict(
+        {"name": "r", "task": task, "model": {"source": "m"}, "data": {"train": "d"}, "storage": "runs"}
+    )
+    assert recipe_from_dict(_without_search(whole)).search.metric == whole.search.metric != "eval_accuracy"
+    both = recipe(search__metric=["eval_f1", "eval_loss"], search__mode=["max", "min"])
+    assert recipe_from_dict(_without_search(both)).search.metrics == ("eval_f1", "eval_loss")
+
+
 def test_settings_that_change_no_shape_share_a_verdict():
     gradual = {"strategy": "gradual", "schedule": 0.5, "decay": 0.9}
     one = what_matters(recipe(transfer=gradual))

@@ -200,3 +200,46 @@ def test_what_a_model_computes_for_itself_never_trains(tmp_path: Path) -> None:
     apply_strategy(model, recipe)
     fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert fixed == ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"]
+
+
+TIED = {
+    "lora": (lambda name: ".lora_" in name or name == "model.norm.weight"),
+    "dora": (lambda name: ".lora_" in name or name == "model.norm.weight"),
+    "last_n": (lambda name: name.startswith(("model.layers.1.", "model.norm."))),
+}
+
+
+@pytest.mark.parametrize("strategy", TIED)
+def test_a_language_model_whose_output_is_its_embedding_needs_no_head(tmp_path: Path, strategy: str) -> None:
+    made = text.generation("LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=True, **text.DECODER)(tmp_path)
+    transfer = {"strategy": strategy, **({"n": 1} if strategy == "last_n" else {})}
+    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store"), "transfer": transfer}
+    recipe = recipe_from_dict({"name": "tied", "task": "text-generation", **sections})
+    model = build_task(recipe).build_model(from_scratch=False)
+    assert not read_structure(model).head
+    apply_strategy(model, recipe)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if TIED[strategy](name)}
+
+
+def test_biases_of_a_language_model_train_without_a_head(tmp_path: Path) -> None:
+    made = text.MAKERS["gpt2/text-generation"](tmp_path)
+    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
+    recipe = recipe_from_dict(
+        {"name": "tied", "task": "text-generation", **sections, "transfer": {"strategy": "bitfit"}}
+    )
+    model = build_task(recipe).build_model(from_scratch=False)
+    apply_strategy(model, recipe)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if n.endswith("bias") or n == "transformer.ln_f.weight"}
+
+
+@pytest.mark.parametrize("strategy", ["head", "gradual"])
+def test_without_a_head_what_begins_with_it_is_refused(tmp_path: Path, strategy: str) -> None:
+    made = text.generation("LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=True, **text.DECODER)(tmp_path)
+    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
+    recipe = recipe_from_dict(
+        {"name": "tied", "task": "text-generation", **sections, "transfer": {"strategy": strategy}}
+    )
+    with pytest.raises(RecipeError, match="LlamaForCausalLM has no head apart from its backbone; use full or lora"):
+        apply_strategy(build_task(recipe).build_model(from_scratch=False), recipe)

@@ -1,8 +1,9 @@
 """Pre-trained sources: where weights, configuration and tokenizer come from, and how a torch model is made of them.
 
 `source.py` resolves the recipe's `model.source` to one local directory (and a checkpoint), `fetch.py` brings `s3://` prefixes
-there, `build.py` constructs transformers models, `stored.py` reads a checkpoint's weights. Called by `tasks/`, by the driver for
-the identity of a run (`ModelSource.digest`), and by the exports.
+there, `torchvision_source.py` and `gguf_source.py` convert what is no transformers directory, `build.py` constructs transformers
+models, `stored.py` reads a checkpoint's weights. Called by `tasks/`, by the driver for the identity of a run
+(`ModelSource.digest`), and by the exports.
 Importing this package costs neither torch nor transformers.
 """
 

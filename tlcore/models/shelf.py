@@ -1,7 +1,8 @@
 """What a node keeps of things that were fetched: each once, whole or not at all, proved, and gone when nobody uses it.
 
 Owns `~/.cache/tlcore/models/`: a folder per content, its lock, its seal and its age. Knows nothing of what lies in a folder
-nor where it comes from. Called by `fetch.py` (an `s3://` prefix) and `weights.py` (a checkpoint's weights).
+nor where it comes from. Called by `fetch.py` (an `s3://` prefix), by the sources that are
+converted, and by `weights.py` (a checkpoint's weights).
 
 A folder is made beside its place and renamed, under a lock that the system drops with its holder: other processes of the node wait
 for the first instead of fetching again, and one that was killed leaves only a folder of another name, which the next one removes.

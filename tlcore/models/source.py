@@ -5,8 +5,9 @@ checkpoint's URL), the digest of its weights, and the loading of its configurati
 (`build.py`). Called by `tasks/` in every worker, and by the driver before a sweep starts, so that a source that cannot be had fails
 in seconds.
 
-Weights are read from safetensors only: nothing of a source is unpickled. Code that ships with a model runs only where the recipe
-says `trust_remote_code`, and for a hub id only at the revision that the recipe names.
+Weights are read from safetensors only (a .gguf file is made into one first, `gguf_source.py`): nothing of a source is unpickled.
+Code that ships with a model runs only where the recipe says `trust_remote_code`, and for a hub id only at the revision that the
+recipe names.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tlcore.checkpoint import CheckpointRef
 from tlcore.errors import ModelError
 from tlcore.models.families import register_for
 from tlcore.models.fetch import fetch_prefix
+from tlcore.models.gguf_source import gguf_directory, gguf_file
 from tlcore.models.hub import hub_answers
 from tlcore.models.torchvision_source import SCHEME as TORCHVISION
 from tlcore.models.torchvision_source import torchvision_directory
@@ -177,6 +179,8 @@ def resolve_source(source: str, revision: str | None = None, trust_remote_code: 
         return _resolve_hub(source, revision, trust_remote_code)
     else:
         directory = _local_directory(source)
+    if file := gguf_file(source, directory):
+        directory = gguf_directory(source, file)
     _check_is_model(source, directory)
     return ModelSource(source, directory, None, trust_remote_code)
 

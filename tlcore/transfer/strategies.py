@@ -29,6 +29,8 @@ def apply_strategy(model: nn.Module, recipe: Recipe, joined: int | None = None) 
     A pooler belongs to the head because it only feeds it: RoBERTa has the same layer inside its head. On MiniLM, which never
     trained its pooler, one epoch over 1,800 movie snippets gives 0.67 to 0.70 accuracy with it and 0.48 to 0.62 without.
 
+    A language model whose output layer is its embedding has no head: it stays as it is, but for what follows the last block.
+
     What the model's own code keeps fixed (Marian's sine positions) never trains.
 
     Where nothing below a point trains, autograd records nothing there, so a frozen backbone costs its forward pass alone.
@@ -68,8 +70,8 @@ def _trained(model: nn.Module, recipe: Recipe, joined: int | None) -> set[str] |
     structure = read_structure(model)
     if strategy in ("full", "layerwise"):
         return _chosen(model, recipe, structure)
-    if not structure.head:
-        text = f"is {strategy!r}, but {type(model).__name__} has no head apart from its backbone; use full"
+    if not structure.head and strategy in ("head", "gradual"):
+        text = f"is {strategy!r}, but {type(model).__name__} has no head apart from its backbone; use full or lora"
         raise RecipeError([Fault("transfer.strategy", text)])
     top = {*structure.head, *structure.after}
     match strategy:

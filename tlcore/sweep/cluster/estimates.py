@@ -125,8 +125,10 @@ def _as_raised(found: Mapping[str, Any]) -> TlcoreError:
 
 
 def _without_search(recipe: Recipe) -> dict[str, Any]:
-    """The trial's recipe as one that is read anew: what its sweep searches, and how, says nothing about it and might be refused."""
-    return recipe.model_copy(update={"search": type(recipe.search)(trials=1)}).to_dict()
+    """The trial's recipe as one that is read anew: what its sweep searches, and how, says nothing about it and might be refused.
+    The metric stays: a section's own default is no metric of every task."""
+    search = type(recipe.search)(trials=1, metric=recipe.search.metric_, mode=recipe.search.mode_)
+    return recipe.model_copy(update={"search": search}).to_dict()
 
 
 def what_matters(recipe: Recipe) -> dict[str, Any]:
