@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs import prepare_sentiment
 from jobs.bench.agreement import Agreement, kendall
+from jobs.bench.snippets import prepare_snippets
 from tlcore.recipe import Recipe, apply_point, load_recipe, recipe_from_dict
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ def prepare(home: Path, size: Size) -> None:
     import pyarrow.parquet as pq
 
     for domain in ("movie", "product"):
-        if prepare_sentiment.main(["--destination", str(home), "--domain", domain]) != 0:
-            raise RuntimeError(f"the {domain} snippets could not be prepared")
+        prepare_snippets(home, domain)
     for name, rows in (("train", size.train_rows), ("test", size.test_rows)):
         path = home / "movie" / f"{name}.parquet"
         pq.write_table(pq.read_table(path).slice(0, rows), path)
