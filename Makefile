@@ -6,7 +6,7 @@
 #   STORAGE=s3://b/p    where runs are kept, instead of the recipe's own (or a directory)
 #   NODES=2             of cluster-up
 #   LAUNCHER=torchrun   train without Ray
-#   BENCH=checkpoint    which one: step turnaround checkpoint network kill recovery sweep search (default: the first two)
+#   BENCH=checkpoint    which one: step turnaround checkpoint network kill recovery sweep search select (default: the first two)
 #   ARGS='...'          handed on to the command, e.g. ARGS='--set train.epochs=2 --name lr-again'
 
 SHELL := bash

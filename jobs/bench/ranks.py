@@ -1,7 +1,7 @@
 """Groups of rank processes that run blocks of steps on demand, so that loops in processes of their own can be timed in turn.
 
 Owns starting, pacing and stopping them. A group that is not running a block waits on its pipe and takes no processor time.
-Called by `step.py`; the other end is `step_worker.py`.
+Called by `step_blocks.py`; the other end is `step_worker.py`.
 """
 
 from __future__ import annotations

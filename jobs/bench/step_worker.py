@@ -2,13 +2,17 @@
 
 Owns the four loops: tlcore's own, bare DeepSpeed, Hugging Face Trainer on DeepSpeed, and plain torch. All of them see the same
 model, the same batches in the same order, the same optimizer (torch's fused AdamW) and, where there is one, the same DeepSpeed
-configuration. The peers' batches are collated before the clock starts; tlcore collates its own within it.
+configuration. tlcore collates its batches within the time that is taken. With `collate` of `ahead` the peers find theirs collated;
+of `within` they do as tlcore, by the same code: pictures and sounds are opened when a batch needs them. The loss is the model's own
+for the peers, the task's for tlcore.
 
 Only tlcore's loop keeps freed memory (`engine/process.py`) unless `allocator` says `kept`.
 """
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import json
 import os
 import resource
@@ -42,19 +46,44 @@ def world() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
-def rank_batches(recipe: Recipe) -> list[list[dict[str, torch.Tensor]]]:
-    """This rank's micro-batches of every step, collated."""
-    rank, size = world()
-    task = build_task(recipe)
-    task.load_data(("train",))
-    lengths = task.lengths("train")
-    order = Order(len(lengths), recipe.train.global_batch_size, recipe.train.seed, lengths)
-    plan = plan_batch(recipe, size)
-    steps = range(order.steps_per_epoch)
-    shares = [
-        split_batch(order.batch(step), size, plan.micro_batch_size, plan.accumulation_steps)[rank] for step in steps
-    ]
-    return [[task.collate("train", part) for part in share] for share in shares]
+class RankBatches:
+    """This rank's micro-batches of every step of the first epoch; steps beyond begin anew."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        rank, size = world()
+        self._task = build_task(recipe)
+        self._task.load_data(("train",))
+        lengths = self._task.lengths("train")
+        order = Order(len(lengths), recipe.train.global_batch_size, recipe.train.seed, lengths)
+        plan = plan_batch(recipe, size)
+        self.micro_steps = plan.accumulation_steps
+        self._shares = [
+            share
+            for step in range(order.steps_per_epoch)
+            for share in split_batch(order.batch(step), size, plan.micro_batch_size, plan.accumulation_steps)[rank]
+        ]
+        ahead = SETTINGS["collate"] == "ahead"
+        self._made = [self._task.collate("train", share) for share in self._shares] if ahead else None
+        model = self._task.build_model(from_scratch=True)
+        # Beside what the model takes, a batch may hold what its task's metrics need.
+        self._taken = set(inspect.signature(model.forward).parameters)
+
+    def micro_batch(self, micro_step: int) -> dict[str, torch.Tensor]:
+        """What of the `micro_step`-th micro-batch from the start goes into a model that computes its own loss."""
+        at = micro_step % len(self._shares)
+        batch = self._task.collate("train", self._shares[at]) if self._made is None else self._made[at]
+        return {name: tensor for name, tensor in batch.items() if name in self._taken}
+
+    def of_step(self, step: int) -> Iterator[dict[str, torch.Tensor]]:
+        for micro_step in range(self.micro_steps):
+            yield self.micro_batch(step * self.micro_steps + micro_step)
+
+    def size(self, step: int) -> int:
+        """What a step is counted as: real tokens, padding left out, where batches are at hand, else samples."""
+        places = [(step * self.micro_steps + each) % len(self._shares) for each in range(self.micro_steps)]
+        if self._made is None:
+            return sum(len(self._shares[at]) for at in places)
+        return sum(int(self._made[at]["attention_mask"].sum()) for at in places)
 
 
 def build_model(recipe: Recipe) -> torch.nn.Module:
@@ -77,11 +106,11 @@ def tlcore_loop(recipe: Recipe) -> Iterator[int]:
     from tlcore.train.session import TrialSession
 
     session = TrialSession(recipe, SETTINGS["run_url"], "t000", on_progress=lambda progress: None, resume_step=0)
-    batches = rank_batches(recipe)
+    batches = RankBatches(recipe)
     while True:
         step = session.step
         session.train_step()
-        yield tokens(batches[step % len(batches)])
+        yield batches.size(step)
 
 
 def bare_loop(recipe: Recipe) -> Iterator[int]:
@@ -93,32 +122,33 @@ def bare_loop(recipe: Recipe) -> Iterator[int]:
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=fused_adamw(model, recipe), config=deepspeed_configuration(recipe, model)
     )
-    for micro_batches in forever(rank_batches(recipe)):
-        for batch in micro_batches:
+    batches = RankBatches(recipe)
+    for step in itertools.count():
+        for batch in batches.of_step(step):
             engine.backward(engine(**batch).loss)
             engine.step()
-        yield tokens(micro_batches)
+        yield batches.size(step)
 
 
 def plain_loop(recipe: Recipe) -> Iterator[int]:
     """One process, no sharding: the limit."""
     model = build_model(recipe).train()
     optimizer = fused_adamw(model, recipe)
-    for micro_batches in forever(rank_batches(recipe)):
-        for batch in micro_batches:
-            (model(**batch).loss / len(micro_batches)).backward()
+    batches = RankBatches(recipe)
+    for step in itertools.count():
+        for batch in batches.of_step(step):
+            (model(**batch).loss / batches.micro_steps).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.train.gradient_clip or 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        yield tokens(micro_batches)
+        yield batches.size(step)
 
 
 def trainer_loop(recipe: Recipe, pace: Pace) -> None:
     """Hugging Face Trainer with the same DeepSpeed configuration; it owns its loop, so it is paced through a callback."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    batches = [batch for micro_batches in rank_batches(recipe) for batch in micro_batches]
-    plan = plan_batch(recipe, world()[1])
+    batches = RankBatches(recipe)
     model = build_model(recipe)
     configuration = deepspeed_configuration(recipe, model)
     # On CPU ranks accelerate counts one process whatever the world size, and refuses the true total; DeepSpeed derives it.
@@ -129,29 +159,30 @@ def trainer_loop(recipe: Recipe, pace: Pace) -> None:
             engine = trainer.model_wrapped
             if type(engine).__name__ != "DeepSpeedEngine" or engine.world_size != world()[1]:
                 raise RuntimeError(f"Trainer trains a {type(engine).__name__}, not a DeepSpeedEngine over all ranks")
-
-        def on_step_begin(self, *_: Any, **kwargs: Any) -> None:
             pace.before_step()
 
         def on_step_end(self, args: Any, state: Any, *_: Any, **kwargs: Any) -> None:
-            first = (state.global_step - 1) * plan.accumulation_steps % len(batches)
-            pace.after_step(tokens(batches[first : first + plan.accumulation_steps]))
+            if (done := trainer.model_wrapped.global_steps) != state.global_step:
+                raise RuntimeError(f"Trainer is at step {state.global_step}, its DeepSpeed engine at {done}")
+            pace.after_step(batches.size(state.global_step - 1))
+            # Here and not at the next step's begin: Trainer takes that step's batches before it says so.
+            pace.before_step()
 
-    class Batches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    class MicroBatches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         def __len__(self) -> int:
-            return len(batches) * 1000
+            return 10**6
 
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            return batches[index % len(batches)]
+            return batches.micro_batch(index)
 
     class OwnBatches(Trainer):
         def get_train_dataloader(self) -> torch.utils.data.DataLoader[dict[str, torch.Tensor]]:
-            return torch.utils.data.DataLoader(Batches(), batch_size=None)
+            return torch.utils.data.DataLoader(MicroBatches(), batch_size=None)
 
     arguments = TrainingArguments(
         output_dir=SETTINGS["scratch"],
-        per_device_train_batch_size=plan.micro_batch_size,
-        gradient_accumulation_steps=plan.accumulation_steps,
+        per_device_train_batch_size=plan_batch(recipe, world()[1]).micro_batch_size,
+        gradient_accumulation_steps=batches.micro_steps,
         max_steps=10**6,
         learning_rate=recipe.train.learning_rate,
         max_grad_norm=recipe.train.gradient_clip or 1.0,
@@ -196,16 +227,6 @@ class Pace:
                 torch.cuda.synchronize()
             seconds, cpu = time.monotonic() - self._began, cpu_seconds() - self._cpu_began
             print(json.dumps({"seconds": seconds, "steps": self._asked, "tokens": self._tokens, "cpu_s": cpu}))
-
-
-def tokens(micro_batches: list[dict[str, torch.Tensor]]) -> int:
-    """Real tokens, padding left out."""
-    return sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
-
-
-def forever(batches: list[Any]) -> Iterator[Any]:
-    while True:
-        yield from batches
 
 
 def cpu_seconds() -> float:

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import prepare_sentiment
 from jobs.bench.search.arms import FULL, QUICK, Size, arms, design_digest
 from jobs.bench.search.figures import Record, append_log, is_done, read_log, summarize, table
+from jobs.bench.snippets import prepare_snippets
 
 SLOTS = 2
 
@@ -86,9 +86,7 @@ def prepare(directory: Path, size: Size) -> Path:
     """The snippets of one size below a directory: train.parquet has the rows to train on and to judge by. Raises RuntimeError."""
     import pyarrow.parquet as pq
 
-    if prepare_sentiment.main(["--destination", str(directory)]) != 0:
-        raise RuntimeError("the sentiment snippets could not be prepared")
-    data = directory / "movie"
+    data = prepare_snippets(directory)
     path = data / "train.parquet"
     pq.write_table(pq.read_table(path).slice(0, size.train_rows + size.validation_rows), path)
     return data

@@ -1,0 +1,29 @@
+"""`tlcore select` ranks sources as fine-tuning does: six candidates on the movie snippets, each fine-tuned under three seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.bench.select import TARGET_P
+
+pytestmark = [pytest.mark.integration, pytest.mark.long]
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_order_is_that_of_the_results(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "jobs.bench.select", "--json"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=2400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    figures: dict[str, Any] = json.loads(done.stdout)
+    assert figures["p_order"] < TARGET_P
+    accuracy = {row["name"]: row["test_accuracy"] for row in figures["candidates"]}
+    assert accuracy["minilm"] > accuracy["random"], "where transfer gains nothing, an order says nothing"
