@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tlcore.cli_options import AsJson, Name, RecipeFile, RunStorage, Settings, overrides, print_json, stdout_console
+from tlcore.cli_options import (
+    AsJson,
+    AsMarkdown,
+    Name,
+    RecipeFile,
+    RunStorage,
+    Settings,
+    overrides,
+    print_json,
+    stdout_console,
+)
 from tlcore.errors import RequestError
 
 if TYPE_CHECKING:
@@ -177,12 +187,15 @@ def predict(
         typer.echo(line)
 
 
-def families(as_json: AsJson = False) -> None:
+def families(as_json: AsJson = False, markdown: AsMarkdown = False) -> None:
     """Model families: for which task, whose code, and whether it is proved to work."""
     from rich.table import Table
 
-    from tlcore.tasks.families import FAMILIES
+    from tlcore.tasks.families import FAMILIES, families_markdown
 
+    if markdown:
+        typer.echo(families_markdown())
+        return
     rows = [family.to_dict() for family in FAMILIES]
     if as_json:
         print_json(rows)

@@ -31,6 +31,7 @@ Name = Annotated[str | None, typer.Option("--name", help="In place of the recipe
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the newest run of this name.")]
 Workers = Annotated[int | None, typer.Option("--workers", help="In place of resources.workers.")]
 Gpus = Annotated[float | None, typer.Option("--gpus", help="In place of resources.gpus_per_worker.")]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the table that README has.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -163,3 +163,9 @@ def test_torchrun_takes_the_words_of_the_makefile() -> None:
     )
     assert parsed.training_script == "tlcore"
     assert parsed.training_script_args == ["train", "--local"]
+
+
+def test_the_readme_has_the_table_of_families_as_the_command_prints_it() -> None:
+    from tlcore.tasks.families import families_markdown
+
+    assert families_markdown() in (ROOT / "README.md").read_text()

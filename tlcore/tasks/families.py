@@ -85,3 +85,20 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("whisper", "speech-recognition"),
     Family("whisper", "speech-translation"),
 )
+
+
+def families_markdown() -> str:
+    """The table as README has it: a row per task, in the order of tasks."""
+    lines = ["| task | works | not proved |", "|---|---|---|"]
+    for task in dict.fromkeys(family.task for family in FAMILIES):
+        of_task = [family for family in FAMILIES if family.task == task]
+        proved, others = (
+            ", ".join(_with_owner(family) for family in of_task if bool(family.lacks) == lacks)
+            for lacks in (False, True)
+        )
+        lines.append(f"| `{task}` | {proved} | {others} |")
+    return "\n".join(lines)
+
+
+def _with_owner(family: Family) -> str:
+    return f"{family.id} (own)" if family.source == "tlcore" else family.id
