@@ -1,6 +1,6 @@
 """Whether `tlcore select` ranks sources as fine-tuning does: Kendall's tau between its scores and real results.
 
-    python -m jobs.bench.select --json      six candidates, three seeds each; some ten minutes on two cores
+    python -m jobs.bench.select --json      six candidates, three seeds each; 25 minutes beside other work
 
 Owns the design and what is said of it; the candidates are `select_sources.py`'s. The movie snippets are fetched once
 (`jobs.prepare_sentiment`). Each candidate is scored on the training snippets as the command does, then fine-tuned on them by the
