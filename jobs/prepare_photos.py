@@ -11,7 +11,6 @@ a second run changes nothing and ends within a second.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import sys
@@ -22,9 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.fetch import ASSETS, fetch_by_apt, unpack_deb
-from jobs.prepared import already_there, to_parquet, write
-from tlcore.errors import DataError, TlcoreError
-from tlcore.storage import ensure_embedded, open_store
+from jobs.prepared import Made, prepare, to_parquet
+from tlcore.errors import DataError
 
 PACKAGE: Final = "tuxpaint-stamps-default"
 SHA256: Final = {"2022.06.04-1": "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"}
@@ -59,31 +57,16 @@ class Photo:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
-    destination = options.destination.rstrip("/")
-    try:
-        ensure_embedded(destination)
-        store = open_store(destination)
-        if already_there(store, _source()):
-            print(f"{store.url}: photos and model are there already")
-            return 0
-        train, test = cut(fetch_photos(ASSETS.expanduser()))
-        files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, (train, test), strict=True)}
-        files |= {f"{MODEL_FOLDER}/{name}": content for name, content in make_model().items()}
-        write(store, files, _source())
-        print(
-            f"{store.url}: {len(train)} photos to train on, {len(test)} to test with, of {', '.join(KINDS)}; {MODEL_FOLDER}"
-        )
-    except TlcoreError as error:
-        print(f"prepare_photos: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return prepare("prepare_photos", str(__doc__), _source(), make, ASSETS, arguments)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.prepare_photos", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--destination", required=True, help="s3://bucket/prefix or a directory")
-    return parser.parse_args(arguments)
+def make(assets: Path) -> Made:
+    """All that is left in the store. Raises DataError."""
+    train, test = cut(fetch_photos(assets))
+    files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, (train, test), strict=True)}
+    files |= {f"{MODEL_FOLDER}/{name}": content for name, content in make_model().items()}
+    said = f"{len(train)} photos to train on, {len(test)} to test with, of {', '.join(KINDS)}; {MODEL_FOLDER}"
+    return files, said
 
 
 def fetch_photos(assets: Path) -> list[Photo]:

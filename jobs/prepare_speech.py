@@ -11,7 +11,6 @@ and ends within seconds.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import re
@@ -24,9 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.fetch import ASSETS, fetch_by_apt, fetch_by_pip, unpack_deb
-from jobs.prepared import already_there, to_parquet, write
-from tlcore.errors import DataError, TlcoreError
-from tlcore.storage import ensure_embedded, open_store
+from jobs.prepared import Made, prepare, to_parquet
+from tlcore.errors import DataError
 
 SOUNDS: Final = "asterisk-core-sounds-en-wav"
 SOUNDS_SHA256: Final = {"1.6.1-1": "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d"}
@@ -63,29 +61,15 @@ class Prompt:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
-    destination = options.destination.rstrip("/")
-    try:
-        ensure_embedded(destination)
-        store = open_store(destination)
-        if already_there(store, _source()):
-            print(f"{store.url}: prompts and model are there already")
-            return 0
-        train, test = cut(fetch_prompts(ASSETS.expanduser()))
-        files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, (train, test), strict=True)}
-        files |= {f"{MODEL_FOLDER}/{name}": content for name, content in fetch_model(ASSETS.expanduser()).items()}
-        write(store, files, _source())
-        print(f"{store.url}: {len(train)} prompts to train on, {len(test)} to test with, and {MODEL_FOLDER}")
-    except TlcoreError as error:
-        print(f"prepare_speech: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return prepare("prepare_speech", str(__doc__), _source(), make, ASSETS, arguments)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.prepare_speech", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--destination", required=True, help="s3://bucket/prefix or a directory")
-    return parser.parse_args(arguments)
+def make(assets: Path) -> Made:
+    """All that is left in the store. Raises DataError."""
+    train, test = cut(fetch_prompts(assets))
+    files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, (train, test), strict=True)}
+    files |= {f"{MODEL_FOLDER}/{name}": content for name, content in fetch_model(assets).items()}
+    return files, f"{len(train)} prompts to train on, {len(test)} to test with, and {MODEL_FOLDER}"
 
 
 def fetch_prompts(assets: Path) -> list[Prompt]:

@@ -12,7 +12,6 @@ holds the digests of what was written: where it matches, a second run changes no
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import re
@@ -25,9 +24,8 @@ from typing import Any, Final
 
 from jobs import prepare_photos as photos
 from jobs.fetch import ASSETS, fetch_by_apt, unpack_deb
-from jobs.prepared import already_there, to_parquet, write
-from tlcore.errors import DataError, TlcoreError
-from tlcore.storage import ensure_embedded, open_store
+from jobs.prepared import Made, prepare, to_parquet
+from tlcore.errors import DataError
 
 PROMPTS: Final = {
     "asterisk-core-sounds-en": {"1.6.1-1": "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50"},
@@ -64,31 +62,15 @@ class Pair:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
-    destination = options.destination.rstrip("/")
-    try:
-        ensure_embedded(destination)
-        store = open_store(destination)
-        if already_there(store, _source()):
-            print(f"{store.url}: pairs and model are there already")
-            return 0
-        train, test = cut(fetch_pairs(ASSETS.expanduser()))
-        files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, (train, test), strict=True)}
-        files |= {f"{MODEL_FOLDER}/{name}": content for name, content in make_model(train).items()}
-        write(store, files, _source())
-        print(f"{store.url}: {len(train)} pairs to train on, {len(test)} to test with, and {MODEL_FOLDER}")
-    except TlcoreError as error:
-        print(f"prepare_translation: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return prepare("prepare_translation", str(__doc__), _source(), make, ASSETS, arguments)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.prepare_translation", description=str(__doc__).partition("\n")[0]
-    )
-    parser.add_argument("--destination", required=True, help="s3://bucket/prefix or a directory")
-    return parser.parse_args(arguments)
+def make(assets: Path) -> Made:
+    """All that is left in the store. Raises DataError."""
+    train, test = cut(fetch_pairs(assets))
+    files = {name: to_parquet(part, COLUMNS) for name, part in zip(FILES, (train, test), strict=True)}
+    files |= {f"{MODEL_FOLDER}/{name}": content for name, content in make_model(train).items()}
+    return files, f"{len(train)} pairs to train on, {len(test)} to test with, and {MODEL_FOLDER}"
 
 
 def fetch_pairs(assets: Path) -> list[Pair]:

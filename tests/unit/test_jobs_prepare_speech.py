@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import prepare_speech as job
+from jobs import prepared
 from tlcore.errors import DataError
 from tlcore.storage import open_store
 
@@ -51,17 +52,17 @@ def test_the_same_text_stands_on_one_side_only(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_is_written_reads_back_and_is_known_again(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "out"))
-    assert not job.already_there(store, job._source())
+    assert not prepared.already_there(store, job._source())
     parts = ([job.Prompt("a", "one", b"sound")], [job.Prompt("b", "two", b"other")])
     files = {name: job.to_parquet(part, job.COLUMNS) for name, part in zip(job.FILES, parts, strict=True)}
-    job.write(store, {**files, f"{job.MODEL_FOLDER}/config.json": b"{}"}, job._source())
+    prepared.write(store, {**files, f"{job.MODEL_FOLDER}/config.json": b"{}"}, job._source())
     assert pq.read_table(io.BytesIO(store.get("train.parquet"))).to_pylist() == [
         {"id": "a", "text": "one", "audio": b"sound"}
     ]
     assert store.get("whisper-tiny-en/config.json") == b"{}"
-    assert job.already_there(store, job._source())
+    assert prepared.already_there(store, job._source())
     store.put("whisper-tiny-en/config.json", b"[]")
-    assert not job.already_there(store, job._source())
+    assert not prepared.already_there(store, job._source())
 
 
 def test_the_command_prints_one_message_and_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
