@@ -21,7 +21,7 @@ def main(source: str, trials: int, output: Path, slow: bool) -> None:
     from transformers import AutoModelForSequenceClassification
 
     asked: list[str] = []
-    for name in ("get", "get_range"):
+    for name in ("get", "get_into"):
         act = getattr(S3ObjectStore, name)
 
         def counted(self, key, *where, act=act):

@@ -28,6 +28,13 @@ def throwaway_store(directory: Path) -> Iterator[EmbeddedStore]:
         store.down()
 
 
+def read_range(store: ObjectStore, key: str, start: int, length: int) -> bytes:
+    """Bytes of an object, as one piece of new memory."""
+    data = bytearray(length)
+    store.get_into(key, start, [memoryview(data)])
+    return bytes(data)
+
+
 @pytest.fixture(scope="session")
 def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
     """The session's store. TLCORE_STORE_DIR names it, so that child processes find it as well."""

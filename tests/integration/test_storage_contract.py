@@ -7,11 +7,13 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from store_fixtures import read_range
 
 from jobs.bench.network.faults import Faults
 from jobs.bench.network.proxy import FaultProxy
@@ -94,29 +96,47 @@ def test_a_big_object_survives_whole(store):
     data = os.urandom(64 << 20)
     store.put("big", data)
     assert store.get("big") == data
-    assert bytes(store.get_range("big", (64 << 20) - 5, 5)) == data[-5:]
+    assert read_range(store, "big", (64 << 20) - 5, 5) == data[-5:]
 
 
 def test_a_range_is_exact(store):
     store.put("range", b"0123456789")
-    assert bytes(store.get_range("range", 3, 4)) == b"3456"
-    assert bytes(store.get_range("range", 0, 10)) == b"0123456789"
-    assert bytes(store.get_range("range", 4, 0)) == b""
+    assert read_range(store, "range", 3, 4) == b"3456"
+    assert read_range(store, "range", 0, 10) == b"0123456789"
+    assert read_range(store, "range", 4, 0) == b""
+
+
+def test_a_range_fills_parts_one_after_the_other(store):
+    data = os.urandom(3 << 20)
+    store.put("parts", data)
+    sizes = [1, 0, 70_000, *[3] * 2000, 1 << 20]
+    parts = [memoryview(bytearray(size)) for size in sizes]
+    store.get_into("parts", 12_345, parts)
+    assert b"".join(parts) == data[12_345 : 12_345 + sum(sizes)]
+
+
+def test_many_ranges_at_once_are_whole_whatever_the_network_does(store):
+    data = os.urandom(4 << 20)
+    store.put("many", data)
+    with ThreadPoolExecutor(8) as threads:
+        starts = range(0, len(data), 1 << 16)
+        pieces = list(threads.map(lambda start: read_range(store, "many", start, 1 << 16), starts))
+    assert b"".join(pieces) == data
 
 
 @pytest.mark.parametrize(("start", "length"), [(8, 3), (10, 1), (50, 5)])
 def test_a_range_beyond_the_end_says_how_much_there_was(store, start, length):
     store.put("range", b"0123456789")
     with pytest.raises(StorageError, match=f"wanted {length} bytes from byte {start}, got {max(0, 10 - start)}"):
-        store.get_range("range", start, length)
+        read_range(store, "range", start, length)
 
 
 def test_what_is_not_there_is_missing(store):
     store.put("there/x", b"")
     for read in (
         lambda: store.get("not/there"),
-        lambda: store.get_range("not/there", 0, 1),
-        lambda: store.get_range("not/there", 0, 0),
+        lambda: read_range(store, "not/there", 0, 1),
+        lambda: read_range(store, "not/there", 0, 0),
         lambda: store.get("there"),
         lambda: store.get("there/x/y"),
     ):

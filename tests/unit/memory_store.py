@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from tlcore.errors import ObjectMissing, StorageError
-from tlcore.storage.base import ObjectInfo
+from tlcore.storage.base import ObjectInfo, scatter
 
 
 class MemoryStore:
@@ -47,15 +47,16 @@ class MemoryStore:
                 raise ObjectMissing(f"{key} is missing")
             return self.objects[key][0]
 
-    def get_range(self, key, start, length):
-        self._note("get_range", key)
+    def get_into(self, key, start, parts) -> None:
+        self._note("get_into", key)
+        length = sum(len(part) for part in parts)
         with self._lock:
             if key not in self.objects:
                 raise ObjectMissing(f"{key} is missing")
             data = self.objects[key][0]
         if start + length > len(data):
             raise StorageError(f"{key} has {len(data)} bytes, {start + length} are wanted")
-        return data[start : start + length]
+        scatter(memoryview(data)[start : start + length], parts)
 
     def list(self, prefix="") -> Iterator[ObjectInfo]:
         self._note("list", prefix)

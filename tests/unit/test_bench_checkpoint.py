@@ -129,7 +129,7 @@ def test_the_store_is_counted_through() -> None:
     store.put("cas/aa/bb", np.zeros(10, np.float32))
     store.put("trials/t/x.json", b"12345")
     assert store.put_if_absent("trials/t/step-00000001/MANIFEST.json", b"123")
-    store.get_range("cas/aa/bb", 4, 8)
+    store.get_into("cas/aa/bb", 4, [memoryview(bytearray(8))])
     store.get("trials/t/x.json")
     assert store.counts == {
         "put_requests": 3,

@@ -33,7 +33,7 @@ def restore(store, like, world_size, layout="flat"):
 
 
 def requested(store):
-    return [key for kind, key in store.requests if kind == "get_range"]
+    return [key for kind, key in store.requests if kind == "get_into"]
 
 
 @pytest.mark.parametrize(("wrote", "reads"), list(itertools.product([1, 2, 3, 4], [2, 3, 4])))
@@ -98,7 +98,7 @@ def test_what_comes_first_is_there_when_told_on_every_rank_and_no_later_byte_is_
     back, told = blank(state), []
     late = chunks_without(store, manifest, "fp32")
     open_gate = threading.Event()
-    store.before = lambda kind, key: open_gate.wait(30) if kind == "get_range" and key in late else None
+    store.before = lambda kind, key: open_gate.wait(30) if kind == "get_into" and key in late else None
 
     def then():
         told.append({key: data.copy() for key, data in back.data.items() if key[1] == "fp32"})
@@ -144,7 +144,7 @@ def test_a_fault_that_one_rank_meets_ends_it_on_all(fault, own, others, layout):
         elif fault == "gone":
             store.delete([key])
         else:
-            store.before = lambda kind, asked, key=key: refuse() if kind == "get_range" and asked == key else None
+            store.before = lambda kind, asked, key=key: refuse() if kind == "get_into" and asked == key else None
         _, found = restore(store, state, 3, layout)
         kinds = sorted(type(each).__name__ for each in found)
         assert kinds == sorted([own.__name__, *[others.__name__] * 2])

@@ -53,7 +53,7 @@ def test_a_range_that_was_damaged_on_the_way_is_read_again(store):
     damaged = []
 
     def once(kind, requested):
-        if kind == "get_range" and requested == key:
+        if kind == "get_into" and requested == key:
             store.flip(key, 0) if len(damaged) < 2 else None
             damaged.append(key)
 
@@ -101,7 +101,7 @@ def test_an_index_that_is_gone_is_named(store):
 
 def test_denied_is_not_called_corrupt(store):
     def deny(kind, key):
-        if kind == "get_range":
+        if kind == "get_into":
             raise StorageDenied("no")
 
     store.before = deny
@@ -202,7 +202,7 @@ saved(BASE, State(), world_size=2)
 @pytest.mark.parametrize(
     ("document", "path", "new", "message"),
     [
-        ("manifest", ("format",), 2, "format 2, this version of tlcore reads up to 1"),
+        ("manifest", ("format",), 3, "format 3, this version of tlcore reads 2"),
         ("manifest", ("kind",), "rank-index", "kind: 'manifest' is expected"),
         ("manifest", ("step",), True, "step: a whole number from 0 .* not True"),
         ("manifest", ("indexes", 0, "key"), "../../etc/passwd", "'../../etc/passwd' is not the key of a rank index"),
@@ -236,5 +236,5 @@ def test_deep_nesting_is_corrupt():
 
 def test_the_documents_are_plain_json():
     for key in (MANIFEST, index(None)):
-        assert json.loads(BASE.get(key))["format"] == 1
+        assert json.loads(BASE.get(key))["format"] == 2
     assert max(len(BASE.objects[key][0]) for key in BASE.keys("cas/")) == CHUNK

@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_named_before_anything_is_read(row, message):
     target = np.zeros(row.size_bytes, np.uint8)
     with pytest.raises(CheckpointIncompatible, match=message):
         reader.read_into([*blank(state).pieces(0, 1), Piece(row, target)])
-    assert not [key for kind, key in store.requests if kind == "get_range"]
+    assert not [key for kind, key in store.requests if kind == "get_into"]
     assert not target.any()
 
 

@@ -85,7 +85,9 @@ def test_frozen_bytes_are_sent_once_and_hashed_once(store, monkeypatch):
     from tlcore.checkpoint import upload
 
     real = upload.leaf_digests
-    monkeypatch.setattr(upload, "leaf_digests", lambda data, leaf: (sizes.append(len(data)), real(data, leaf))[1])
+    monkeypatch.setattr(
+        upload, "leaf_digests", lambda parts, leaf: (sizes.extend(map(len, parts)), real(parts, leaf))[1]
+    )
     state.change()
     save(ranks, state, 200)
     reports = wait(ranks, 200)

@@ -154,12 +154,11 @@ def test_a_failed_fetch_leaves_no_directory_behind(tmp_path: Path, monkeypatch: 
     (origin / "config.json").write_bytes(b"{}")
     (origin / "weights").write_bytes(b"abc")
 
-    def broken(self: object, key: str, start: int, length: int) -> bytes:
+    def broken(self: object, key: str, start: int, parts: Any) -> None:
         if key == "weights":
             raise StorageUnreachable("the connection broke")
-        return b"{}"
 
-    monkeypatch.setattr(LocalObjectStore, "get_range", broken)
+    monkeypatch.setattr(LocalObjectStore, "get_into", broken)
     with pytest.raises(StorageUnreachable):
         fetch_prefix(origin.as_uri(), tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
@@ -174,14 +173,14 @@ def test_a_prefix_that_changes_while_it_is_fetched_is_not_taken(
     origin.mkdir()
     (origin / "config.json").write_bytes(b"{}")
     (origin / "weights").write_bytes(b"abcdef")
-    get = LocalObjectStore.get_range
+    get = LocalObjectStore.get_into
 
-    def overtaken(self: LocalObjectStore, key: str, start: int, length: int) -> Any:
-        piece = get(self, key, start, length)
-        (origin / "weights").write_bytes(b"uvwxyz7")
-        return piece
+    def overtaken(self: LocalObjectStore, key: str, start: int, parts: Any) -> None:
+        get(self, key, start, parts)
+        if key == "weights":
+            (origin / "weights").write_bytes(b"uvwxyz7")
 
-    monkeypatch.setattr(LocalObjectStore, "get_range", overtaken)
+    monkeypatch.setattr(LocalObjectStore, "get_into", overtaken)
     with pytest.raises(ModelError, match="changed while it was fetched"):
         fetch_prefix(origin.as_uri(), tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []

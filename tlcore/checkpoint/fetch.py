@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+
 from tlcore.checkpoint.manifest import Manifest, StoredChunk, index_bytes, parse_index, parse_manifest
 from tlcore.checkpoint.patience import Patience
 from tlcore.checkpoint.transfer import ATTEMPTS, read_verified
@@ -95,7 +97,8 @@ def _copy_chunks(
 
     def copy(chunk: StoredChunk) -> int:
         nonlocal done
-        data = read_verified(source, chunk, 0, chunk.size_bytes, patience)
+        data = np.empty(chunk.size_bytes, np.uint8)
+        read_verified(source, chunk, 0, [data], patience)
         patience.ask(lambda: destination.put(chunk_key(chunk.digest), data.data))
         with lock:
             done += chunk.size_bytes

@@ -24,7 +24,8 @@ from tlcore.errors import CheckpointCorrupt, CheckpointError, CheckpointIncompat
 from tlcore.storage.base import ObjectStore
 from tlcore.storage.keys import check_name, manifest_key, parse_manifest_key, parse_rank_index_key, trial_prefix
 
-FORMAT = 1
+FORMAT = 2
+"""1 had SHA-256 where chunks now have BLAKE3 (`digest.py`); nothing released wrote it."""
 MAX_CHUNK_BYTES = 1 << 30
 MAX_RANKS = 10_000
 MAX_STEP = 10**8 - 1
@@ -197,7 +198,7 @@ class Manifest:
 
 
 def parse_manifest(data: bytes, key: str) -> Manifest:
-    """Read a manifest's bytes. Raises CheckpointCorrupt on junk, CheckpointIncompatible on a newer format."""
+    """Read a manifest's bytes. Raises CheckpointCorrupt on junk, CheckpointIncompatible on another format."""
     top = _document(data, key, "manifest")
     world_size = top.integer("world_size", 1, MAX_RANKS)
     totals = top.fields("totals")
@@ -222,7 +223,7 @@ def parse_manifest(data: bytes, key: str) -> Manifest:
 
 
 def parse_index(data: bytes, key: str) -> RankIndex:
-    """Read a rank index's bytes. Raises CheckpointCorrupt on junk, CheckpointIncompatible on a newer format."""
+    """Read a rank index's bytes. Raises CheckpointCorrupt on junk, CheckpointIncompatible on another format."""
     top = _document(data, key, "rank-index")
     chunks = tuple(_chunk(top.item(value, f"chunks[{at}]")) for at, value in enumerate(top.sequence("chunks")))
     names, states, dtypes = (
@@ -315,9 +316,9 @@ class _Table:
 def _document(data: bytes, key: str, kind: str) -> Fields:
     top = Fields(unseal(data, key), key)
     version = top.integer("format", 1)
-    if version > FORMAT:
+    if version != FORMAT:
         raise CheckpointIncompatible(
-            f"{key}: format {version}, this version of tlcore reads up to {FORMAT}",
+            f"{key}: format {version}, this version of tlcore reads {FORMAT}",
             hint="install the tlcore that wrote it",
         )
     if top.text("kind") != kind:

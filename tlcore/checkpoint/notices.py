@@ -159,7 +159,7 @@ class Noticeboard:
 
         def is_there(key: str) -> bool:
             try:
-                self._store.get_range(key, 0, 1)
+                self._store.get_into(key, 0, [memoryview(bytearray(1))])
             except ObjectMissing:
                 return False
             return True

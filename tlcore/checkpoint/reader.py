@@ -1,12 +1,12 @@
-"""Restore: the parts of a checkpoint that this rank needs, read by range, proved, and copied to where they belong.
+"""Restore: the parts of a checkpoint that this rank needs, read by range to where they belong, and proved.
 
 Owns: which bytes to read for which wanted rows, and reading them. Does not own: what the rows mean (`engine/`), nor
 choosing the checkpoint (`verify.py`). Called by `engine/`, `train/` and the export.
 
 Wanted and stored intervals are intersected, so that any world size and ZeRO stage reads any other. What is wanted of
 a chunk is widened to leaves, neighbours up to `GAP_BYTES` apart become one request, and each request's bytes are
-proved leaf by leaf before anything is copied. Threads do request, proof and copy of one range each; all three release
-the GIL. Ranks that restore together share the reading (`exchange.py`), which `transfer.py` carries out.
+received where they belong (`landing.py`) and proved there, leaf by leaf. Threads do request and proof of one range each;
+both release the GIL. Ranks that restore together share the reading (`exchange.py`), which `transfer.py` carries out.
 """
 
 from __future__ import annotations

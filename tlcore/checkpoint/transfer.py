@@ -1,7 +1,7 @@
 """One read of a checkpoint under way: its requests in threads, its exchanges with other ranks in the caller's thread.
 
-Owns: the order of requests, windows and exchanges, the proof of what was read, and the copies to where it belongs. Does
-not own which rank reads what (`exchange.py`), nor which rows are wanted (`reader.py`). Called by `reader.py`;
+Owns: the order of requests, windows and exchanges, and the proof of what was read. Does not own where bytes belong
+(`landing.py`), which rank reads what (`exchange.py`), nor which rows are wanted (`reader.py`). Called by `reader.py`;
 `read_verified` by `verify.py` and `fetch.py` too.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,6 +19,7 @@ import numpy as np
 from tlcore.checkpoint.digest import first_bad_leaf
 from tlcore.checkpoint.exchange import AHEAD_BYTES, Part, Peers, ReadPlan, Request, Shipment, Wants, together
 from tlcore.checkpoint.intervals import ByteArray, coalesce
+from tlcore.checkpoint.landing import Landing
 from tlcore.checkpoint.manifest import StoredChunk
 from tlcore.checkpoint.patience import Patience
 from tlcore.errors import CheckpointCorrupt, ObjectMissing, StorageError
@@ -51,14 +52,18 @@ class Targets:
         """What is wanted of the chunk."""
         return coalesce((copy.start, copy.end) for copy in self._copies)
 
-    def fill(self, start: int, data: ByteArray) -> None:
-        """Copy bytes from `start` of the chunk to where they belong."""
-        end = start + data.nbytes
+    def within(self, start: int, end: int) -> Iterator[tuple[int, ByteArray]]:
+        """Where bytes `[start, end)` of the chunk belong: the first byte of each run, and the memory for it."""
         for copy in self._copies[bisect_right(self._ends, start) :]:
             if copy.start >= end:
                 break
             low, high = max(start, copy.start), min(end, copy.end)
-            copy.target[low - copy.start : high - copy.start] = data[low - start : high - start]
+            yield low, copy.target[low - copy.start : high - copy.start]
+
+    def fill(self, start: int, data: ByteArray) -> None:
+        """Copy bytes from `start` of the chunk to where they belong."""
+        for at, memory in self.within(start, start + data.nbytes):
+            memory[:] = data[at - start : at - start + memory.nbytes]
 
 
 def wants_of(targets: dict[int, Targets]) -> Wants:
@@ -140,13 +145,15 @@ class Transfer:
         return [self._threads.submit(self._read, request) for request in requests]
 
     def _read(self, request: Request, parts: Sequence[tuple[Part, int]] = (), send: ByteArray | None = None) -> None:
-        data = read_verified(self._store, self._chunks[request.chunk], request.start, request.end, self.patience)
+        places: list[tuple[int, ByteArray]] = []
         if request.chunk in self._targets:
-            self._targets[request.chunk].fill(request.start, data)
+            places.extend(self._targets[request.chunk].within(request.start, request.end))
         for part, offset in parts:
             assert send is not None  # parts come with a buffer to put them in
-            size = part.end - part.start
-            send[offset : offset + size] = data[part.start - request.start : part.end - request.start]
+            places.append((part.start, send[offset : offset + part.end - part.start]))
+        landing = Landing(request.start, request.end, places)
+        read_verified(self._store, self._chunks[request.chunk], request.start, landing.parts, self.patience)
+        landing.settle()
 
     def _hand_over(self, shipment: Shipment, send: ByteArray) -> None:
         arrived = self._group.exchange(send, shipment.send_bytes, shipment.receive_bytes)
@@ -160,16 +167,20 @@ def _done(reads: Sequence[Future[None]]) -> bytes:
     return b""
 
 
-def read_verified(store: ObjectStore, chunk: StoredChunk, start: int, end: int, patience: Patience) -> ByteArray:
-    """Bytes `[start, end)` of a chunk, on leaf boundaries, proved by its leaves.
+def read_verified(
+    store: ObjectStore, chunk: StoredChunk, start: int, memory: Sequence[ByteArray], patience: Patience
+) -> None:
+    """Fill `memory`, one array after the other, with a chunk's bytes from `start`, on leaf boundaries, proved by its leaves.
 
-    A range that does not match is read once more, since the fault may lie on the way. Raises CheckpointCorrupt.
+    A range that does not match is read once more, since the fault may lie on the way. Raises CheckpointCorrupt; the memory
+    holds anything then.
     """
     key = chunk_key(chunk.digest)
+    parts = [each.data for each in memory]
     bad: int | None = None
     for _ in range(2):
         try:
-            data = patience.ask(lambda: store.get_range(key, start, end - start))
+            patience.ask(lambda: store.get_into(key, start, parts))
         except ObjectMissing as error:
             raise CheckpointCorrupt(f"{key}: the chunk is missing", key=key) from error
         except StorageError as error:
@@ -179,10 +190,9 @@ def read_verified(store: ObjectStore, chunk: StoredChunk, start: int, end: int, 
             raise CheckpointCorrupt(
                 f"{key}: the chunk is shorter than its {chunk.size_bytes} bytes: {error}", key=key
             ) from error
-        view = memoryview(data).cast("B")
-        bad = first_bad_leaf(view, chunk.leaves, chunk.leaf_bytes, start // chunk.leaf_bytes)
+        bad = first_bad_leaf(parts, chunk.leaves, chunk.leaf_bytes, start // chunk.leaf_bytes)
         if bad is None:
-            return np.frombuffer(view, dtype=np.uint8)
+            return
     raise CheckpointCorrupt(
         f"{key}: bytes from {(bad or 0) * chunk.leaf_bytes} (leaf {bad}) do not match their digest", key=key
     )

@@ -170,6 +170,6 @@ def _describe(each: Ready) -> StoredChunk:
     if each.landed is not None:
         each.landed()
     planned = each.planned
-    leaves = leaf_digests(each.body, planned.leaf_bytes)
+    leaves = leaf_digests([each.body], planned.leaf_bytes)
     digest = chunk_digest(leaves, planned.size_bytes, planned.leaf_bytes)
     return StoredChunk(digest, planned.size_bytes, planned.leaf_bytes, leaves)

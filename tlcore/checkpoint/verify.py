@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from tlcore.checkpoint.intervals import Row, cover_faults
 from tlcore.checkpoint.manifest import Manifest, RankIndex, StoredChunk, list_manifests, read_manifest
 from tlcore.checkpoint.patience import Patience
@@ -124,7 +126,7 @@ def _chunk_problems(
     def check(chunk: StoredChunk) -> Problem | None:
         try:
             for start, end in spans(chunk) if every_byte else (_last_leaf(chunk),):
-                read_verified(store, chunk, start, end, patience)
+                read_verified(store, chunk, start, [np.empty(end - start, np.uint8)], patience)
                 with one_at_a_time:
                     progress(end - start)
         except CheckpointCorrupt as error:

@@ -61,7 +61,8 @@ def _directly_under(store: ObjectStore) -> list[ObjectInfo]:
 
 def _download(store: ObjectStore, objects: Sequence[ObjectInfo], building: Path) -> None:
     def fetch(one: ObjectInfo, start: int) -> None:
-        piece = store.get_range(one.key, start, min(PART_BYTES, one.size_bytes - start))
+        piece = memoryview(bytearray(min(PART_BYTES, one.size_bytes - start)))
+        store.get_into(one.key, start, [piece])
         with (building / one.key).open("r+b") as file:
             file.seek(start)
             file.write(piece)

@@ -43,11 +43,21 @@ class ObjectStore(Protocol):
     def get(self, key: str) -> bytes:
         """Read one object whole. Raises ObjectMissing."""
 
-    def get_range(self, key: str, start: int, length: int) -> Buffer:
-        """Read exactly `length` bytes from byte `start`. Raises ObjectMissing; StorageError where it is shorter."""
+    def get_into(self, key: str, start: int, parts: Sequence[memoryview]) -> None:
+        """Fill the parts (of bytes), one after the other, with what the object holds from byte `start`.
+
+        Raises ObjectMissing; StorageError where it is shorter. The parts then hold anything."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object whose key starts with `prefix`, in key order, paging as needed."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove these objects; absent ones are no error."""
+
+
+def scatter(data: memoryview, parts: Sequence[memoryview]) -> None:
+    """Copy `data`, which is as long as all parts together, into the parts, one after the other."""
+    at = 0
+    for part in parts:
+        part[:] = data[at : at + len(part)]
+        at += len(part)

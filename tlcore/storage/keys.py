@@ -10,7 +10,7 @@ Owns the layout. Does not touch a store. Called by `runs.py` and by every room t
     trials/t000/step-00000200/MANIFEST.json           the commit
     trials/t000/step-00000200/RETIRED-0001.json       a manifest that was deleted; what it names stays for a while
     trials/t000/writers/0001                          who claimed this attempt
-    cas/ab/ab12...                                    chunks by SHA-256
+    cas/ab/ab12...                                    chunks by digest
     features/ab12.../train-0-of-2.safetensors         outputs of a frozen part, by what they depend on
     gc/20261121T044500-ab12.json                      what a garbage collection is about to delete, or has deleted
 
@@ -146,9 +146,9 @@ def features_key(digest: str, name: str) -> str:
 
 
 def chunk_key(digest: str) -> str:
-    """Key of the chunk with this SHA-256 (64 hex digits)."""
+    """Key of the chunk with this digest (64 hex digits)."""
     if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{digest!r} is no SHA-256 in lower-case hex")
+        raise ValueError(f"{digest!r} is no digest of 64 lower-case hex digits")
     return f"{CHUNKS_PREFIX}{digest[:2]}/{digest}"
 
 

@@ -22,6 +22,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 
 from typing_extensions import Buffer
@@ -80,19 +81,19 @@ class LocalObjectStore:
         except OSError as error:
             raise self._read_error(error, path, key) from error
 
-    def get_range(self, key: str, start: int, length: int) -> Buffer:
+    def get_into(self, key: str, start: int, parts: Sequence[memoryview]) -> None:
         path = self._path(key)
+        got = 0
         try:
-            with path.open("rb") as file:
+            with path.open("rb", buffering=0) as file:
                 file.seek(start)
-                data = file.read(length)
+                for part in parts:
+                    got += _filled(file, part)
         except OSError as error:
             raise self._read_error(error, path, key) from error
-        if len(data) != length:
-            raise StorageError(
-                f"{path} is too short: wanted {length} bytes from byte {start}, got {len(data)}", key=key
-            )
-        return data
+        length = sum(len(part) for part in parts)
+        if got != length:
+            raise StorageError(f"{path} is too short: wanted {length} bytes from byte {start}, got {got}", key=key)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         top = self._root / prefix.rpartition("/")[0]
@@ -176,6 +177,17 @@ class LocalObjectStore:
             except OSError:
                 return
             directory = directory.parent
+
+
+def _filled(file: FileIO, part: memoryview) -> int:
+    """How many bytes of `part` there were in the file to fill."""
+    at = 0
+    while at < len(part):
+        got = file.readinto(part[at:])
+        if not got:
+            break
+        at += got
+    return at
 
 
 def _create(path: Path) -> int:

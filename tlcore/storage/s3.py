@@ -3,6 +3,8 @@
 Owns requests, their retries and their translation. Credentials and endpoints come ready in `S3Access`
 (`credentials.py`), clients from `clients.py`.
 
+Ranges are first asked for over connections of our own, straight into the caller's memory (`direct.py`).
+
 Retries are obstore's own for 8 s (exponential backoff with jitter from 0.1 s to 5 s, for 5xx answers, throttling and broken
 connections), and rounds of them until 60 s have passed since the first attempt; one attempt may last 120 s (a 64 MiB chunk
 at 0.6 MB/s). Between two rounds we look at what the client cannot know: whether the embedded server is full, which it says
@@ -13,7 +15,7 @@ for. A repeated conditional put may meet its own first attempt, so `put_if_absen
 refused or its answer is lost; servers without conditional put get the fallback of `conditional.py`. (SeaweedFS 4.48 lets
 writers that race for one key wait about a second for each other.)
 
-Payloads are not signed over TLS or loopback: every chunk has its own SHA-256 in a manifest, and hashing twice costs a
+Payloads are not signed over TLS or loopback: every chunk has its own digest in a manifest, and hashing twice costs a
 core at 2 GB/s. Over plain http to another host the payload is signed, as nothing else protects it on the way.
 """
 
@@ -29,9 +31,10 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from typing_extensions import Buffer
 
 from tlcore.errors import ObjectMissing, StorageDenied, StorageError, StorageFull, StorageThrottled, StorageUnreachable
-from tlcore.storage.base import ObjectInfo
+from tlcore.storage.base import ObjectInfo, scatter
 from tlcore.storage.clients import PATIENT, QUICK, Patience, client_of, forget_clients
 from tlcore.storage.conditional import find_conditional, is_conditional, settle
+from tlcore.storage.direct import RangeConnections
 from tlcore.storage.translate import Where, s3_error
 from tlcore.storage.urls import S3Place, check_key
 
@@ -57,6 +60,7 @@ class S3ObjectStore:
         self._access = access
         self._patience = patience
         self._root = f"{place.prefix}/" if place.prefix else ""
+        self._direct = RangeConnections(access)
 
     def __repr__(self) -> str:
         return f"S3ObjectStore({self.url!r} at {self._access.shown})"
@@ -130,11 +134,14 @@ class S3ObjectStore:
         path = self._path(key)
         return self._ask("read", key, lambda client: bytes(obstore.get(client, path).bytes()))
 
-    def get_range(self, key: str, start: int, length: int) -> Buffer:
-        path = self._path(key)
+    def get_into(self, key: str, start: int, parts: Sequence[memoryview]) -> None:
+        path, length = self._path(key), sum(len(part) for part in parts)
         if length == 0:  # S3 has no empty range; the object must exist all the same
             self._ask("read", key, lambda client: obstore.head(client, path))
-            return b""
+            return
+        self._reach()
+        if self._direct.fill(client_of(self._access, self._place.bucket, self._patience), path, start, parts):
+            return
         try:
             data = self._ask("read", key, lambda client: obstore.get_range(client, path, start=start, length=length))
         except StorageError as error:
@@ -143,7 +150,7 @@ class S3ObjectStore:
             raise
         if len(data) != length:
             raise self._too_short(key, start, length, len(data))
-        return data
+        scatter(memoryview(data).cast("B"), parts)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         # The client lists whole path segments only, so the last, partial one is matched here. The order is made here

@@ -59,9 +59,9 @@ class CountingStore:
         self._add(get_requests=1, read_bytes=len(data))
         return data
 
-    def get_range(self, key: str, start: int, length: int) -> Buffer:
-        self._add(get_requests=1, read_bytes=length)
-        return self._inner.get_range(key, start, length)
+    def get_into(self, key: str, start: int, parts: Sequence[memoryview]) -> None:
+        self._add(get_requests=1, read_bytes=sum(len(part) for part in parts))
+        self._inner.get_into(key, start, parts)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         self._add(list_requests=1)

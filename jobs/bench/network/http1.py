@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import cached_property
+from urllib.parse import unquote
 
 _ACCESS_KEY = re.compile(r"Credential=([^/,\s]+)/")
 
@@ -69,8 +70,8 @@ class Head:
 
     @property
     def access_key(self) -> str | None:
-        """The access key id that signed a request."""
-        found = _ACCESS_KEY.search(self.headers.get("authorization", ""))
+        """The access key id that signed a request, in its header or in its URL."""
+        found = _ACCESS_KEY.search(self.headers.get("authorization", "") or unquote(self.target))
         return found[1] if found else None
 
 

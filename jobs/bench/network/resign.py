@@ -20,7 +20,7 @@ _SIGNED = frozenset({"host", "x-amz-date", "x-amz-content-sha256", "range", "if-
 
 
 def resigned(head: Head, host: str, keys: Mapping[str, str], drop: AbstractSet[str]) -> bytes:
-    """The head as the store shall see it.
+    """The head as the store shall see it; what was signed in the URL is signed in the head.
 
     A virtual-hosted request (`Host: bucket.store.test`) becomes a path-style one; a path-style one stays.
 
@@ -38,12 +38,13 @@ def resigned(head: Head, host: str, keys: Mapping[str, str], drop: AbstractSet[s
     named = parts.hostname or head.headers["host"].partition(":")[0]
     if named.endswith(".test"):
         path = f"/{named.partition('.')[0]}{path}"
+    query = "&".join(each for each in parts.query.split("&") if not each.startswith("X-Amz-"))
     now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     gone = drop | {"authorization", "x-amz-security-token", "host", "x-amz-date", "x-amz-content-sha256"}
     headers = {name: value for name, value in head.headers.items() if name not in gone}
     headers |= {"host": host, "x-amz-date": now, "x-amz-content-sha256": payload}
-    headers["authorization"] = _authorization(head.verb, path, parts.query, headers, keys, now)
-    target = f"{path}?{parts.query}" if parts.query else path
+    headers["authorization"] = _authorization(head.verb, path, query, headers, keys, now)
+    target = f"{path}?{query}" if query else path
     lines = (f"{head.verb} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", "")
     return "\r\n".join(lines).encode("latin-1")
 
