@@ -31,7 +31,7 @@ class WriterSettings:
     connections: int = 8
     """PUTs in flight from this rank."""
     hashers: int = 2
-    """Threads that hash, 1.6 GB/s each."""
+    """Threads that hash, 4 GB/s each."""
     attempts: int = 4
     """Tries of one request, after the client's own retries, when the store is unreachable or asks for less."""
     commit_deadline_s: float = 600.0

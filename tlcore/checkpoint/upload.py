@@ -10,15 +10,15 @@ Threads and not a process of its own, as far as that could be measured: ZeRO-1 o
 on the same two cores, a save under way all the time, three runs. Beside threads a training step took 1.15, 1.67 and
 1.51 times as long as without saves; beside a spawned process that hashed and sent the snapshot out of shared memory
 1.41 and 1.22 in the two runs that had one; single turns lay between 0.7 and 2.6, the store's own work included. CPU was
-1.07 to 1.15 CPU-s/GB either way. So no side is ahead by more than the spread, and the process would bring an
+1.07 to 1.15 CPU-s/GB either way (with SHA-256 then). So no side is ahead by more than the spread, and the process would bring an
 interpreter and a client of its own for every rank, and shared memory that is neither page-locked nor bounded by
 `memory_bytes`. Threads of lowered priority (nice 10) showed no gain.
 
-Two threads hash, 1.6 GB/s each where a core is free; on two busy cores one, two and four were equal within the spread
-(0.26 to 0.45 GB/s with `file://` on tmpfs).
+Two threads hash, 4 GB/s each where a core is free; on two busy cores one, two and four were equal within the spread
+(0.26 to 0.45 GB/s with `file://` on tmpfs and SHA-256).
 
-Limits: SHA-256 (0.6 CPU-s/GB) and the client's copy to the socket (0.2), 1.2 CPU-s/GB together with the snapshot at most;
-measured 0.93 to 0.97 on SeaweedFS beside nothing, 1.07 to 1.15 beside training. The target for a save with hashing and
+Limits: BLAKE3 (0.25 CPU-s/GB, `digest.py`) and the client's copy to the socket, 1.2 CPU-s/GB together with the snapshot at
+most; measured 0.95 to 1.17 with the store on the same two cores. The target for a save with hashing and
 commit is 0.90 of the raw concurrent PUT of the same bytes (`python -m jobs.bench.checkpoint`).
 """
 

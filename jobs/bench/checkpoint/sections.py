@@ -11,7 +11,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,6 @@ class Bench:
     def __init__(self, directory: Path, url: str, plan: Plan) -> None:
         self._directory, self._url, self.plan = directory, url, plan
         self._groups: dict[str, Group] = {}
-        self._exits = ExitStack()
         self._main = "gpu" if plan.device == "cuda" else "pair"
         self.samples: Samples = defaultdict(list)
         self.counts: dict[str, Any] = {}
@@ -73,7 +71,8 @@ class Bench:
 
     def close(self) -> None:
         """End the ranks."""
-        self._exits.close()
+        for name in list(self._groups):
+            self._end(name)
 
     # -- ranks, rounds and the store --
 
@@ -81,14 +80,17 @@ class Bench:
         """The ranks of this name, started at first need, with the present model built."""
         if name not in self._groups:
             settings = {"url": self._url, "width": self.plan.width, "scratch": str(self._directory / name)}
-            (self._directory / name).mkdir()
+            (self._directory / name).mkdir(exist_ok=True)
             launcher = "jobs.bench.checkpoint.ray_train" if name == "ray" else None
             log = self._directory / f"{name}.log"
-            group = self._exits.enter_context(Group(name, settings, GROUPS[name], log, launcher))
+            self._groups[name] = Group(name, settings, GROUPS[name], log, launcher)
             say(f"starting {GROUPS[name]} rank(s): {name}")
-            group.connect()
-            self._groups[name] = group
+            self._groups[name].connect()
         return self._groups[name]
+
+    def _end(self, name: str) -> None:
+        """Give the ranks' memory back: a small machine has no room for several groups beside the store."""
+        self._groups.pop(name).close()
 
     def begin(self, state_bytes: float) -> None:
         """Take up a state size: build its model on the main ranks, and warm up what is measured there."""
@@ -276,7 +278,10 @@ class Bench:
             model = f"{MODEL}{stage}-{group}"
             self._build(group, model, stage)
             self._restores(group, model, f"reshard.{case}.", ("raw_get_sha_s", "restore_s"))
-            self.group(group).ask("drop", model=model)
+            if group == self._main:
+                self.group(group).ask("drop", model=model)
+            else:
+                self._end(group)
 
     def lora(self) -> None:
         """The second save of a model with 50 MB of adapters on a frozen base; bytes, no time."""
