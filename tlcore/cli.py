@@ -106,12 +106,14 @@ def sweep(
 ) -> None:
     """Run a hyperparameter sweep, here or on the Ray cluster at RAY_ADDRESS."""
     from tlcore.recipe import load_recipe
-    from tlcore.sweep import run_sweep
 
     changes = overrides(
         settings, name=name, storage=storage, resources__workers=workers, resources__gpus_per_worker=gpus
     )
-    outcome = _run_on_ray(context.obj, load_recipe(recipe_file, changes), run_sweep, resume)
+    recipe = load_recipe(recipe_file, changes)
+    from tlcore.sweep import run_sweep
+
+    outcome = _run_on_ray(context.obj, recipe, run_sweep, resume)
     if outcome.recipe.report.baselines:
         _compare(context.obj, outcome, resume)
 

@@ -196,6 +196,25 @@ def test_lines_say_one_thing_each_without_control_characters():
     assert "\x1b" not in text
 
 
+def test_what_another_save_cost_is_not_told_of_this_one():
+    """A trial goes on from its checkpoint in another slot, and ends before it has told of its last save."""
+    unknown = {**PROGRESS, "stall_s": None}
+    text = lines_of(
+        EVENTS[:4],
+        [
+            (1.0, {"t000": PROGRESS}),
+            (2.0, {"t000": {**unknown, "checkpoint_step": 20}}),
+            (3.0, {"t000": {**unknown, "checkpoint_step": 20, "stall_s": 0.02}}),
+            (4.0, {"t000": {**PROGRESS, "checkpoint_step": 24, "stall_s": 0.03}}),
+        ],
+    )
+    assert [line.partition("committed ")[2] for line in text.splitlines()[1:]] == [
+        "step=16 stall=10ms",
+        "step=20",
+        "step=24 stall=30ms",
+    ]
+
+
 def test_a_checkpoint_is_told_once_and_silence_is_broken_once_a_minute():
     later = {**PROGRESS, "checkpoint_step": 20}
     text = lines_of(

@@ -80,7 +80,12 @@ class SweepView:
 
     def _take(self, trial: str, facts: Mapping[str, Any]) -> None:
         known = {name: facts[name] for name in _LIVE_FACTS if facts.get(name) is not None}
-        self._facts.setdefault(trial, {}).update(known)
+        held = self._facts.setdefault(trial, {})
+        if known.get("checkpoint_step") not in (None, held.get("checkpoint_step")):
+            # What the save before it cost says nothing of this one; a trial that went on elsewhere never tells.
+            for cost in ("stall_s", "save_bytes_per_s"):
+                held.pop(cost, None)
+        held.update(known)
         self._rows.pop(trial, None)
 
     def _row(self, trial: TrialState) -> TrialRow:

@@ -39,6 +39,8 @@ _RESULT_KEYS = (
     "group",
     "group_replaced",
     "saves",
+    "stall_s",
+    "save_bytes_per_s",
 )
 
 

@@ -159,7 +159,7 @@ def _find_run(recipe: Recipe) -> RunRef:
         listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in sorted(changed.items()))
         raise RequestError(
             f"cannot resume {run.url} with another recipe: {listed}",
-            hint="change it back, or leave out --resume to start a new run",
+            hint="give the same recipe and the same --set as then, or leave out --resume to start a new run",
         )
     return run
 

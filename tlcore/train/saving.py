@@ -54,7 +54,8 @@ def writer_settings(recipe: Recipe, ranks_on_host: int) -> WriterSettings:
 
 @dataclass
 class SaveTotals:
-    """What one rank's saves took since this session began; `last_...` is of the last one that was stored."""
+    """What one rank's saves took since this session began; `last_...` is of the last one that was stored, None
+    before there is one."""
 
     saves: int = 0
     failed: int = 0
@@ -63,7 +64,7 @@ class SaveTotals:
     bytes_reused: int = 0
     upload_s: float = 0.0
     retries: int = 0
-    last_stall_s: float = 0.0
+    last_stall_s: float | None = None
     last_bytes_per_s: float | None = None
 
     def add(self, report: SaveReport) -> None:
@@ -77,6 +78,11 @@ class SaveTotals:
         self.retries += report.retries + report.repeated
         if report.outcome in ("committed", "uploaded"):
             self.last_stall_s, self.last_bytes_per_s = report.stall_s, report.bytes_per_s
+
+    @property
+    def last(self) -> tuple[float | None, float | None]:
+        """How long the last save kept training, in seconds, and how fast its new bytes went, in bytes/s."""
+        return self.last_stall_s, self.last_bytes_per_s
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, for the sweep's journal."""

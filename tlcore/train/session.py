@@ -154,6 +154,7 @@ class TrialSession:
             metrics,
             self._fell_back,
             self._saver.totals.to_dict(),
+            *self._saver.totals.last,
         )
         self._fell_back = []
         self._saver.tell({"kind": "report", **report.to_dict()})
@@ -285,6 +286,7 @@ class TrialSession:
 
     def _tell(self) -> None:
         if self.rank == 0:
+            rate = learning_rate(self.recipe, *self.order.schedule(min(self.step, self.total_steps - 1)))
             self._on_progress(
                 Progress(
                     step=self.step,
@@ -292,9 +294,7 @@ class TrialSession:
                     fraction=self.step / self.total_steps,
                     loss=self._loss,
                     samples_per_s=self._samples_per_s,
-                    learning_rate=learning_rate(
-                        self.recipe, *self.order.schedule(min(self.step, self.total_steps - 1))
-                    ),
+                    learning_rate=rate,
                     checkpoint_step=self._saver.committed_step,
                     stall_s=self._saver.totals.last_stall_s,
                     save_bytes_per_s=self._saver.totals.last_bytes_per_s,
