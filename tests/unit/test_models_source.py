@@ -108,6 +108,29 @@ def test_code_of_a_model_is_not_run_unless_asked(tmp_path: Path) -> None:
         resolve_source(str(tmp_path)).load_config()
 
 
+def test_the_hub_is_asked_once_in_a_process(monkeypatch: pytest.MonkeyPatch, bert: Path) -> None:
+    """What is pushed there during a sweep does not reach the later trials of a slot."""
+    import huggingface_hub
+
+    from tlcore.models import source as source_module
+
+    asked: list[str] = []
+
+    def download(name: str, **how: Any) -> str:
+        asked.append(name)
+        if len(asked) == 1:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("away for a moment")
+        return str(bert)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(source_module, "hub_answers", lambda: True)
+    with pytest.raises(ModelError):
+        resolve_source("someone/asked-once")
+    assert [resolve_source("someone/asked-once").directory for _ in range(3)] == [bert] * 3
+    assert asked == ["someone/asked-once"] * 2, "a failure is asked again, an answer is kept"
+    source_module._hub_directory.cache_clear()
+
+
 def test_an_unreachable_hub_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 

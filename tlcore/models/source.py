@@ -256,7 +256,17 @@ def _check_is_model(source: str, directory: Path) -> None:
 
 
 def _resolve_hub(source: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
-    """Through huggingface_hub's own cache and locks: ranks of a node share one download, and a cached model needs no network."""
+    directory = _hub_directory(source, revision, trust_remote_code)
+    _check_is_model(source, directory)
+    return ModelSource(source, directory, directory.name, trust_remote_code)
+
+
+@lru_cache(maxsize=64)
+def _hub_directory(source: str, revision: str | None, trust_remote_code: bool) -> Path:
+    """Through huggingface_hub's own cache and locks: ranks of a node share one download, and a cached model needs no network.
+
+    Asked once per process: the later trials of a warm slot neither wait for the hub nor meet what was pushed there meanwhile.
+    """
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download
 
@@ -295,9 +305,7 @@ def _resolve_hub(source: str, revision: str | None, trust_remote_code: bool) -> 
             f"model source {source!r}: no such directory here, not in the hub cache, and the hub cannot be reached",
             hint="check the network or HF_ENDPOINT, or give a directory, a package: or an s3:// source",
         ) from error
-    directory = Path(path)
-    _check_is_model(source, directory)
-    return ModelSource(source, directory, directory.name, trust_remote_code)
+    return Path(path)
 
 
 @lru_cache(maxsize=64)

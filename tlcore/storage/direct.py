@@ -93,7 +93,8 @@ class RangeConnections:
         """Whether the environment sends this host's requests through a proxy, which obstore knows how to use."""
         if self._access.loopback:
             return False
-        return scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
+        proxies = urllib.request.getproxies()
+        return (scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(host)
 
 
 def _received(answer: http.client.HTTPResponse, parts: Sequence[memoryview]) -> bool:
