@@ -101,9 +101,10 @@ class Bench:
         self._save("eager")
 
     def end(self) -> None:
-        """Give the models of this size back."""
-        for group in self._groups.values():
-            group.ask("drop_all")
+        """Give the models of this size back, and end all ranks but those that the next size begins with."""
+        for name in [name for name in self._groups if name != self._main]:
+            self._end(name)
+        self.group(self._main).ask("drop_all")
         self.wipe()
 
     def _build(self, group: str, model: str, stage: int, **more: Any) -> Answers:
