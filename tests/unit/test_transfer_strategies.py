@@ -222,6 +222,37 @@ def test_a_language_model_whose_output_is_its_embedding_needs_no_head(tmp_path: 
     assert trained == {name for name, _ in model.named_parameters() if TIED[strategy](name)}
 
 
+@pytest.mark.parametrize("strategy", ["lora", "dora", "bitfit", "head"])
+def test_an_output_layer_that_the_source_has_is_left_alone_by_what_trains_little(tmp_path: Path, strategy: str) -> None:
+    """As large as the embedding, it would be most of what trains."""
+    config = {**text.DECODER, "attention_bias": True}
+    made = text.generation("LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=False, **config)(tmp_path)
+    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
+    recipe = recipe_from_dict(
+        {"name": "untied", "task": "text-generation", **sections, "transfer": {"strategy": strategy}}
+    )
+    model = build_task(recipe).build_model(from_scratch=False)
+    assert read_structure(model).head == ("lm_head.weight",)
+    apply_strategy(model, recipe)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert ("lm_head.weight" in trained) == (strategy == "head")
+    assert "model.norm.weight" in trained
+
+
+def test_an_output_layer_may_have_an_update_of_its_own(tmp_path: Path) -> None:
+    made = text.generation("LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=False, **text.DECODER)(tmp_path)
+    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
+    transfer = {"strategy": "lora", "target_modules": ["lm_head"]}
+    recipe = recipe_from_dict({"name": "untied", "task": "text-generation", **sections, "transfer": transfer})
+    model = build_task(recipe).build_model(from_scratch=False)
+    apply_strategy(model, recipe)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name in trained if "lm_head" in name} == {
+        "lm_head.lora_A.default.weight",
+        "lm_head.lora_B.default.weight",
+    }
+
+
 def test_biases_of_a_language_model_train_without_a_head(tmp_path: Path) -> None:
     made = text.MAKERS["gpt2/text-generation"](tmp_path)
     sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -28,20 +29,22 @@ if TYPE_CHECKING:
 _SHOWN = 8
 
 
-def add_updates(model: nn.Module, recipe: Recipe, structure: Structure) -> set[str]:
+def add_updates(model: nn.Module, recipe: Recipe, structure: Structure, whole: AbstractSet[str]) -> set[str]:
     """Put an update beside each chosen layer, in place; returns the names of the updates' parameters.
 
     Args:
         structure: the model's parts as they were before.
+        whole: names of the parameters that train themselves.
 
     Raises:
-        RecipeError: a name of `transfer.target_modules` that matches nothing, no linear layer, or the head; no blocks for `auto`.
+        RecipeError: a name of `transfer.target_modules` that matches nothing, no linear layer, or what trains whole; no blocks for
+            `auto`.
     """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
     transfer = recipe.transfer
-    chosen = _chosen(model, recipe, structure)
+    chosen = _chosen(model, recipe, structure, whole)
     config = LoraConfig(
         r=transfer.lora_rank,
         # peft says int and divides by the rank, so that a float will do.
@@ -60,7 +63,7 @@ def add_updates(model: nn.Module, recipe: Recipe, structure: Structure) -> set[s
     return {name for name, _ in model.named_parameters() if name not in before and ".base_layer." not in name}
 
 
-def _chosen(model: nn.Module, recipe: Recipe, structure: Structure) -> list[str]:
+def _chosen(model: nn.Module, recipe: Recipe, structure: Structure, whole: AbstractSet[str]) -> list[str]:
     """Names of the layers to adapt, in the model's order."""
     layers = _linear_layers(model)
     wanted = recipe.transfer.target_modules
@@ -71,13 +74,13 @@ def _chosen(model: nn.Module, recipe: Recipe, structure: Structure) -> list[str]
             text = f"is auto, but {type(model).__name__} has no list of like blocks; name its linear layers"
             raise RecipeError([Fault("transfer.target_modules", f"{text}: {_some(layers)}")])
         return found
-    head = {name.rpartition(".")[0] for name in structure.head}
+    taken = {name.rpartition(".")[0] for name in whole}
     modules = [name for name, _ in model.named_modules() if name]
-    matched = {name for end in wanted for name in _matches(end, layers, modules, head)}
+    matched = {name for end in wanted for name in _matches(end, layers, modules, taken)}
     return [name for name in modules if name in matched]
 
 
-def _matches(end: str, layers: Sequence[str], modules: Sequence[str], head: set[str]) -> list[str]:
+def _matches(end: str, layers: Sequence[str], modules: Sequence[str], taken: AbstractSet[str]) -> list[str]:
     """The linear layers whose name is `end` or ends with it."""
     named = [name for name in modules if name == end or name.endswith(f".{end}")]
     if not named:
@@ -86,7 +89,7 @@ def _matches(end: str, layers: Sequence[str], modules: Sequence[str], head: set[
         if name not in layers:
             text = f"{end!r} means {name}, which is no linear layer; there are {_some(layers)}"
             raise RecipeError([Fault("transfer.target_modules", text)])
-        if name in head:
+        if name in taken:
             text = f"{end!r} means {name}, which is the head and is trained whole; take it out"
             raise RecipeError([Fault("transfer.target_modules", text)])
     return named

@@ -14,7 +14,7 @@ from tlcore.errors import Fault, RecipeError
 from tlcore.transfer.lora import add_updates
 from tlcore.transfer.naming import named_parameters
 from tlcore.transfer.schedule import joining, parts_below
-from tlcore.transfer.structure import Structure, read_structure
+from tlcore.transfer.structure import Structure, learned_output, read_structure
 
 if TYPE_CHECKING:
     from tlcore.recipe import Recipe
@@ -30,6 +30,8 @@ def apply_strategy(model: nn.Module, recipe: Recipe, joined: int | None = None) 
     trained its pooler, one epoch over 1,800 movie snippets gives 0.67 to 0.70 accuracy with it and 0.48 to 0.62 without.
 
     A language model whose output layer is its embedding has no head: it stays as it is, but for what follows the last block.
+    An output layer of its own, if the source has it, stays as it is under `lora`, `dora` and `bitfit`: it is as large as the
+    embedding, so trained whole it would be most of what these strategies are there to save.
 
     What the model's own code keeps fixed (Marian's sine positions) never trains.
 
@@ -76,9 +78,10 @@ def _trained(model: nn.Module, recipe: Recipe, joined: int | None) -> set[str] |
     top = {*structure.head, *structure.after}
     match strategy:
         case "lora" | "dora":
-            return top | add_updates(model, recipe, structure)
+            whole = top - learned_output(model)
+            return whole | add_updates(model, recipe, structure, whole)
         case "bitfit":
-            return top | _biases(model, top)
+            return (top - learned_output(model)) | _biases(model, top)
         case "gradual":
             parts = parts_below(structure)[: len(joining(model, recipe)) if joined is None else joined]
             return top.union(*parts)

@@ -60,6 +60,29 @@ def _head(model: nn.Module, names: list[str]) -> set[str]:
     return outside | (set(new) if len(new) < len(names) else set())
 
 
+def learned_output(model: nn.Module) -> frozenset[str]:
+    """Names of a language model's output layer over its vocabulary, where the source has it and it is not the embedding."""
+    output, embedding = _layer(model, "get_output_embeddings"), _layer(model, "get_input_embeddings")
+    if not isinstance(output, nn.Linear) or not isinstance(embedding, nn.Embedding):
+        return frozenset()
+    if output.out_features != embedding.num_embeddings:
+        return frozenset()
+    own = {id(parameter) for parameter in output.parameters()}
+    return frozenset(name for name, each in model.named_parameters() if id(each) in own) - new_parameters(model)
+
+
+def _layer(model: nn.Module, getter: str) -> nn.Module | None:
+    """What transformers' models tell of themselves; None for other models, and for those that have no such layer."""
+    get = getattr(model, getter, None)
+    if get is None:
+        return None
+    try:
+        found: nn.Module | None = get()
+    except NotImplementedError:
+        return None
+    return found
+
+
 def block_names(model: nn.Module) -> list[str]:
     """Names of the modules of the longest list of like modules; lists inside another list's modules (experts) do not count.
 
