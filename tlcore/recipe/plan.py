@@ -52,7 +52,8 @@ def resolved_plan(recipe: Recipe) -> list[PlanRow]:
 def _data(recipe: Recipe) -> Iterator[PlanRow]:
     data = recipe.data
     row = TASK_TABLE[recipe.task]
-    columns = ", ".join(name for key in row.columns if (name := getattr(data, key)) is not None)
+    unread = {"text"} if data.messages is not None else set()
+    columns = ", ".join(name for key in row.columns if key not in unread and (name := getattr(data, key)) is not None)
     bound = f"; {data.max_length} tokens at most" if row.takes("max_length") else ""
     bound += f"; {data.max_seconds:g} s at most" if row.takes("max_seconds") else ""
     yield PlanRow("train data", f"{data.train} (columns {columns}{bound})")
