@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from tlcore import cli
 from tlcore.checkpoint import CheckpointRef
-from tlcore.cli_options import overrides
+from tlcore.commands.options import overrides
 from tlcore.errors import CheckpointError, ObjectMissing, RequestError, TlcoreError
 from tlcore.recipe import Recipe, load_recipe
 from tlcore.report.runs import StoredRun, read_run

@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "sweep": _BELOW_TRAIN | {"train"},
     "remote": {"errors", "recipe", "storage", "sweep"},
     "report": {"errors", "recipe", "storage", "checkpoint", "remote"},
+    "commands": _BELOW_TRAIN | {"train", "sweep", "remote", "report"},
 }
 """What each room may import of tlcore, besides itself. `cli` and `__main__` may import any."""
 

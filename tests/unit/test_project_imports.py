@@ -51,6 +51,12 @@ BAD: list[tuple[Rule, str, str, str]] = [
     (import_direction, "tlcore.train.loop", "from ..sweep import board", "train imports tlcore.sweep.board"),
     (import_direction, "tlcore.train.loop", "from tlcore import sweep", "train imports tlcore.sweep"),
     (import_direction, "tlcore.sweep.runner", "from tlcore.cli import main", "sweep imports tlcore.cli"),
+    (
+        import_direction,
+        "tlcore.report.live",
+        "from tlcore.commands.options import Name",
+        "report imports tlcore.commands",
+    ),
     (import_direction, "tlcore.cli", "from jobs import sweep", "tlcore imports jobs"),
     (vendors, "tlcore.train.loop", "import ray.train", "ray outside remote, sweep"),
     (vendors, "tlcore.sweep.slot", "from deepspeed import initialize", "deepspeed outside engine"),

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from tiny_text_model import save_tiny_bert, tiny_recipe
 
 from tests.stored_model import store_model
-from tlcore.cli_models import size_bytes
+from tlcore.commands.models import size_bytes
 from tlcore.errors import CheckpointIncompatible, RequestError
 from tlcore.models import quiet
 from tlcore.models.stored import StoredWeights, transposed_layers, weights_of

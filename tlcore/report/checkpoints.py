@@ -1,6 +1,6 @@
 """Which checkpoints a word on the command line names, and what `tlcore checkpoints` prints about them.
 
-Owns the finding and the words, as text and as JSON; reads object storage alone. Called by `cli_storage.py`.
+Owns the finding and the words, as text and as JSON; reads object storage alone. Called by `commands/storage.py`.
 """
 
 from __future__ import annotations

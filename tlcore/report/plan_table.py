@@ -1,6 +1,6 @@
 """The plan of a sweep as a table: each kind of point, its batch, what a worker needs by ZeRO stage, and what to change.
 
-Owns the words and the layout; the plan is plain data, the same as `tlcore plan --json` prints. Called by `cli_plan.py`.
+Owns the words and the layout; the plan is plain data, the same as `tlcore plan --json` prints. Called by `commands/plan.py`.
 """
 
 from __future__ import annotations

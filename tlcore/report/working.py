@@ -1,6 +1,6 @@
 """How far a command is that takes minutes: a bar on a terminal, a plain line now and then elsewhere.
 
-Owns the display on stderr, so that stdout holds results only. Called by `cli_storage.py`.
+Owns the display on stderr, so that stdout holds results only. Called by `commands/storage.py`.
 """
 
 from __future__ import annotations

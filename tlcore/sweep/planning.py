@@ -2,7 +2,7 @@
 
 Owns which points those are (settings that change neither batch, shape nor memory are of no account; of the
 rest, what the sweep will draw), and the plan as plain data. The verdicts are `fit.py`'s, the same as before a sweep. The cluster is
-the one at RAY_ADDRESS, else this machine as a local Ray would see it, without starting one. Called by `cli_plan.py`.
+the one at RAY_ADDRESS, else this machine as a local Ray would see it, without starting one. Called by `commands/plan.py`.
 """
 
 from __future__ import annotations

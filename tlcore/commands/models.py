@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tlcore.cli_options import (
+from tlcore.commands.options import (
     AsJson,
     AsMarkdown,
     Name,

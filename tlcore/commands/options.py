@@ -1,6 +1,6 @@
 """What the commands share: arguments and options by type, settings from the command line, JSON on stdout.
 
-Owns the wording of --help for each. Called by `cli.py` and `cli_storage.py`.
+Owns the wording of --help for each. Called by the other files of this room.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEFAULT_STORAGE = "s3://tlcore/runs"
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 _WIDE = 240
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from tlcore.cli_options import (
+from tlcore.commands.options import (
     AsJson,
     Name,
     RecipeFile,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tlcore.cli_options import DEFAULT_STORAGE, AsJson, Storage, print_json, stdout_console
+from tlcore.commands.options import DEFAULT_STORAGE, AsJson, Storage, print_json, stdout_console
 
 if TYPE_CHECKING:
     from tlcore.storage import Status

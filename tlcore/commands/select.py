@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tlcore.cli_options import AsJson, RecipeFile, Settings, overrides, print_json, stdout_console
+from tlcore.commands.options import AsJson, RecipeFile, Settings, overrides, print_json, stdout_console
 from tlcore.errors import RequestError
 
 if TYPE_CHECKING:
