@@ -57,9 +57,13 @@ KEYS = {
         [f"task: missing; give one of {', '.join(TASK_TABLE)}, such as text-classification"],
     ),
     "a setting of another task": (
-        {"data.multi_label": True},
+        {
+            "task": "token-classification",
+            "data": {"train": "t.jsonl", "validation": 0.1, "tokens": "words", "multi_label": True},
+        },
         [
-            "data.multi_label: got true with task text-classification; only image-classification takes it, so take it out",
+            "data.multi_label: got true with task token-classification; only text-classification, image-classification, "
+            "video-classification and audio-classification take it, so take it out",
         ],
     ),
     "unknown task": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,28 @@ def task_sound(path: str) -> Any:
     return open_sound(path, speech.RATE_HZ)
 
 
+def test_a_sound_may_have_any_number_of_classes(homes: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(homes[CLASSES]["data"]["train"]).read_text().splitlines()]
+    home = Path(homes[CLASSES]["data"]["train"]).parent
+    cells: list[list[str]] = [["low", "long"], [], ["long"], ["low"]]
+    for number, row in enumerate(rows):
+        row["audio"], row["label"] = str(home / row["audio"]), cells[number % 4]
+    speech.write_rows(tmp_path / "many.jsonl", rows)
+    task = build_task(recipe_of(homes, CLASSES, train=str(tmp_path / "many.jsonl"), multi_label=True))
+    task.check_data()
+    sizes = task.load_data()
+    assert task.facts() == {"labels": ["long", "low"]}
+    split = [task.collate(name, range(size))["labels"] for name, size in sizes.items()]
+    assert torch.cat(split).sum(dim=0).tolist() == [
+        sum(name in cells[n % 4] for n in range(len(rows))) for name in ("long", "low")
+    ]
+    model = task.build_model(from_scratch=False).eval()
+    assert model.config.problem_type == "multi_label_classification"
+    (answer,) = task.predict(model, [rows[0]["audio"]])
+    assert answer["labels"] == [label for label, score in answer["scores"].items() if score >= 0.5]
+    assert task.loss(model, task.collate("train", [])).item() == 0
+
+
 def test_what_predict_is_given() -> None:
     assert sound_and_text("a.wav", 0) == ("a.wav", None)
     assert sound_and_text('{"audio": "a.wav", "text": "hello"}', 0) == ("a.wav", "hello")
@@ -215,8 +238,8 @@ def test_settings_that_a_model_has_no_use_for_are_refused(homes: dict[str, dict[
     for setting, message in (({"beams": 2}, "decoded greedily"), ({"language": "en"}, "is asked for none")):
         with pytest.raises(RecipeError, match=message):
             build_task(recipe_of(homes, CTC, **setting)).load_data()
-    with pytest.raises(RecipeError, match="only image-classification takes it"):
-        build_task(recipe_of(homes, CLASSES, multi_label=True))
+    with pytest.raises(RecipeError, match=r"only text-classification, .* take it"):
+        build_task(recipe_of(homes, CTC, multi_label=True))
     refused = (
         ({"language": "en"}, "knows one language"),
         ({"max_seconds": 2.0}, "hears 1 s at most; set it to 1 or less"),

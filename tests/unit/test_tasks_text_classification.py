@@ -120,6 +120,35 @@ def test_metrics_over_uneven_ranks_equal_those_of_kept_libraries(classes: int) -
     assert results[0]["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
 
 
+def test_a_text_may_have_any_number_of_classes(home: Path) -> None:
+    cells: list[list[str]] = [["sad", "long"], [], ["long"], ["sad"]] * 10
+    texts = [row["text"] for row in snippets(40)]
+    write_rows(home / "lists.jsonl", [{"text": text, "label": cell} for text, cell in zip(texts, cells, strict=True)])
+    lines = [f"{text},{'|'.join(cell) or '|'}" for text, cell in zip(texts, cells, strict=True)]
+    (home / "cells.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    for name in ("lists.jsonl", "cells.csv"):
+        task = task_of(home, data__train=str(home / name), data__multi_label=True)
+        task.check_data()
+        sizes = task.load_data()
+        assert task.facts() == {"labels": ["long", "sad"]}
+        labels = torch.cat([task.collate(split, range(size))["labels"] for split, size in sizes.items()])
+        assert labels.sum(dim=0).tolist() == [20, 20] and labels.shape == (40, 2)
+        model = task.build_model(from_scratch=False).eval()
+        batch = task.collate("train", range(5))
+        reference = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"].float()
+        )
+        assert model.config.problem_type == "multi_label_classification"
+        assert task.loss(model, batch).item() == pytest.approx(reference.loss.item(), rel=1e-6)
+        assert task.loss(model, task.collate("train", [])).item() == 0
+        counts = task.metrics()
+        counts.update(model, batch)
+        assert set(counts.compute()) == {"accuracy", "f1", "loss"}
+        (answer,) = task.predict(model, [texts[0]])
+        assert answer["labels"] == [label for label, score in answer["scores"].items() if score >= 0.5]
+    assert task.largest_batch(3)["labels"].shape == (3, 2)
+
+
 def test_the_next_trial_of_a_process_does_not_tokenize_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = text_classification.tokenize

@@ -102,10 +102,9 @@ def _columns(recipe: Recipe) -> Iterator[Fault]:
     for key, field in DataSection.model_fields.items():
         value = getattr(recipe.data, key)
         if not row.takes(key) and value != field.default:
-            only = ", ".join(takers(key))
-            yield Fault(
-                f"data.{key}", f"got {shown(value)} with task {recipe.task}; only {only} takes it, so take it out"
-            )
+            *others, last = takers(key)
+            only = f"{', '.join(others)} and {last} take" if others else f"{last} takes"
+            yield Fault(f"data.{key}", f"got {shown(value)} with task {recipe.task}; only {only} it, so take it out")
 
 
 def _batch(recipe: Recipe) -> Iterator[Fault]:

@@ -40,7 +40,9 @@ def _metrics(main: str, *others: str, **better: Better) -> dict[str, Better]:
 _LESS_IS_BETTER: Final = ("loss", "perplexity", "wer", "cer")
 
 TASK_TABLE: Final[dict[str, TaskRow]] = {
-    "text-classification": TaskRow(_metrics("accuracy", "f1"), ("text", "label"), ("labels", "max_length")),
+    "text-classification": TaskRow(
+        _metrics("accuracy", "f1"), ("text", "label"), ("labels", "multi_label", "max_length")
+    ),
     "token-classification": TaskRow(
         _metrics("f1", "precision", "recall", "accuracy"), ("tokens", "label"), ("labels", "max_length")
     ),
@@ -66,7 +68,9 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
     "image-classification": TaskRow(
         _metrics("accuracy", "f1"), ("image", "label"), ("labels", "multi_label", "image_size", "augment")
     ),
-    "video-classification": TaskRow(_metrics("accuracy", "f1"), ("video", "label"), ("labels", "image_size", "frames")),
+    "video-classification": TaskRow(
+        _metrics("accuracy", "f1"), ("video", "label"), ("labels", "multi_label", "image_size", "frames")
+    ),
     "object-detection": TaskRow(_metrics("map", "map_50"), ("image", "objects"), ("labels", "image_size", "augment")),
     "image-segmentation": TaskRow(_metrics("miou", "accuracy"), ("image", "mask"), ("labels", "image_size", "augment")),
     "image-embedding": TaskRow(
@@ -81,7 +85,9 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
     "speech-recognition": TaskRow(
         _metrics("wer", "cer"), ("audio", "text"), ("max_seconds", "max_target_length", "language", "beams")
     ),
-    "audio-classification": TaskRow(_metrics("accuracy", "f1"), ("audio", "label"), ("labels", "max_seconds")),
+    "audio-classification": TaskRow(
+        _metrics("accuracy", "f1"), ("audio", "label"), ("labels", "multi_label", "max_seconds")
+    ),
     "audio-pretraining": TaskRow(
         {"eval_loss": "min", "eval_accuracy": "max"}, ("audio",), ("max_seconds", "mask_probability")
     ),

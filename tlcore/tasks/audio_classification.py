@@ -1,4 +1,4 @@
-"""One class per sound, through transformers' audio classification models.
+"""One class per sound, or any number of them, through transformers' audio classification models.
 
 Owns the task's data preparation, model class, collation, loss, prediction and export. Called through `build_task`.
 """
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
-from tlcore.tasks.classes import Classes, assumed_labels
-from tlcore.tasks.logits import mean_cross_entropy
+from tlcore.tasks.base import Batch, MetricAccumulator
+from tlcore.tasks.choice import Choice
+from tlcore.tasks.classes import assumed_labels
 from tlcore.tasks.model_task import ModelTask
+from tlcore.tasks.sample_labels import SampleLabels
 from tlcore.tasks.sound_inputs import SoundInputs, model_inputs
 from tlcore.tasks.sound_models import load_sound_config
 from tlcore.tasks.sounds import Sounds, check_sounds, open_sound, read_sounds, sound_examples
@@ -35,8 +36,7 @@ class AudioClassification(ModelTask[Sounds]):
         super().__init__(recipe)
         self._inputs = SoundInputs(self._source, recipe.data.max_seconds)
         self._splits = Splits(recipe.data, self._read)
-        self._class_of: dict[str, npt.NDArray[np.int64]] = {}
-        self._classes = Classes(recipe.data, facts, lambda: self._values_of(self._splits.read_training_place()))
+        self._choice = Choice(recipe.data, facts, self._splits, self._labels_of)
 
     @staticmethod
     def assumed_facts(recipe: Recipe) -> dict[str, Any]:
@@ -46,72 +46,56 @@ class AudioClassification(ModelTask[Sounds]):
         check_sounds(self._recipe.data, label=self._recipe.data.label)
 
     def _check_split(self, split: str) -> None:
-        self._classes_of(split)
+        self._choice.check(split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
         return chosen.read.frames[chosen.rows]
 
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
-        import torch
-
         chosen = self._splits[split]
         filler = len(indices) == 0
         rows = chosen.rows_of([0] if filler else indices)
-        classes = np.array([IGNORED]) if filler else self._classes_of(split)[rows]
-        return {**self._inputs.batch(chosen.read.pcm(rows)), "labels": torch.from_numpy(classes)}
+        labels = self._choice.targets(split, rows, filler=filler)
+        return {**self._inputs.batch(chosen.read.pcm(rows)), "labels": labels}
 
     def largest_batch(self, samples: int) -> Batch:
-        import torch
-
-        return {**self._inputs.largest(samples), "labels": torch.zeros(samples, dtype=torch.int64)}
+        return {**self._inputs.largest(samples), "labels": self._choice.largest(samples)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return mean_cross_entropy(_logits(model, batch), batch["labels"])
+        return self._choice.loss(_logits(model, batch), batch["labels"])
 
     def metrics(self) -> MetricAccumulator:
-        from tlcore.tasks.classification_metrics import ClassificationCounts
-
-        return ClassificationCounts(len(self._classes.names), _logits)
+        return self._choice.counts(_logits)
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The class of each sound: a path, an `s3://` URL, or a file's bytes. Of a longer one the windows' scores are averaged."""
         import torch
 
-        answers = []
+        answers: list[dict[str, Any]] = []
         for given in inputs:
             sound = open_sound(given, self._inputs.rate_hz)
             windows = np.array_split(sound, -(-len(sound) // self._inputs.window))
             with torch.no_grad():
-                each = [_logits(model, self._inputs.batch([window])).softmax(dim=-1) for window in windows]
-            answers.append(self._classes.answer(torch.cat(each).mean(dim=0).tolist()))
+                each = [self._choice.probabilities(_logits(model, self._inputs.batch([one]))) for one in windows]
+            answers.extend(self._choice.answers(torch.cat(each).mean(dim=0, keepdim=True)))
         return answers
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
         return sound_examples(self._recipe.data, split, count, self._recipe.data.label)
 
     def facts(self) -> dict[str, Any]:
-        return self._classes.facts()
+        return self._choice.facts()
 
     def _processors(self) -> list[Any]:
         return [self._inputs.extractor]
 
     def _config(self) -> Any:
-        return load_sound_config(self._source, **self._classes.as_config())
+        return load_sound_config(self._source, **self._choice.as_config())
 
-    def _classes_of(self, split: str) -> npt.NDArray[np.int64]:
-        """Class index of every sound of the split's place."""
-        if split not in self._class_of:
-            chosen = self._splits[split]
-            labels = chosen.read.cells(self._recipe.data.label)
-            values = self._values_of(chosen.read)
-            index_of = dict(zip(values, self._classes.encode(values, chosen.place), strict=True))
-            self._class_of[split] = np.array([index_of[label] for label in labels], dtype=np.int64)
-        return self._class_of[split]
-
-    def _values_of(self, sounds: Sounds) -> tuple[Any, ...]:
-        """The distinct labels, in the order in which they come."""
-        return tuple(dict.fromkeys(sounds.cells(self._recipe.data.label)))
+    def _labels_of(self, sounds: Sounds) -> SampleLabels:
+        data = self._recipe.data
+        return sounds.labels(data.label, data.multi_label)
 
     def _read(self, place: str, hub_split: str) -> Sounds:
         data = self._recipe.data

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import encode_labels, find_files, find_label_names, hub_dataset, read_split
+from tlcore.tasks.sample_labels import SampleLabels
 from tlcore.tasks.splits import given_places
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def check_labelled(
         if size_bytes(place) > MOST_CHECKED_BYTES:
             return None
         table = read_split(place, [*others, data.label], texts=texts, split=split).data.table
-        return tuple(table.column(data.label).combine_chunks().unique().to_pylist())
+        return SampleLabels.read(table.column(data.label), data.multi_label).values
 
     check_distinct(data, places, distinct)
 

@@ -24,6 +24,7 @@ from tlcore.data import MediaRows, Opener, bytes_read, read_media
 from tlcore.errors import DataError
 from tlcore.tasks.classes import MOST_CHECKED_BYTES, check_distinct
 from tlcore.tasks.recent import Recent
+from tlcore.tasks.sample_labels import SampleLabels
 from tlcore.tasks.splits import given_places
 
 if TYPE_CHECKING:
@@ -123,6 +124,10 @@ class Sounds:
     def cells(self, column: str) -> list[Any]:
         """Another column's cells, one for each sample."""
         return list(self.rows.table.column(column).take(self.kept).to_pylist())
+
+    def labels(self, column: str, multi_label: bool) -> SampleLabels:
+        """Of a column, one entry for each sample."""
+        return SampleLabels.read(self.rows.table.column(column).take(self.kept), multi_label)
 
 
 _read: Recent[Sounds] = Recent(_KEPT_PLACES)
@@ -227,7 +232,7 @@ def check_sounds(data: DataSection, label: str | None = None, texts: Sequence[st
             return None
         rows = read_media(place, [data.audio], ENDINGS, label, texts, texts, split)
         rows.check_present(data.audio)
-        return () if label is None else rows.table.column(label).combine_chunks().unique().to_pylist()
+        return () if label is None else SampleLabels.read(rows.table.column(label), data.multi_label).values
 
     places = given_places(data)
     if label is not None:

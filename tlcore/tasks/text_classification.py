@@ -1,4 +1,4 @@
-"""One class per text, through transformers' sequence classification models.
+"""One class per text, or any number of them, through transformers' sequence classification models.
 
 Owns the task's data preparation, model class, collation, loss, prediction and export. Called through `build_task`.
 
@@ -17,12 +17,14 @@ import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
-from tlcore.tasks.classes import Classes, assumed_labels, check_labelled
+from tlcore.tasks.base import Batch, MetricAccumulator
+from tlcore.tasks.choice import Choice
+from tlcore.tasks.classes import assumed_labels, check_labelled
 from tlcore.tasks.examples import plain_examples
-from tlcore.tasks.logits import logits_of, mean_cross_entropy
+from tlcore.tasks.logits import logits_of
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
+from tlcore.tasks.sample_labels import SampleLabels
 from tlcore.tasks.splits import Splits, given_places
 from tlcore.tasks.tokens import TokenStore, tokenize
 
@@ -38,14 +40,13 @@ _KEPT: Final = 4
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """One place's texts as tokens, and each text's label as an index into `values`, the distinct ones as they stand in the data."""
+    """One place's texts as tokens, and their labels as they stand in the data."""
 
     texts: TokenStore
-    label_of: npt.NDArray[np.int64]
-    values: tuple[Any, ...]
+    labels: SampleLabels
 
     def __len__(self) -> int:
-        return len(self.label_of)
+        return len(self.texts.lengths)
 
 
 _prepared: Recent[LabelledTexts] = Recent(_KEPT)
@@ -59,8 +60,7 @@ class TextClassification(TextTask[LabelledTexts]):
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(recipe)
         self._splits = Splits(recipe.data, self._read)
-        self._class_of: dict[str, npt.NDArray[np.int64]] = {}
-        self._classes = Classes(recipe.data, facts, lambda: self._splits.read_training_place().values)
+        self._choice = Choice(recipe.data, facts, self._splits, lambda read: read.labels)
 
     @staticmethod
     def assumed_facts(recipe: Recipe) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class TextClassification(TextTask[LabelledTexts]):
         check_labelled(data, given_places(data), [data.text], texts=[data.text])
 
     def _check_split(self, split: str) -> None:
-        self._classes_of(split)
+        self._choice.check(split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
@@ -84,23 +84,27 @@ class TextClassification(TextTask[LabelledTexts]):
         filler = len(indices) == 0
         rows = chosen.rows_of([0] if filler else indices)
         ids, mask = chosen.read.texts.pad(rows, self._text.pad_id)
-        classes = np.array([IGNORED]) if filler else self._classes_of(split)[rows]
-        arrays = {"input_ids": ids, "attention_mask": mask, "labels": classes}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": self._choice.targets(split, rows, filler=filler),
+        }
 
     def largest_batch(self, samples: int) -> Batch:
         import torch
 
         tokens = torch.zeros(samples, self._text.max_length, dtype=torch.int64)
-        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens[:, 0]}
+        return {
+            "input_ids": tokens,
+            "attention_mask": torch.ones_like(tokens),
+            "labels": self._choice.largest(samples),
+        }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return mean_cross_entropy(logits_of(model, batch), batch["labels"])
+        return self._choice.loss(logits_of(model, batch), batch["labels"])
 
     def metrics(self) -> MetricAccumulator:
-        from tlcore.tasks.classification_metrics import ClassificationCounts
-
-        return ClassificationCounts(len(self._classes.names), logits_of)
+        return self._choice.counts(logits_of)
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         import torch
@@ -117,7 +121,7 @@ class TextClassification(TextTask[LabelledTexts]):
                 logits = logits_of(
                     model, {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
                 )
-            answers.extend(self._classes.answer(scores) for scores in logits.softmax(dim=-1).tolist())
+            answers.extend(self._choice.answers(self._choice.probabilities(logits)))
         return answers
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
@@ -125,26 +129,20 @@ class TextClassification(TextTask[LabelledTexts]):
         return plain_examples(data, split, count, data.text, data.label)
 
     def facts(self) -> dict[str, Any]:
-        return self._classes.facts()
+        return self._choice.facts()
 
     def _config(self) -> Any:
-        return self._text.load_config(**self._classes.as_config())
-
-    def _classes_of(self, split: str) -> npt.NDArray[np.int64]:
-        """Class index of every row of the split's place."""
-        if split not in self._class_of:
-            chosen = self._splits[split]
-            self._class_of[split] = self._classes.encode(chosen.read.values, chosen.place)[chosen.read.label_of]
-        return self._class_of[split]
+        return self._text.load_config(**self._choice.as_config())
 
     def _read(self, place: str, hub_split: str) -> LabelledTexts:
         data = self._recipe.data
-        key = (fingerprint(place), hub_split, data.text, data.label, self._text.max_length, self._source.fingerprint)
+        columns = (data.text, data.label, data.multi_label)
+        key = (fingerprint(place), hub_split, *columns, self._text.max_length, self._source.fingerprint)
         return _prepared.get(key, lambda: self._prepare(place, hub_split))
 
     def _prepare(self, place: str, hub_split: str) -> LabelledTexts:
         data = self._recipe.data
         table = read_split(place, [data.text, data.label], texts=[data.text], split=hub_split).data.table
-        labels = table.column(data.label).combine_chunks().dictionary_encode()
+        labels = SampleLabels.read(table.column(data.label), data.multi_label)
         texts = tokenize(self._text.tokenizer, table.column(data.text).to_pylist(), self._text.max_length)
-        return LabelledTexts(texts, labels.indices.to_numpy().astype(np.int64), tuple(labels.dictionary.to_pylist()))
+        return LabelledTexts(texts, labels)

@@ -1,4 +1,4 @@
-"""One class per video, through transformers' video classification models.
+"""One class per video, or any number of them, through transformers' video classification models.
 
 Owns the task's batches, model class, loss, prediction and export; frames are prepared as `images.py` prepares pictures. A video is
 a list of pictures, or an array file (.npy) of uint8 [frames, height, width, 3]; so many frames as the model takes are taken of it,
@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from tlcore.data import MediaRows, Opener
 from tlcore.errors import DataError, Fault, RecipeError
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
-from tlcore.tasks.classes import Classes, assumed_labels
+from tlcore.tasks.base import Batch, MetricAccumulator
+from tlcore.tasks.choice import Choice
+from tlcore.tasks.classes import assumed_labels
 from tlcore.tasks.image_logits import image_logits
 from tlcore.tasks.images import HELD_BYTES, ImageModel, decode
 from tlcore.tasks.labelled_media import LabelledMedia, check_labelled_media, labelled_splits
-from tlcore.tasks.logits import mean_cross_entropy
 from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.recent import Held
 from tlcore.tasks.splits import given_places
@@ -46,8 +46,7 @@ class VideoClassification(ModelTask[LabelledMedia]):
         data = recipe.data
         self._image = ImageModel(self._source, data.image_size)
         self._splits = labelled_splits(data, data.video, ENDINGS)
-        self._classes = Classes(data, facts, lambda: self._splits.read_training_place().labels.values)
-        self._class_of: dict[str, npt.NDArray[np.int64]] = {}
+        self._choice = Choice(data, facts, self._splits, lambda read: read.labels)
 
     @staticmethod
     def assumed_facts(recipe: Recipe) -> dict[str, Any]:
@@ -57,7 +56,7 @@ class VideoClassification(ModelTask[LabelledMedia]):
         check_labelled_media(self._recipe.data, self._recipe.data.video, ENDINGS)
 
     def _check_split(self, split: str) -> None:
-        self._classes_of(split)
+        self._choice.check(split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.full(len(self._splits[split].rows), self._frames, dtype=np.int32)
@@ -68,27 +67,22 @@ class VideoClassification(ModelTask[LabelledMedia]):
         filler = len(indices) == 0
         chosen = self._splits[split]
         rows = chosen.rows_of([0] if filler else indices)
-        labels = chosen.read.labels.one_of(rows, self._classes_of(split))
         videos = _held.get((chosen.read.rows.digest, self._image.key, self._frames), rows.tolist(), self._reader(split))
         values = torch.stack([self._image.finish(list(frames)) for frames in videos])
-        return {"pixel_values": values, "labels": torch.from_numpy(np.full_like(labels, IGNORED) if filler else labels)}
+        return {"pixel_values": values, "labels": self._choice.targets(split, rows, filler=filler)}
 
     def largest_batch(self, samples: int) -> Batch:
-        import torch
-
         pictures = self._image.largest(samples * self._frames)
         return {
             "pixel_values": pictures.unflatten(0, (samples, self._frames)),
-            "labels": torch.zeros(samples, dtype=torch.int64),
+            "labels": self._choice.largest(samples),
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return mean_cross_entropy(image_logits(model, batch), batch["labels"])
+        return self._choice.loss(image_logits(model, batch), batch["labels"])
 
     def metrics(self) -> MetricAccumulator:
-        from tlcore.tasks.classification_metrics import ClassificationCounts
-
-        return ClassificationCounts(len(self._classes.names), image_logits)
+        return self._choice.counts(image_logits)
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         import torch
@@ -100,7 +94,7 @@ class VideoClassification(ModelTask[LabelledMedia]):
             frames = self._prepare(_contents(opener, given), name)
             with torch.no_grad():
                 logits = image_logits(model, {"pixel_values": self._image.finish(list(frames))[None]})
-            answers.append(self._classes.answer(logits.softmax(dim=-1)[0].tolist()))
+            answers.extend(self._choice.answers(self._choice.probabilities(logits)))
         return answers
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
@@ -117,7 +111,7 @@ class VideoClassification(ModelTask[LabelledMedia]):
         ]
 
     def facts(self) -> dict[str, Any]:
-        return self._classes.facts()
+        return self._choice.facts()
 
     def _processors(self) -> list[Any]:
         return [self._image.processor]
@@ -138,14 +132,7 @@ class VideoClassification(ModelTask[LabelledMedia]):
         return int(own["frames"] or 0) if data.frames == "auto" else data.frames
 
     def _config(self) -> Any:
-        return self._source.load_config(**self._classes.as_config(), num_frames=self._frames)
-
-    def _classes_of(self, split: str) -> npt.NDArray[np.int64]:
-        """Class of each distinct label of the split's place."""
-        if split not in self._class_of:
-            chosen = self._splits[split]
-            self._class_of[split] = self._classes.encode(chosen.read.labels.values, chosen.place)
-        return self._class_of[split]
+        return self._source.load_config(**self._choice.as_config(), num_frames=self._frames)
 
     def _reader(self, split: str) -> Any:
         """Gives the prepared frames of rows of the split's place."""

@@ -1,0 +1,117 @@
+"""Choosing classes: one per sample or, with `data.multi_label`, any number.
+
+Owns what that decides for a task: the targets of a batch, their loss, the counts of an evaluation, the model's `problem_type`
+and what is answered. The classes' names are `classes.py`'s, labels as they stand in the data `sample_labels.py`'s. Called by the
+tasks that classify texts, pictures, videos and sounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sized
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.classes import Classes
+from tlcore.tasks.logits import mean_binary_cross_entropy, mean_cross_entropy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tlcore.recipe.schema import DataSection
+    from tlcore.tasks.sample_labels import SampleLabels
+    from tlcore.tasks.splits import Splits
+
+LIKELY: Final = 0.5
+"""Probability from which a class counts as present, with `data.multi_label`."""
+
+Read = TypeVar("Read", bound=Sized)
+
+
+class Choice(Generic[Read]):
+    """The classes of a recipe's label column, over its splits.
+
+    Args:
+        facts: of an earlier `Task.facts()`, or None.
+        labels: gives the labels of what was read at a place.
+    """
+
+    def __init__(
+        self,
+        data: DataSection,
+        facts: Mapping[str, Any] | None,
+        splits: Splits[Read],
+        labels: Callable[[Read], SampleLabels],
+    ) -> None:
+        self._many = data.multi_label
+        self._splits, self._labels = splits, labels
+        self._classes = Classes(data, facts, lambda: labels(splits.read_training_place()).values)
+        self._of_split: dict[str, tuple[SampleLabels, npt.NDArray[np.int64]]] = {}
+
+    def check(self, split: str) -> None:
+        """Raises DataError: a label of the split's place that is no class."""
+        self._at(split)
+
+    def targets(self, split: str, rows: npt.NDArray[np.int64], *, filler: bool) -> Tensor:
+        """Class of each of these rows of the split's place, int64 [B], or 1 for each class of it, else 0 [B, C]; `IGNORED`
+        throughout for a filler."""
+        import torch
+
+        labels, class_of = self._at(split)
+        many, classes = self._many, len(self._classes.names)
+        found = labels.any_of(rows, class_of, classes) if many else labels.one_of(rows, class_of)
+        return torch.from_numpy(np.full_like(found, IGNORED) if filler else found)
+
+    def largest(self, samples: int) -> Tensor:
+        """Targets of that many samples, of the same shape."""
+        import torch
+
+        return torch.zeros((samples, len(self._classes.names)) if self._many else (samples,), dtype=torch.int64)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the samples that count: an fp32 scalar with gradient."""
+        return (mean_binary_cross_entropy if self._many else mean_cross_entropy)(logits, labels)
+
+    def counts(self, logits: Callable[[nn.Module, Batch], Tensor]) -> MetricAccumulator:
+        """An evaluation's counts.
+
+        Args:
+            logits: gives [B, C] in fp32 for a batch.
+        """
+        from tlcore.tasks.classification_metrics import ClassificationCounts, MultiLabelCounts
+
+        return (MultiLabelCounts if self._many else ClassificationCounts)(len(self._classes.names), logits)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class [B, C]: over all classes together, or each by itself."""
+        return logits.sigmoid() if self._many else logits.softmax(dim=-1)
+
+    def answers(self, probabilities: Tensor) -> list[dict[str, Any]]:
+        """A prediction for each row of [B, C]: `label` and `score` of the likeliest class, or `labels`, those that are likely; and
+        every class's `scores`."""
+        if not self._many:
+            return [self._classes.answer(scores) for scores in probabilities.tolist()]
+        named = [dict(zip(self._classes.names, scores, strict=True)) for scores in probabilities.tolist()]
+        return [
+            {"labels": [name for name, score in scores.items() if score >= LIKELY], "scores": scores}
+            for scores in named
+        ]
+
+    def as_config(self) -> dict[str, Any]:
+        """What a transformers configuration says of the classes."""
+        kind = "multi_label_classification" if self._many else "single_label_classification"
+        return {**self._classes.as_config(), "problem_type": kind}
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return self._classes.facts()
+
+    def _at(self, split: str) -> tuple[SampleLabels, npt.NDArray[np.int64]]:
+        """Labels of the split's place, and the class of each distinct one."""
+        if split not in self._of_split:
+            chosen = self._splits[split]
+            labels = self._labels(chosen.read)
+            self._of_split[split] = labels, self._classes.encode(labels.values, chosen.place)
+        return self._of_split[split]
