@@ -58,6 +58,54 @@ def classification(
     return make
 
 
+def normalized(make: Callable[[], tuple[Any, str]], side: int = 64, **train: Any) -> Callable[[Path], dict[str, Any]]:
+    """A deep network with batch norms, trained by few steps of all pictures with SGD. Over few values a norm divides by next to
+    nothing; and it leaves weights before it with gradients of rounding alone, which Adam's first steps would scale up to whole
+    ones.
+
+    Args:
+        make: gives the configuration and where its model class is, `module:name`.
+    """
+
+    def write(home: Path) -> dict[str, Any]:
+        import importlib
+
+        import torch
+        import transformers
+
+        config, place = make()
+        module, _, name = place.partition(":")
+        torch.manual_seed(3)
+        getattr(importlib.import_module(module), name)(config).save_pretrained(home / "model")
+        transformers.ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(home / "model")
+        return {
+            "model": {"source": str(home / "model")},
+            "data": {"train": folder_per_class(home / "pictures")},
+            "train": {"optimizer": "sgd", "learning_rate": 2e-2, "epochs": 6, "global_batch_size": 36, **train},
+        }
+
+    return write
+
+
+def mobilenet_v2() -> tuple[Any, str]:
+    import transformers
+
+    config = transformers.MobileNetV2Config(
+        depth_multiplier=0.25, classifier_dropout_prob=0.0, initializer_range=0.3, layer_norm_eps=1.0
+    )
+    return config, "transformers:MobileNetV2Model"
+
+
+def of_torchvision(network: str, **settings: Any) -> Callable[[], tuple[Any, str]]:
+    def make() -> tuple[Any, str]:
+        from tlcore.models.families.torchvision_models import TorchvisionConfig
+
+        config = TorchvisionConfig(network=network, settings=settings)
+        return config, "tlcore.models.families.torchvision_models:TorchvisionModel"
+
+    return make
+
+
 def segmentation(home: Path) -> dict[str, Any]:
     """Segformer on pictures whose upper or lower half is coloured: the colour is the class, all else is class 0."""
     import json
@@ -325,6 +373,11 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
         dropout_rate=0.0,
         drop_connect_rate=0.0,
         initializer_range=0.3,
+    ),
+    "mobilenet_v2/image-classification": normalized(mobilenet_v2, learning_rate=2e-3, epochs=9),
+    "torchvision-resnet/image-classification": normalized(of_torchvision("resnet18")),
+    "torchvision-efficientnet/image-classification": normalized(
+        of_torchvision("efficientnet_b0", dropout=0.0, stochastic_depth_prob=0.0)
     ),
     "resnet/anomaly-detection": one_class,
     "videomae/video-classification": video,

@@ -50,13 +50,18 @@ def recipe_for(case: dict[str, Any], stage: int) -> Recipe:
 
 
 def plain(recipe: Recipe) -> list[float]:
-    """Losses of the same training by torch alone in this one process: AdamW over the ranks' micro-batches, weighed as they are."""
+    """Losses of the same training by torch alone in this one process, over the ranks' micro-batches, weighed as they are."""
     task = build_task(recipe)
     task.load_data()
     model = task.build_model(from_scratch=False)
     apply_strategy(model, recipe)
     groups = parameter_groups(model, recipe)
-    optimizer = torch.optim.AdamW([{"params": g["params"], "weight_decay": g["weight_decay"]} for g in groups], lr=1.0)
+    chosen = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups]
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.SGD(chosen, lr=1.0, momentum=0.9)
+        if recipe.train.optimizer == "sgd"
+        else torch.optim.AdamW(chosen, lr=1.0)
+    )
     batch = plan_batch(recipe, dist.get_world_size())
     lengths = task.lengths("train")
     order = Course(len(lengths), recipe.train.epochs, recipe.train.seed, lengths, [(0, recipe.train.global_batch_size)])
