@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 MOST: Final = 9
-"""Things whose orders are all gone through, which takes minutes for 9: they have 362,880."""
+"""Things whose orders are all gone through, of which 9 have 362,880."""
 
 
 @dataclass(frozen=True)

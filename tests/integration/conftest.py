@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ray_fixtures import ray_session
-from store_fixtures import embedded_store, s3_store, store
+from store_fixtures import embedded_store, proxied, s3_store, store
 
-__all__ = ["embedded_store", "ray_session", "s3_store", "store"]
+__all__ = ["embedded_store", "proxied", "ray_session", "s3_store", "store"]

@@ -1,20 +1,24 @@
 """The object store of the integration tests: one real SeaweedFS for the whole session, in a temporary directory.
 
-`embedded_store` is that server, `s3_store` a fresh prefix in it, `throwaway_store` a second server for tests that
-stop theirs.
+`embedded_store` is that server, `s3_store` a fresh prefix in it, `proxied` a proxy in front of it that
+may misbehave, `throwaway_store` a second server for tests that stop theirs.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from jobs.bench.network.faults import Faults
+from jobs.bench.network.proxy import FaultProxy
 from tlcore.storage import EmbeddedStore, ObjectStore, open_store
+
+Proxied = Callable[..., FaultProxy]
 
 
 @contextmanager
@@ -51,6 +55,21 @@ def embedded_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedde
 def s3_store(embedded_store: EmbeddedStore) -> ObjectStore:
     """An empty prefix in the session's store; its URL is `s3_store.url`."""
     return open_store(f"s3://tlcore/test-{secrets.token_hex(6)}")
+
+
+@pytest.fixture
+def proxied(embedded_store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxied]:
+    """Starts a proxy in front of the session's store and makes it the endpoint of this test's environment."""
+    env = embedded_store.env()
+    with ExitStack() as stack:
+
+        def start(faults: Faults | None = None, **more: object) -> FaultProxy:
+            proxy = stack.enter_context(FaultProxy(env["AWS_ENDPOINT_URL"], faults, keys=env, **more))
+            for name, value in {**env, "AWS_ENDPOINT_URL": proxy.endpoint}.items():
+                monkeypatch.setenv(name, value)
+            return proxy
+
+        yield start
 
 
 @pytest.fixture(params=["s3", "file"])

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
 import pytest
 from certificates import make_certificates
 from store_fixtures import read_range
 
 from jobs.bench.network.faults import Faults
-from jobs.bench.network.proxy import FaultProxy
 from tlcore.errors import ObjectMissing, StorageDenied
-from tlcore.storage import EmbeddedStore, ObjectStore, direct, open_store
+from tlcore.storage import ObjectStore, direct, open_store
 from tlcore.storage import s3 as s3_module
 
 pytestmark = pytest.mark.integration
@@ -34,20 +31,6 @@ def asked_again(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(s3_module.obstore, "get_range", noted)
     return found
-
-
-@pytest.fixture
-def proxied(embedded_store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FaultProxy]]:
-    env = embedded_store.env()
-    with ExitStack() as stack:
-
-        def start(faults: Faults | None = None, **more: object) -> FaultProxy:
-            proxy = stack.enter_context(FaultProxy(env["AWS_ENDPOINT_URL"], faults, keys=env, **more))
-            for name, value in {**env, "AWS_ENDPOINT_URL": proxy.endpoint}.items():
-                monkeypatch.setenv(name, value)
-            return proxy
-
-        yield start
 
 
 def test_connections_are_used_again_and_obstore_is_not_asked(s3_store, proxied, asked_again):

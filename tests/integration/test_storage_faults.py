@@ -12,14 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from certificates import make_certificates
-from store_fixtures import throwaway_store
+from store_fixtures import Proxied, throwaway_store
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))
 from checkpoint_state import State, close, restored, same, save, saved, wait, writers
@@ -33,27 +31,11 @@ from tlcore.storage import conditional as conditional_module
 from tlcore.storage import credentials as credentials_module
 
 pytestmark = pytest.mark.integration
-Proxied = Callable[..., FaultProxy]
 
 
 @pytest.fixture
 def url(s3_store: ObjectStore) -> str:
     return s3_store.url
-
-
-@pytest.fixture
-def proxied(embedded_store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxied]:
-    """Starts a proxy in front of the session's store and makes it the endpoint of this test's environment."""
-    env = embedded_store.env()
-    with ExitStack() as stack:
-
-        def start(faults: Faults | None = None, **more: object) -> FaultProxy:
-            proxy = stack.enter_context(FaultProxy(env["AWS_ENDPOINT_URL"], faults, keys=env, **more))
-            for name, value in {**env, "AWS_ENDPOINT_URL": proxy.endpoint}.items():
-                monkeypatch.setenv(name, value)
-            return proxy
-
-        yield start
 
 
 # -- where a bucket is --
