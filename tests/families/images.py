@@ -91,7 +91,7 @@ def mobilenet_v2() -> tuple[Any, str]:
     import transformers
 
     config = transformers.MobileNetV2Config(
-        depth_multiplier=0.25, classifier_dropout_prob=0.0, initializer_range=0.3, layer_norm_eps=1.0
+        depth_multiplier=0.25, classifier_dropout_prob=0.0, initializer_range=0.2, layer_norm_eps=1.0
     )
     return config, "transformers:MobileNetV2Model"
 
@@ -374,8 +374,8 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
         drop_connect_rate=0.0,
         initializer_range=0.3,
     ),
-    "mobilenet_v2/image-classification": normalized(mobilenet_v2, learning_rate=2e-3, epochs=9),
-    "torchvision-resnet/image-classification": normalized(of_torchvision("resnet18")),
+    "mobilenet_v2/image-classification": normalized(mobilenet_v2, learning_rate=5e-3, epochs=9),
+    "torchvision-resnet/image-classification": normalized(of_torchvision("resnet18"), learning_rate=5e-3),
     "torchvision-efficientnet/image-classification": normalized(
         of_torchvision("efficientnet_b0", dropout=0.0, stochastic_depth_prob=0.0)
     ),
