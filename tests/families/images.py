@@ -96,6 +96,13 @@ def mobilenet_v2() -> tuple[Any, str]:
     return config, "transformers:MobileNetV2Model"
 
 
+def efficientnet_lite() -> tuple[Any, str]:
+    from tlcore.models.families.efficientnet_lite import EfficientNetLiteConfig
+
+    config = EfficientNetLiteConfig(width=0.1, dropout=0.0, drop_connect=0.0)
+    return config, "tlcore.models.families.efficientnet_lite:EfficientNetLiteModel"
+
+
 def of_torchvision(network: str, **settings: Any) -> Callable[[], tuple[Any, str]]:
     def make() -> tuple[Any, str]:
         from tlcore.models.families.torchvision_models import TorchvisionConfig
@@ -379,6 +386,11 @@ MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "torchvision-efficientnet/image-classification": normalized(
         of_torchvision("efficientnet_b0", dropout=0.0, stochastic_depth_prob=0.0)
     ),
+    "torchvision-mobilenet_v2/image-classification": normalized(
+        of_torchvision("mobilenet_v2", width_mult=0.25, dropout=0.0), epochs=9
+    ),
+    "torchvision-vgg/image-classification": normalized(of_torchvision("vgg11", dropout=0.0), side=32),
+    "efficientnet-lite/image-classification": normalized(efficientnet_lite, learning_rate=1e-3),
     "resnet/anomaly-detection": one_class,
     "videomae/video-classification": video,
     "yolos/object-detection": yolos,

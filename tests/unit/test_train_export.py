@@ -223,6 +223,28 @@ def test_updates_of_transposed_layers_are_merged_as_peft_merges_them(tmp_path: P
 
 
 @pytest.mark.parametrize("strategy", ["lora", "dora"])
+def test_an_update_of_the_output_layer_is_merged(tmp_path: Path, strategy: str) -> None:
+    from tlcore.checkpoint import read_manifest
+
+    transfer = {"strategy": strategy, "rank": 2, "target_modules": ["lm_head"]}
+    recipe = tiny_recipe(tmp_path, **{f"transfer__{name}": value for name, value in transfer.items()})
+    config = configurations()["llama, untied"]
+    model = make(config)
+    apply_strategy(model, recipe)
+    torch.nn.init.normal_(model.lm_head.lora_B["default"].weight)
+    store = open_store(f"file://{tmp_path}/run")
+    store_model(store, model, recipe)
+    fresh = make(config)
+    wanted = weights_of(fresh)
+    StoredWeights(store, read_manifest(store, "t000", 5), transposed_layers(fresh)).read_into(wanted)
+    tokens = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        before, after = make(config)(tokens).logits, fresh(tokens).logits
+        torch.testing.assert_close(after, model.eval()(tokens).logits, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["lora", "dora"])
 def test_an_adapter_alone_loads_with_peft_on_its_base(tmp_path: Path, strategy: str) -> None:
     from peft import AutoPeftModelForSequenceClassification, PeftModel
     from transformers import AutoModelForSequenceClassification

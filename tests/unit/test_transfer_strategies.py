@@ -239,6 +239,19 @@ def test_an_output_layer_that_the_source_has_is_left_alone_by_what_trains_little
     assert "model.norm.weight" in trained
 
 
+@pytest.mark.parametrize("strategy", ["lora", "bitfit"])
+def test_the_bias_of_an_output_that_is_the_embedding_trains(tmp_path: Path, strategy: str) -> None:
+    made = text.MAKERS["bert/masked-language-modeling"](tmp_path)
+    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
+    transfer = {"strategy": strategy}
+    recipe = recipe_from_dict({"name": "masked", "task": "masked-language-modeling", **sections, "transfer": transfer})
+    model = build_task(recipe).build_model(from_scratch=False)
+    apply_strategy(model, recipe)
+    output = model.get_output_embeddings()
+    assert output.bias.requires_grad
+    assert not output.weight.requires_grad
+
+
 def test_an_output_layer_may_have_an_update_of_its_own(tmp_path: Path) -> None:
     made = text.generation("LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=False, **text.DECODER)(tmp_path)
     sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}

@@ -65,7 +65,7 @@ def learned_output(model: nn.Module) -> frozenset[str]:
     output, embedding = _layer(model, "get_output_embeddings"), _layer(model, "get_input_embeddings")
     if not isinstance(output, nn.Linear) or not isinstance(embedding, nn.Embedding):
         return frozenset()
-    if output.out_features != embedding.num_embeddings:
+    if output.out_features != embedding.num_embeddings or output.weight is embedding.weight:
         return frozenset()
     own = {id(parameter) for parameter in output.parameters()}
     return frozenset(name for name, each in model.named_parameters() if id(each) in own) - new_parameters(model)
