@@ -27,6 +27,7 @@ TRANSFERS: dict[str, dict[str, Any]] = {
     "layerwise-named": {"strategy": "layerwise", "train": ["encoder.1", "head"], "freeze": "*.LayerNorm"},
     "bitfit": {"strategy": "bitfit"},
     "dora": {"strategy": "dora", "rank": 3},
+    "qlora": {"strategy": "qlora", "rank": 3},
     "gradual": {"strategy": "gradual", "schedule": SCHEDULE},
     "gradual-decay": {"strategy": "gradual", "schedule": 0.7, "decay": 0.8},
 }
@@ -63,11 +64,18 @@ PIECED = named(
         case("pieced", "bf16-2", "gradual", 2, until=0.7, precision="bf16"),
         case("pieced", "lazily-3", "gradual-decay", 3, until=0.5),
         case("pieced", "cut-dora-3", "dora", 3, until=0.5),
+        case("pieced", "cut-qlora-2", "qlora", 2, until=0.5, precision="bf16"),
+        case("pieced", "cut-qlora-3", "qlora", 3, until=0.5),
         case("pieced", "cut-layerwise-1", "layerwise", 1, until=0.5),
     ]
 )
 PIECED["lazily-3"]["changes"]["checkpoint"] = {"snapshot": "lazy", "every_steps": 1, "when_late": "wait"}
-ACROSS = named([case("pieced", "2-to-3", "gradual", 2, until=0.4, then={"deepspeed": {"zero_stage": 3}})])
+ACROSS = named(
+    [
+        case("pieced", f"{name}-2-to-3", name, 2, until=0.4, then={"deepspeed": {"zero_stage": 3}})
+        for name in ("gradual", "qlora")
+    ]
+)
 FEATURES = named([case("features", f"features-{stage}", "full", stage) for stage in (2, 3)])
 
 
@@ -118,8 +126,9 @@ def test_cut_and_restored_the_losses_are_the_same_bit_for_bit(results: dict[str,
     assert found["pieced"] == found["whole"]
 
 
-def test_a_schedule_goes_on_at_another_stage(results: dict[str, Any]) -> None:
-    found = results["2-to-3"]
+@pytest.mark.parametrize("name", ACROSS)
+def test_a_strategy_goes_on_at_another_stage(results: dict[str, Any], name: str) -> None:
+    found = results[name]
     whole, pieced = ([float.fromhex(loss) for loss in found[key]] for key in ("whole", "pieced"))
     assert pieced == pytest.approx(whole, rel=2e-4)
 

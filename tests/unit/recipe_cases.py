@@ -20,7 +20,7 @@ MISSING = object()
 LR = "train.learning_rate"
 BATCH = "train.global_batch_size"
 STRATEGY = "transfer.strategy"
-STRATEGIES = "full, head, last_n, gradual, layerwise, lora, dora, bitfit, scratch"
+STRATEGIES = "full, head, last_n, gradual, layerwise, lora, dora, qlora, bitfit, scratch"
 """What is built of it."""
 
 

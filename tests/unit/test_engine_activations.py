@@ -61,7 +61,7 @@ def test_a_whole_model_recomputes(tmp_path):
     assert sizes[1] < sizes[0]
 
 
-STRATEGIES = ["full", "head", "gradual", "layerwise", "lora", "dora", "bitfit", "scratch"]
+STRATEGIES = ["full", "head", "gradual", "layerwise", "lora", "dora", "qlora", "bitfit", "scratch"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

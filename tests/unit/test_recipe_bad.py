@@ -7,7 +7,7 @@ search spaces are in `test_recipe_bad_search.py`.
 from __future__ import annotations
 
 import pytest
-from recipe_cases import BATCH, LR, MISSING, STRATEGIES, STRATEGY, assert_faults, changed, space
+from recipe_cases import BATCH, LR, MISSING, STRATEGIES, STRATEGY, assert_faults, changed
 
 from tlcore.errors import RecipeError
 from tlcore.recipe import load_recipe, recipe_from_dict
@@ -176,10 +176,6 @@ TYPES = {
 }
 
 UNBUILT = {
-    "4-bit": (
-        {STRATEGY: "qlora"},
-        [f"transfer.strategy: 'qlora' is not built yet; built: {STRATEGIES}"],
-    ),
     "workers by rung": (
         {"search.scheduler": {"asha": {"workers": [1, 2]}}},
         [
@@ -233,13 +229,6 @@ UNBUILT = {
         ],
     ),
     "tracker": ({"track.wandb": "team"}, ["track.wandb: not built yet (got 'team'); built: null"]),
-    "a choice that is not built": (
-        space(transfer__strategy={"choice": ["full", "qlora"]}),
-        [
-            "search.space.transfer.strategy: can give 'qlora', which cannot be used: "
-            f"'qlora' is not built yet; built: {STRATEGIES}"
-        ],
-    ),
 }
 
 COMBINATIONS = {
@@ -275,15 +264,15 @@ COMBINATIONS = {
     "rank without lora": (
         {"transfer.rank": 8},
         [
-            "transfer.rank: got 8 with strategy full; only lora and dora take it, so take it out "
-            "(in a search: give transfer.rank a domain with when: {transfer.strategy: [lora, dora]})"
+            "transfer.rank: got 8 with strategy full; only lora, dora and qlora take it, so take it out "
+            "(in a search: give transfer.rank a domain with when: {transfer.strategy: [lora, dora, qlora]})"
         ],
     ),
     "layers without lora": (
         {STRATEGY: "head", "transfer.target_modules": ["query"]},
         [
-            'transfer.target_modules: got ["query"] with strategy head; only lora and dora take it, so take it out '
-            "(in a search: give transfer.target_modules a domain with when: {transfer.strategy: [lora, dora]})"
+            'transfer.target_modules: got ["query"] with strategy head; only lora, dora and qlora take it, so take it out '
+            "(in a search: give transfer.target_modules a domain with when: {transfer.strategy: [lora, dora, qlora]})"
         ],
     ),
     "decay without layers": (

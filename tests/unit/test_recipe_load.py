@@ -10,7 +10,7 @@ import pytest
 
 from tlcore.errors import RecipeError
 from tlcore.recipe import Recipe, load_recipe, recipe_from_dict, resolved_plan
-from tlcore.recipe.fields import sections, settings
+from tlcore.recipe.fields import sections
 from tlcore.recipe.reading import parse_yaml
 from tlcore.recipe.unbuilt import UNBUILT
 
@@ -251,14 +251,8 @@ def test_every_setting_is_described():
         assert field.description, name
 
 
-@pytest.mark.parametrize(
-    "row", UNBUILT, ids=lambda row: f"{row.path}-{row.refuses if isinstance(row.refuses, str) else 'other'}"
-)
+@pytest.mark.parametrize("row", UNBUILT, ids=lambda row: row.path)
 def test_what_is_not_built_is_refused_and_named_once(row):
-    """Every word of the table is one that the schema knows, so deleting its line is all that enabling it takes."""
-    if isinstance(row.refuses, str) and row.path != "search.scheduler":
-        assert row.refuses in str(settings()[row.path])
-    value = row.refuses if isinstance(row.refuses, str) else {"budget.bytes": 1}.get(row.path, ["x"])
     tests = {
         "resources.workers": {"min": 1},
         "deepspeed.offload_optimizer": "nvme",
@@ -269,12 +263,12 @@ def test_what_is_not_built_is_refused_and_named_once(row):
     *parents, leaf = row.path.split(".")
     for key in parents:
         section = section.setdefault(key, {})
-    section[leaf] = tests.get(row.path, value)
+    section[leaf] = tests.get(row.path, ["x"])
     with pytest.raises(RecipeError) as caught:
         recipe_from_dict(data)
     assert [fault.path for fault in caught.value.faults] == [row.path]
     assert "not built yet" in str(caught.value)
-    assert [(other.path, other.refuses) for other in UNBUILT].count((row.path, row.refuses)) == 1
+    assert [other.path for other in UNBUILT].count(row.path) == 1
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "recipes").glob("*.yaml")), ids=lambda path: path.name)

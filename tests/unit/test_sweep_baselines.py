@@ -94,7 +94,6 @@ def test_nothing_is_gone_on_with_where_there_is_nothing(tmp_path: Any) -> None:
     [
         (["last_n"], "report.baselines: got 'last_n': it needs transfer.n, which a baseline has not"),
         (["scrach"], "report.baselines: got 'scrach': no strategy of this version"),
-        (["qlora"], "report.baselines: got 'qlora': no strategy of this version"),
         (["head", "head"], "report.baselines: got head twice; give each strategy once"),
     ],
 )

@@ -15,6 +15,7 @@ from tests.stored_model import store_model
 from tlcore.commands.models import size_bytes
 from tlcore.errors import CheckpointIncompatible, RequestError
 from tlcore.models import quiet
+from tlcore.models.four_bit import unpack
 from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
 from tlcore.storage import open_store
 from tlcore.tasks import build_task
@@ -22,7 +23,8 @@ from tlcore.train import places
 from tlcore.train.adapter import export_adapter
 from tlcore.train.export import export_checkpoint, write_weights
 from tlcore.train.places import open_place
-from tlcore.transfer import apply_strategy
+from tlcore.transfer import apply_strategy, read_structure
+from tlcore.transfer.lora import keep_blocks_in_four_bits
 
 pytestmark = pytest.mark.unit
 
@@ -181,6 +183,29 @@ def test_updates_are_merged_as_peft_merges_them(tmp_path: Path) -> None:
             assert not torch.equal(merged[f"{name}.weight"], base)
 
 
+def test_updates_are_merged_into_what_four_bits_stand_for(tmp_path: Path) -> None:
+    trained = Trained(tmp_path, transfer__strategy="qlora", transfer__rank=3, transfer__alpha=5.0)
+    export_checkpoint(trained.url, str(tmp_path / "out"))
+    model = load(tmp_path / "out")
+    assert torch.allclose(trained.logits(model), trained.logits(trained.model), atol=1e-5)
+    merged, plain = dict(model.named_parameters()), load(tmp_path / "model")
+    assert {parameter.dtype for parameter in merged.values()} == {torch.float32}
+    assert [parameter.shape for parameter in merged.values()] == [parameter.shape for parameter in plain.parameters()]
+    layers = {name: module for name, module in trained.model.named_modules() if hasattr(module, "get_delta_weight")}
+    assert len(layers) == 18
+    for name, layer in layers.items():
+        base = unpack(layer.base_layer.weight, layer.base_layer.scales, torch.float32)
+        assert torch.equal(merged[f"{name}.weight"], base + layer.get_delta_weight("default"))
+
+
+def test_a_checkpoint_in_four_bits_is_a_source(tmp_path: Path) -> None:
+    trained = Trained(tmp_path, transfer__strategy="qlora", transfer__rank=3)
+    (tmp_path / "next").mkdir()
+    recipe = tiny_recipe(tmp_path / "next", model__source=trained.url)
+    model = build_task(recipe, facts={"labels": ["neg", "pos"]}).build_model(from_scratch=False)
+    assert torch.allclose(trained.logits(model), trained.logits(trained.model), atol=1e-5)
+
+
 def test_lengths_and_directions_are_merged_as_peft_merges_them(tmp_path: Path) -> None:
     trained = Trained(tmp_path, transfer__strategy="dora", transfer__rank=3, transfer__alpha=5.0)
     assert len([name for name, _ in trained.model.named_parameters() if "magnitude" in name]) == 18
@@ -260,6 +285,19 @@ def test_an_adapter_alone_loads_with_peft_on_its_base(tmp_path: Path, strategy: 
     assert torch.allclose(trained.logits(alone), expected, atol=1e-6)
     whole = sum(parameter.nbytes for parameter in trained.model.parameters())
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < whole / 2
+
+
+def test_an_adapter_of_a_base_in_four_bits_loads_with_peft_on_that(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    trained = Trained(tmp_path, transfer__strategy="qlora", transfer__rank=3)
+    export_adapter(trained.url, str(tmp_path / "adapter"))
+    base = load(tmp_path / "model")
+    assert base.num_labels == 2
+    keep_blocks_in_four_bits(base, read_structure(base))
+    with quiet():
+        model = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    assert torch.allclose(trained.logits(model), trained.logits(trained.model), atol=1e-6)
 
 
 def test_a_run_without_an_adapter_has_none_to_export(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.families import text
 from tlcore.errors import RecipeError
+from tlcore.models import is_carried
 from tlcore.recipe import recipe_from_dict
 from tlcore.tasks import build_task
 from tlcore.transfer import apply_strategy, parameter_groups, read_structure, set_training_mode
@@ -237,6 +238,51 @@ def test_an_output_layer_that_the_source_has_is_left_alone_by_what_trains_little
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert ("lm_head.weight" in trained) == (strategy == "head")
     assert "model.norm.weight" in trained
+
+
+def test_the_blocks_of_a_model_are_kept_in_four_bits(home: Path) -> None:
+    plain, _, _ = prepared(home, transfer__strategy="lora")
+    model, task, _ = prepared(home, transfer__strategy="qlora")
+    assert trained(model) == trained(plain)
+    kept = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.uint8}
+    inside = {name for name, _ in plain.named_parameters() if "encoder.layer" in name and ".base_layer.weight" in name}
+    assert kept == inside
+    assert len(kept) == 6 * BLOCKS
+    for name in kept:
+        codes, dense = model.get_parameter(name), plain.get_parameter(name)
+        assert 2 * codes.numel() == dense.numel()
+        assert is_carried(codes) and is_carried(model.get_parameter(name.replace("weight", "scales")))
+    batch = task.largest_batch(2)
+    loss = task.loss(model, batch)
+    loss.backward()
+    assert all(each.grad is not None for each in model.parameters() if each.requires_grad)
+
+
+@pytest.mark.parametrize("fixed", [("wo",), ()])
+def test_what_a_models_code_keeps_in_fp32_is_not_kept_in_four_bits(tmp_path: Path, fixed: tuple[str, ...]) -> None:
+    made = text.MAKERS["t5/summarization"](tmp_path)
+    sections = {key: made[key] for key in ("model", "data")} | {"storage": str(tmp_path / "store")}
+    recipe = recipe_from_dict({"name": "fixed", "task": "summarization", **sections, "transfer": {"strategy": "qlora"}})
+    model: Any = build_task(recipe).build_model(from_scratch=False)
+    assert set(type(model)._keep_in_fp32_modules) == {"wo"}
+    model._keep_in_fp32_modules = list(fixed)
+    apply_strategy(model, recipe)
+    kept = {name.split(".")[-3] for name, each in model.named_parameters() if each.dtype == torch.uint8}
+    assert kept >= {"q", "k", "v", "o", "wi"}
+    assert ("wo" in kept) == (not fixed)
+
+
+def test_a_model_without_linear_layers_in_its_blocks_has_nothing_to_keep_in_four_bits(tmp_path: Path) -> None:
+    made = text.MAKERS["gpt2/text-generation"](tmp_path)
+    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
+    recipe = recipe_from_dict(
+        {"name": "transposed", "task": "text-generation", **sections, "transfer": {"strategy": "qlora"}}
+    )
+    model = build_task(recipe).build_model(from_scratch=False)
+    with pytest.raises(
+        RecipeError, match=r"is 'qlora', but GPT2LMHeadModel has no list of like blocks with linear layers"
+    ):
+        apply_strategy(model, recipe)
 
 
 @pytest.mark.parametrize("strategy", ["lora", "bitfit"])

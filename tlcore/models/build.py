@@ -25,6 +25,7 @@ from tlcore.models.families import is_own, register_families
 from tlcore.models.source import ModelSource
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 _NEW = "tlcore_new_parameters"
@@ -157,9 +158,16 @@ def new_parameters(model: nn.Module) -> frozenset[str]:
     return names
 
 
-def is_carried(parameter: nn.Parameter) -> bool:
+def is_carried(parameter: torch.Tensor) -> bool:
     """Whether the source carried it, so that every rank has the same without being told."""
     return getattr(parameter, _CARRIED, False)
+
+
+def carry_over(parameter: torch.Tensor, *made: torch.Tensor) -> None:
+    """What is computed of a carried parameter alone is carried as well."""
+    if is_carried(parameter):
+        for each in made:
+            setattr(each, _CARRIED, True)
 
 
 def mark_new(model: nn.Module, names: frozenset[str]) -> None:

@@ -6,11 +6,13 @@ has to be cast or merged. Called by `build.py` (a checkpoint as a source) and by
 
 peft's names: a layer `x` with an update has `x.base_layer.weight`, `x.lora_A.default.weight` [rank, in] and
 `x.lora_B.default.weight` [out, rank]; its plain name is `x.weight` = base + scaling * B A. DoRA has
-`x.lora_magnitude_vector.default.weight` [out] too, the length that each row of that sum is brought to.
+`x.lora_magnitude_vector.default.weight` [out] too, the length that each row of that sum is brought to. QLoRA's base is codes of
+four bits beside `x.base_layer.scales` (`four_bit.py`); by its plain name it is the dense weight that these stand for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +22,7 @@ import torch
 
 from tlcore.checkpoint import CheckpointReader, Manifest, Piece, Row
 from tlcore.errors import CheckpointIncompatible
+from tlcore.models.four_bit import unpack
 from tlcore.models.weights import WEIGHTS, NodeWeights
 from tlcore.recipe import Recipe, trial_recipe_from_dict
 from tlcore.storage.base import ObjectStore
@@ -69,13 +72,14 @@ class StoredWeights:
         self._transposed = transposed
         self._stored: dict[str, str] = {}
         self._updates: dict[str, _Update] = {}
+        self._scales = _scales_of(manifest)
         for name in manifest.parameters:
             if _A in name:
                 layer = name.partition(_A)[0]
                 lengths = name.replace(_A, _LENGTHS)
                 there = lengths in manifest.parameters
                 self._updates[f"{layer}.weight"] = _Update(name, name.replace(_A, _B), lengths if there else None)
-            elif _B not in name and _LENGTHS not in name:
+            elif _B not in name and _LENGTHS not in name and name not in self._scales.values():
                 self._stored[name.replace(_BASE, ".")] = name
 
     @cached_property
@@ -96,7 +100,7 @@ class StoredWeights:
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Shape of what is stored under a plain name; None when nothing is."""
         stored = self._stored.get(name)
-        return None if stored is None else self.manifest.parameters[stored].shape
+        return None if stored is None else self._shape(stored)
 
     def check(self, wanted: Mapping[str, torch.Tensor]) -> None:
         """Raise CheckpointIncompatible, naming the first of `wanted` that is not stored, or in another shape."""
@@ -148,11 +152,17 @@ class StoredWeights:
         updates = {name: self._updates[name] for name in wanted if merge and name in self._updates}
         parts = {name: [self._fresh(part) for part in update.names] for name, update in updates.items()}
         pieces = [self._piece(self._stored[name], tensor) for name, tensor in whole.items()]
+        scales = {
+            name: self._fresh(self._scales[stored]) for name in wanted if (stored := self._stored[name]) in self._scales
+        }
+        pieces += [self._piece(self._scales[self._stored[name]], tensor) for name, tensor in scales.items()]
         for name, update in updates.items():
             pieces += [self._piece(*each) for each in zip(update.names, parts[name], strict=True)]
         self._reader.read_into(pieces)
         for name, tensor in wanted.items():
             value = whole.pop(name)
+            if name in scales:
+                value = unpack(value, scales.pop(name), torch.float32)
             if name in parts:
                 value = self._merged(name, value.float(), *parts.pop(name))
             tensor.copy_(value)
@@ -174,7 +184,14 @@ class StoredWeights:
         dtype: torch.dtype = getattr(torch, self.manifest.parameters[self._owner(stored)].dtype)
         return dtype
 
+    def _shape(self, stored: str) -> tuple[int, ...]:
+        shape = self.manifest.parameters[stored].shape
+        return (shape[0], 2 * shape[1]) if stored in self._scales else shape
+
     def _bytes(self, stored: str) -> int:
+        """In memory, once read: what is kept in four bits is in fp32 then."""
+        if stored in self._scales:
+            return 4 * math.prod(self._shape(stored))
         return self.manifest.parameters[stored].elements * self._dtype(stored).itemsize
 
     def _owner(self, stored: str) -> str:
@@ -191,6 +208,14 @@ class StoredWeights:
         flat = tensor.view(-1)
         row = Row(self._owner(stored), state, 0, flat.numel(), str(flat.dtype).removeprefix("torch."))
         return Piece(row, flat.view(torch.uint8).numpy())
+
+
+def _scales_of(manifest: Manifest) -> dict[str, str]:
+    """Names of stored codes of four bits -> names of their scales."""
+    layers = {name.removesuffix(".scales") for name in manifest.parameters if name.endswith(".scales")}
+    codes = {f"{layer}.weight": f"{layer}.scales" for layer in layers}
+    there = manifest.parameters
+    return {name: scales for name, scales in codes.items() if name in there and there[name].dtype == "uint8"}
 
 
 def transposed_layers(model: nn.Module) -> frozenset[str]:

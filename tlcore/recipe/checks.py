@@ -14,13 +14,12 @@ from typing import Final
 from tlcore.errors import Fault, RecipeError
 from tlcore.recipe.batch import divisors, plan_batch
 from tlcore.recipe.credentials import shown
-from tlcore.recipe.fields import close_to
+from tlcore.recipe.fields import close_to, literal_values
 from tlcore.recipe.owned import owned_faults
 from tlcore.recipe.rungs import scheduler_fractions, world_sizes
 from tlcore.recipe.schema import DataSection, Recipe
 from tlcore.recipe.task_table import TASK_TABLE, takers
 from tlcore.recipe.transfer_checks import transfer_faults
-from tlcore.recipe.unbuilt import built_words
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _BUCKET: Final = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9](?:/.*)?")
@@ -208,7 +207,7 @@ def _one_of(recipe: Recipe) -> Iterator[Fault]:
 
 def _baselines(recipe: Recipe) -> Iterator[Fault]:
     given = recipe.report.baselines
-    known = tuple(word for word in built_words("transfer.strategy") if word != "last_n")
+    known = tuple(word for word in literal_values("transfer.strategy") if word != "last_n")
     for word in dict.fromkeys(given):
         if word not in known:
             text = (

@@ -6,16 +6,14 @@ Called by `build.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from tlcore.errors import Fault
 from tlcore.recipe.credentials import shown
-from tlcore.recipe.fields import accepted, bare, close_to, keys_of, owner_of, sections, suggestion
+from tlcore.recipe.fields import accepted, bare, close_to, keys_of, literal_values, owner_of, sections, suggestion
 from tlcore.recipe.section import OneOf
-from tlcore.recipe.unbuilt import built_words, unbuilt_words
 
 
 def from_pydantic(error: ValidationError, data: dict[str, Any]) -> list[Fault]:
@@ -42,12 +40,12 @@ def from_pydantic(error: ValidationError, data: dict[str, Any]) -> list[Fault]:
 
 def wrong_value(path: str, value: Any, annotation: Any) -> str:
     """What to say of a value that its setting does not accept."""
-    takes = accepted(annotation, without=unbuilt_words(path))
+    takes = accepted(annotation)
     if path.startswith("search.space."):
         # a kind that a domain does not use is left out, not null
         takes = takes.removesuffix(" or null")
     text = f"got {shown(value)}; give {takes}"
-    meant = close_to(value, built_words(path)) if isinstance(value, str) else None
+    meant = close_to(value, literal_values(path)) if isinstance(value, str) else None
     return f"{text}; did you mean '{meant}'?" if meant else text
 
 
@@ -55,14 +53,10 @@ def _unknown(path: str, value: Any, section: type[BaseModel]) -> str:
     where = path.rpartition(".")[0]
     meant = suggestion(path) if where in sections() else close_to(path.rpartition(".")[2], keys_of(section))
     if issubclass(section, OneOf):
-        words = dict.fromkeys((section.nothing(), *_built_keys(where, section)))
+        words = dict.fromkeys((section.nothing(), *keys_of(section)))
         return f"unknown {where.rpartition('.')[2]}; give one of {', '.join(words)}{_did_you_mean(meant)}"
     known = f"; {where or 'a recipe'} has {', '.join(keys_of(section))}"
     return f"unknown key (got {shown(value)}){_did_you_mean(meant) or known}"
-
-
-def _built_keys(where: str, section: type[BaseModel]) -> Sequence[str]:
-    return [key for key in keys_of(section) if key not in unbuilt_words(where)]
 
 
 def _did_you_mean(meant: str | None) -> str:
@@ -76,7 +70,7 @@ def _missing(path: str, annotation: Any) -> str:
     section = sections().get(path.rpartition(".")[0])
     info = section.model_fields.get(path.rpartition(".")[2]) if section else None
     example = f", such as {info.examples[0]}" if info is not None and info.examples else ""
-    wanted = "one of " + ", ".join(built_words(path)) if built_words(path) else accepted(bare(annotation))
+    wanted = "one of " + ", ".join(literal_values(path)) if literal_values(path) else accepted(bare(annotation))
     return f"missing; give {wanted}{example}"
 
 

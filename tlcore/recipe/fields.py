@@ -152,34 +152,33 @@ def _entry_owner(entry: type[BaseModel], location: Sequence[str | int]) -> tuple
     return f"{name}.{key}", _annotations(entry)[key], True
 
 
-def accepted(annotation: Any, without: Sequence[str] = ()) -> str:
+def accepted(annotation: Any) -> str:
     """What an annotation takes, in plain words: `a whole number of at least 1, or null`.
 
     Args:
         annotation: as `settings()` gives it.
-        without: words of a Literal to leave out.
     """
     members = _members(annotation)
     if {bare(member) for member in members} == {int, float}:
         return "a number"
-    words = [_accepted_one(member, without) for member in members if bare(member) is not type(None)]
+    words = [_accepted_one(member) for member in members if bare(member) is not type(None)]
     if len(words) != len(members):
         words.append("null")
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _accepted_one(annotation: Any, without: Sequence[str]) -> str:
+def _accepted_one(annotation: Any) -> str:
     inner = bare(annotation)
     origin = get_origin(inner)
     if origin is Literal:
-        words = [str(word) for word in get_args(inner) if word not in without]
+        words = [str(word) for word in get_args(inner)]
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
     if origin is tuple:
         return _accepted_list(annotation)
     if origin is dict:
         return f"a section of keys and {_PLURAL.get(bare(get_args(inner)[1]), 'values')}"
     if isinstance(inner, type) and issubclass(inner, BaseModel):
-        return f"a section with keys {', '.join(key for key in keys_of(inner) if key not in without)}"
+        return f"a section with keys {', '.join(keys_of(inner))}"
     names = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
     return names[inner] + _bounds(annotation)
 

@@ -72,6 +72,7 @@ def _transfer(recipe: Recipe) -> str:
         "layerwise": f"layerwise: {_weights(recipe)} are trained{_decay(recipe)}",
         "lora": _lora(recipe),
         "dora": _lora(recipe),
+        "qlora": f"{_lora(recipe)}; the blocks' linear layers are kept in four bits",
         "bitfit": "bitfit: the head and all biases are trained",
         "scratch": "scratch: the same network from random weights",
     }.get(transfer.strategy, transfer.strategy)

@@ -132,8 +132,8 @@ class TransferSection(Section):
 
     strategy: Strategy = "full"
     """full: train all; head: only the new head; last_n: head and last n blocks; gradual: head first, then block after block from
-    the top; layerwise: all, lower blocks at lower rates; lora, dora: head and low-rank updates of frozen layers; bitfit: head and
-    biases; scratch: all, from random weights."""
+    the top; layerwise: all, lower blocks at lower rates; lora, dora: head and low-rank updates of frozen layers; qlora: the same
+    with the blocks' frozen layers in four bits; bitfit: head and biases; scratch: all, from random weights."""
     n: Positive | None = None
     """last_n: how many of the last blocks to train."""
     decay: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -151,13 +151,14 @@ class TransferSection(Section):
     """head: compute what the frozen part gives for each sample once per run, and keep it in the store and in each worker's
     memory."""
     rank: Positive | None = None
-    """lora, dora: rank of each layer's update; null is 8."""
+    """lora, dora, qlora: rank of each layer's update; null is 8."""
     alpha: AboveZero | None = None
-    """lora, dora: updates are scaled by alpha / rank; null is twice the rank."""
+    """lora, dora, qlora: updates are scaled by alpha / rank; null is twice the rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """lora, dora: dropout before each update; null is 0."""
+    """lora, dora, qlora: dropout before each update; null is 0."""
     target_modules: Literal["auto"] | Texts = "auto"
-    """lora, dora: names, or ends of names, of the linear layers to adapt; auto is every linear layer of the repeated blocks."""
+    """lora, dora, qlora: names, or ends of names, of the linear layers to adapt; auto is every linear layer of the repeated
+    blocks."""
 
     @property
     def layer_decay(self) -> float:

@@ -14,7 +14,7 @@ from tlcore.errors import Fault
 from tlcore.recipe.credentials import shown
 from tlcore.recipe.schema import Recipe, TransferSection
 
-_UPDATES: Final = ("lora", "dora")
+_UPDATES: Final = ("lora", "dora", "qlora")
 _NAMED: Final = ("full", "layerwise")
 _TAKEN_BY: Final = {
     "n": ("last_n",),
@@ -58,7 +58,8 @@ def _misplaced(transfer: TransferSection) -> Iterator[Fault]:
         value = getattr(transfer, key)
         if transfer.strategy in owners or value in (None, "auto", (), False):
             continue
-        named, one = " and ".join(owners), len(owners) == 1
+        *others, last = owners
+        named, one = f"{', '.join(others)} and {last}" if others else last, not others
         when = owners[0] if one else f"[{', '.join(owners)}]"
         searched = f" (in a search: give transfer.{key} a domain with when: {{transfer.strategy: {when}}})"
         takes = f"only {named} {'takes' if one else 'take'} it, so take it out{searched}"

@@ -102,13 +102,19 @@ def _count(recipe: Recipe, samples: int, item: int, on_gpu: bool) -> Any:
         muon = {name for group in groups if group["muon"] for name in group["names"]}
         number = {name: index for index, group in enumerate(groups) for name in group["names"]}
         weights = [
-            Weight(name, each.numel(), each.requires_grad, number.get(name, 0), name in muon)
+            Weight(name, _elements(each, item), each.requires_grad, number.get(name, 0), name in muon)
             for name, each in model.named_parameters()
         ]
         buffers = sum(each.numel() * each.element_size() for each in model.buffers())
         batch = task.largest_batch(samples)
         passes = count_pass(model, lambda: task.loss(model, batch))
     return weights, buffers, passes
+
+
+def _elements(parameter: Any, item_bytes: int) -> int:
+    """Of the training format; a weight in a format of its own (four bits) counts as those that its bytes would be."""
+    count = int(parameter.numel())
+    return count if parameter.is_floating_point() else -(-count * parameter.element_size() // item_bytes)
 
 
 def forget_what_is_new(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""`transfer.strategy: lora` and `dora`: low-rank updates beside frozen linear layers (Hu et al. 2021), through peft.
+"""`transfer.strategy: lora`, `dora` and `qlora`: low-rank updates beside frozen linear layers (Hu et al. 2021), through peft.
 
 Owns which layers get an update and putting it there. Does not own what trains (`strategies.py`), nor merging an update into its
 layer for an export (`models/stored.py`). Called by `strategies.py`.
@@ -9,6 +9,9 @@ drawn from `train.seed`, B zero: the first forward pass is the source's.
 
 DoRA (Liu et al. 2024, arXiv:2402.09353) also trains the length of each of the layer's rows, its direction being the updated
 weight's: `x.lora_magnitude_vector.default.weight` [out].
+
+QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is LoRA over blocks whose linear layers are kept in four bits
+(`models/four_bit.py`), adapted or not.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from tlcore.errors import Fault, RecipeError
+from tlcore.models.four_bit import FourBitLinear
 from tlcore.transfer.structure import Structure
 
 if TYPE_CHECKING:
@@ -63,12 +67,43 @@ def add_updates(model: nn.Module, recipe: Recipe, structure: Structure, whole: A
     return {name for name, _ in model.named_parameters() if name not in before and ".base_layer." not in name}
 
 
+def keep_blocks_in_four_bits(model: nn.Module, structure: Structure) -> None:
+    """Replace the linear layers of the blocks, in place, by ones that keep their weight in four bits.
+
+    Those that the model's code keeps in fp32 stay (it reads their weight itself: T5's `wo`), and those of an odd width.
+
+    Raises:
+        RecipeError: there is none: no blocks, or blocks of other layers (GPT-2's are transposed).
+        RequestError: bitsandbytes is not installed.
+    """
+    inside = _modules_of_blocks(structure)
+    fixed = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    names = [
+        name
+        for name, module in model.named_modules()
+        # of this very class: torch's attention has a subclass whose weight it reads itself
+        if name in inside
+        and type(module) is nn.Linear
+        and not fixed & set(name.split("."))
+        and module.in_features % 2 == 0
+    ]
+    if not names:
+        text = f"is 'qlora', but {type(model).__name__} has no list of like blocks with linear layers (nn.Linear); use lora"
+        raise RecipeError([Fault("transfer.strategy", text)])
+    for name in names:
+        model.set_submodule(name, FourBitLinear(cast(nn.Linear, model.get_submodule(name))))
+
+
+def _modules_of_blocks(structure: Structure) -> set[str]:
+    return {name.rpartition(".")[0] for block in structure.blocks for name in block}
+
+
 def _chosen(model: nn.Module, recipe: Recipe, structure: Structure, whole: AbstractSet[str]) -> list[str]:
     """Names of the layers to adapt, in the model's order."""
     layers = _linear_layers(model)
     wanted = recipe.transfer.target_modules
     if isinstance(wanted, str):
-        inside = {name.rpartition(".")[0] for block in structure.blocks for name in block}
+        inside = _modules_of_blocks(structure)
         found = [name for name in layers if name in inside]
         if not found:
             text = f"is auto, but {type(model).__name__} has no list of like blocks; name its linear layers"

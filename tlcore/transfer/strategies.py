@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from tlcore.errors import Fault, RecipeError
-from tlcore.transfer.lora import add_updates
+from tlcore.transfer.lora import add_updates, keep_blocks_in_four_bits
 from tlcore.transfer.naming import named_parameters
 from tlcore.transfer.schedule import joining, parts_below
 from tlcore.transfer.structure import Structure, learned_output, read_structure
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 def apply_strategy(model: nn.Module, recipe: Recipe, joined: int | None = None) -> None:
     """Set `requires_grad` of every parameter: `full`, `layerwise` and `scratch` train all (the first two what `transfer.train` and
     `transfer.freeze` say), `head` all that follows the last block (pooler or final norm, and the task's head), `last_n` also the
-    last n blocks, `lora` and `dora` also low-rank updates that they add to the model, `bitfit` also every bias (Ben Zaken et al.
-    2022, "BitFit", arXiv:2106.10199), `gradual` also the first `joined` parts below the head, or all that ever join.
+    last n blocks, `lora`, `dora` and `qlora` also low-rank updates that they add to the model (`qlora` first keeps its blocks in
+    four bits), `bitfit` also every bias (Ben Zaken et al. 2022, "BitFit", arXiv:2106.10199), `gradual` also the first `joined`
+    parts below the head, or all that ever join.
 
     A pooler belongs to the head because it only feeds it: RoBERTa has the same layer inside its head. On MiniLM, which never
     trained its pooler, one epoch over 1,800 movie snippets gives 0.67 to 0.70 accuracy with it and 0.48 to 0.62 without.
 
     A language model whose output layer is its embedding has no head: it stays as it is, but for what follows the last block.
-    An output layer of its own, if the source has it, stays as it is under `lora`, `dora` and `bitfit`: it is as large as the
+    An output layer of its own, if the source has it, stays as it is under these and `bitfit`: it is as large as the
     embedding, so trained whole it would be most of what these strategies are there to save.
 
     What the model's own code keeps fixed (Marian's sine positions) never trains.
@@ -77,7 +78,9 @@ def _trained(model: nn.Module, recipe: Recipe, joined: int | None) -> set[str] |
         raise RecipeError([Fault("transfer.strategy", text)])
     top = {*structure.head, *structure.after}
     match strategy:
-        case "lora" | "dora":
+        case "lora" | "dora" | "qlora":
+            if strategy == "qlora":
+                keep_blocks_in_four_bits(model, structure)
             whole = top - learned_output(model)
             return whole | add_updates(model, recipe, structure, whole)
         case "bitfit":
