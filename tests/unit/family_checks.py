@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tlcore.engine.activations import checkpoint_activations
 from tlcore.models import build_pretrained, build_scratch, new_parameters, resolve_source
 from tlcore.models.families import register_families
 from tlcore.transfer.structure import read_structure
@@ -102,6 +103,6 @@ def check_checkpointing_changes_nothing(model: torch.nn.Module, batch: dict[str,
         return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
     plain = gradients()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations(model)
     for name, gradient in gradients().items():
         torch.testing.assert_close(gradient, plain[name], msg=name)

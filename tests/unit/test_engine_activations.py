@@ -9,7 +9,9 @@ import torch
 from tiny_text_model import tiny_recipe
 from torch import nn
 
-from tlcore.engine.activations import count_pass, nothing_allocated
+from tlcore.engine.activations import checkpoint_activations, count_pass, nothing_allocated
+from tlcore.errors import RequestError
+from tlcore.tasks import build_task
 from tlcore.train.estimate import Estimator
 
 
@@ -59,6 +61,18 @@ def test_a_whole_model_recomputes(tmp_path):
     estimator = Estimator()
     sizes = [estimator.estimate(recipe, on_gpu=True)["device_bytes"] for recipe in (plain, again)]
     assert sizes[1] < sizes[0]
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_recomputing_is_turned_on_by_the_name_that_transformers_wants(tmp_path):
+    model = build_task(tiny_recipe(tmp_path)).build_model(from_scratch=True)
+    checkpoint_activations(model)
+    assert all(layer.gradient_checkpointing for layer in model.bert.encoder.layer)
+
+
+def test_a_model_that_cannot_recompute_is_refused():
+    with pytest.raises(RequestError, match="Linear does not offer it"):
+        checkpoint_activations(nn.Linear(2, 2))
 
 
 STRATEGIES = ["full", "head", "gradual", "layerwise", "lora", "dora", "qlora", "bitfit", "scratch"]

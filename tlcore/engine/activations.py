@@ -146,10 +146,12 @@ def _key(tensor: torch.Tensor) -> int:
 
 def checkpoint_activations(model: torch.nn.Module) -> None:
     """Have the model recompute its activations. Raises RequestError where its class cannot."""
-    enable = getattr(model, "gradient_checkpointing_enable", None)
-    if enable is None:
-        raise RequestError(
-            f"train.activation_checkpointing: {type(model).__name__} does not offer it",
-            hint="set train.activation_checkpointing to false",
-        )
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers' older releases know only the second name, its newer ones warn of that
+    for word in ("activation_checkpointing", "gradient_checkpointing"):
+        if enable := getattr(model, f"{word}_enable", None):
+            enable(**{f"{word}_kwargs": {"use_reentrant": False}})
+            return
+    raise RequestError(
+        f"train.activation_checkpointing: {type(model).__name__} does not offer it",
+        hint="set train.activation_checkpointing to false",
+    )
