@@ -228,7 +228,6 @@ UNBUILT = {
             "budget.price_per_worker_hour: got -1; give a number above 0 or null",
         ],
     ),
-    "tracker": ({"track.wandb": "team"}, ["track.wandb: not built yet (got 'team'); built: null"]),
 }
 
 COMBINATIONS = {
@@ -470,10 +469,16 @@ def test_the_recipe_that_the_cases_spoil_is_sound():
 
 
 def test_faults_of_different_kinds_are_all_told_at_once():
-    settings = {"train.epochs": 0, "lr": 1, "track.mlflow": "x", "storage": "s3://a:b@c/d", "name": MISSING}
+    settings = {"train.epochs": 0, "lr": 1, "resources.workers": {"min": 1}, "storage": "s3://a:b@c/d", "name": MISSING}
     with pytest.raises(RecipeError) as caught:
         recipe_from_dict(changed(settings))
-    assert {fault.path for fault in caught.value.faults} == {"train.epochs", "lr", "track.mlflow", "storage", "name"}
+    assert {fault.path for fault in caught.value.faults} == {
+        "train.epochs",
+        "lr",
+        "resources.workers",
+        "storage",
+        "name",
+    }
 
 
 @pytest.mark.parametrize(

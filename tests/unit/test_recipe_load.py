@@ -234,7 +234,11 @@ def test_an_override_may_name_a_section_that_the_file_leaves_out(tmp_path):
             "[1",
             "train.epochs: line 1, column 3: not YAML (expected ',' or ']', but got '<stream end>'); check indentation and quotes",
         ),
-        ("track.wandb", "team", "track.wandb: not built yet (got 'team'); built: null"),
+        (
+            "deepspeed.offload_optimizer",
+            "nvme",
+            "deepspeed.offload_optimizer: not built yet (got 'nvme'); built: cpu, none",
+        ),
     ],
 )
 def test_overrides_that_cannot_be(tmp_path, path, text, fault):

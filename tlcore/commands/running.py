@@ -5,7 +5,8 @@ Owns these commands, the order in which their rooms are called, and what an inte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +26,7 @@ from tlcore.commands.options import (
 
 if TYPE_CHECKING:
     from tlcore.recipe import Recipe
+    from tlcore.report.tracking.curves import Shown
     from tlcore.report.view import SweepView
     from tlcore.storage import RunRef
     from tlcore.sweep import SweepOptions, SweepOutcome
@@ -127,8 +129,7 @@ def _run_live(
     """Run with a live display. Exits where it was interrupted."""
     from datetime import UTC, datetime
 
-    from tlcore.report.live import live_view, open_display
-    from tlcore.report.tensorboard import tracked
+    from tlcore.report.live import live_view
     from tlcore.storage import ensure_embedded
     from tlcore.sweep import SweepOptions, log_directory
 
@@ -136,10 +137,7 @@ def _run_live(
     ensure_embedded(recipe.storage)
     view = live_view(recipe, resume, trials)
     try:
-        with (
-            open_display(view, logs=f"{logs}/ (driver.log, ray/)") as screen,
-            tracked(recipe, view, screen) as display,
-        ):
+        with _shown(recipe, view, logs=f"{logs}/ (driver.log, ray/)") as display:
             outcome = run(recipe, SweepOptions(resume=resume, display=display, logs=logs))
     except KeyboardInterrupt as interrupt:
         raise _interrupted(words, view) from interrupt
@@ -147,6 +145,21 @@ def _run_live(
         _print_run(outcome.run)
         raise _interrupted(words, view)
     return outcome
+
+
+@contextmanager
+def _shown(recipe: Recipe, view: SweepView, logs: str = "") -> Iterator[Shown]:
+    """The live display and the trackers beside it. What those lost is said once the table is gone."""
+    from tlcore.report.live import open_display
+    from tlcore.report.tracking import tracked
+
+    lost: list[str] = []
+    try:
+        with open_display(view, logs=logs) as screen, tracked(recipe, view, screen, lost.append) as display:
+            yield display
+    finally:
+        for sentence in lost:
+            typer.echo(f"tlcore: {sentence}", err=True)
 
 
 def _compare(words: Sequence[str], sweep: SweepOutcome, resume: bool) -> None:
@@ -174,8 +187,7 @@ def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None
     import os
 
     from tlcore.engine.process import prepare_process
-    from tlcore.report.live import live_view, open_display
-    from tlcore.report.tensorboard import tracked
+    from tlcore.report.live import live_view
     from tlcore.report.usage import ended_by_budget
     from tlcore.storage import ensure_embedded
 
@@ -188,7 +200,7 @@ def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None
         run_local(recipe, resume=resume)
         return
     try:
-        with open_display(view) as screen, tracked(recipe, view, screen) as display:
+        with _shown(recipe, view) as display:
             outcome = run_local(
                 recipe,
                 resume=resume,

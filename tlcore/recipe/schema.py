@@ -345,9 +345,9 @@ class TrackSection(Section):
     tensorboard: bool = False
     """Write TensorBoard event files, to `runs/<name>/tensorboard` where the command runs."""
     mlflow: str | None = None
-    """MLflow experiment."""
+    """MLflow experiment, on the server that `MLFLOW_TRACKING_URI` names where the command runs."""
     wandb: str | None = None
-    """Weights & Biases project."""
+    """Weights & Biases project, with the login of where the command runs."""
 
 
 class Recipe(Section):

@@ -23,10 +23,6 @@ class Unbuilt:
     built: str
 
 
-def _given(value: Any) -> bool:
-    return value not in (None, False, "none", [], {})
-
-
 def _is_map(value: Any) -> bool:
     return isinstance(value, dict)
 
@@ -39,8 +35,6 @@ UNBUILT: Final = (
     Unbuilt("deepspeed.offload_optimizer", _is_nvme, "cpu, none"),
     Unbuilt("deepspeed.offload_param", _is_nvme, "cpu, none"),
     Unbuilt("resources.workers", _is_map, "a fixed number of workers"),
-    Unbuilt("track.mlflow", _given, "null"),
-    Unbuilt("track.wandb", _given, "null"),
 )
 
 
