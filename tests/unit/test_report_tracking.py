@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,17 @@ def test_nothing_is_written_where_it_is_not_asked_for(tmp_path: Path, monkeypatc
 
 
 @pytest.fixture
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """MLflow's own client, over a database of its own."""
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Gives MLflow's own client, over a database of this test's. Not imported here: whoever imports it first sets its log."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
-    from mlflow import MlflowClient
 
-    return MlflowClient()
+    def made() -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient()
+
+    return made
 
 
 def tell_mlflow(before: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
@@ -155,8 +160,12 @@ def tell_mlflow(before: list[dict[str, Any]], events: list[dict[str, Any]]) -> N
             display.on_event(event)
 
 
-def test_mlflow_gets_a_run_per_trial_and_a_resume_goes_on_with_it(experiment: Any) -> None:
+def test_mlflow_gets_a_run_per_trial_and_a_resume_goes_on_with_it(
+    client: Callable[[], Any], capfd: pytest.CaptureFixture[str]
+) -> None:
     tell_mlflow([], WHOLE[:3])
+    assert capfd.readouterr() == ("", ""), "the terminal is the table's"
+    experiment = client()
     [run] = experiment.search_runs([experiment.get_experiment_by_name("reviews").experiment_id])
     assert run.info.run_name == f"tiny/{BEGAN}/t000"
     assert run.data.params == {"train.learning_rate": "0.001", "transfer.strategy": "head"}
@@ -169,9 +178,10 @@ def test_mlflow_gets_a_run_per_trial_and_a_resume_goes_on_with_it(experiment: An
     assert "eval_loss" not in again.data.metrics
 
 
-def test_mlflow_elsewhere_is_given_what_was_reported_before(experiment: Any) -> None:
+def test_mlflow_elsewhere_is_given_what_was_reported_before(client: Callable[[], Any]) -> None:
     failed = {**entry(4, "failed"), "error": "RuntimeError", "message": "boom"}
     tell_mlflow(WHOLE[:4], [failed])
+    experiment = client()
     [run] = experiment.search_runs([experiment.get_experiment_by_name("reviews").experiment_id])
     points = experiment.get_metric_history(run.info.run_id, "eval_accuracy")
     assert [(point.step, point.value) for point in points] == [(4, 0.5), (8, 0.75)]

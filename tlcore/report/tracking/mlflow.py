@@ -32,10 +32,10 @@ class Mlflow:
     def __init__(self, experiment: str, name: str) -> None:
         for key, value in _PATIENCE.items():
             os.environ.setdefault(key, value)
-        for chatter in ("mlflow", "alembic"):
-            logging.getLogger(chatter).setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
+        for chatter in ("mlflow", "alembic"):  # after the import, which sets its own
+            logging.getLogger(chatter).setLevel(logging.WARNING)
         self._name = self._sweep = name
         self._runs: dict[str, str] = {}
         self._running: set[str] = set()
