@@ -19,6 +19,8 @@ pytestmark = pytest.mark.integration
 MODALITIES = {"text": text.MAKERS, "image": images.MAKERS, "speech": speech.MAKERS, "own": own.MAKERS}
 MAKERS = {name: maker for makers in MODALITIES.values() for name, maker in makers.items()}
 WORKING = [family.name for family in FAMILIES if not family.lacks]
+LONG = {"torchvision-vgg/image-classification"}
+"""What has no small form: 129 million parameters."""
 
 
 class Results:
@@ -63,7 +65,9 @@ def test_what_says_that_it_works_is_what_is_tried_here() -> None:
     assert sorted(MAKERS) == sorted(WORKING)
 
 
-@pytest.mark.parametrize("name", WORKING)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in WORKING]
+)
 def test_the_family_works(results: Results, name: str) -> None:
     found = results.of(name)
     plain = found["plain"]
