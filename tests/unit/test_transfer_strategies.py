@@ -13,7 +13,7 @@ from torch import nn
 from tests.families import text
 from tlcore.errors import RecipeError
 from tlcore.models import is_carried
-from tlcore.recipe import recipe_from_dict
+from tlcore.recipe import Recipe, recipe_from_dict
 from tlcore.tasks import build_task
 from tlcore.transfer import apply_strategy, parameter_groups, read_structure, set_training_mode
 
@@ -31,6 +31,13 @@ def prepared(home: Path, **changes: Any) -> tuple[nn.Module, Any, Any]:
     model = task.build_model(from_scratch=changes.get("transfer__strategy") == "scratch")
     apply_strategy(model, recipe)
     return model, task, recipe
+
+
+def language_model(home: Path, made: dict[str, Any], task: str, transfer: dict[str, Any]) -> tuple[Any, Recipe]:
+    """The pre-trained model of a made family, as its task builds it, and the recipe that asks for the strategy."""
+    sections = {"model": made["model"], "data": made["data"], "storage": str(home / "store"), "transfer": transfer}
+    recipe = recipe_from_dict({"name": "made", "task": task, **sections})
+    return build_task(recipe).build_model(from_scratch=False), recipe
 
 
 def trained(model: nn.Module) -> set[str]:
@@ -195,9 +202,7 @@ def test_a_model_without_head_or_blocks_is_said(home: Path) -> None:
 def test_what_a_model_computes_for_itself_never_trains(tmp_path: Path) -> None:
     """Marian's sine positions: no file holds them, so an export would lose what they had learned."""
     made = text.MAKERS["marian/translation"](tmp_path)
-    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
-    recipe = recipe_from_dict({"name": "sines", "task": "translation", **sections})
-    model = build_task(recipe).build_model(from_scratch=False)
+    model, recipe = language_model(tmp_path, made, "translation", {})
     apply_strategy(model, recipe)
     fixed = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     assert fixed == ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"]
@@ -213,10 +218,9 @@ TIED = {
 @pytest.mark.parametrize("strategy", TIED)
 def test_a_language_model_whose_output_is_its_embedding_needs_no_head(tmp_path: Path, strategy: str) -> None:
     made = text.generation("LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=True, **text.DECODER)(tmp_path)
-    transfer = {"strategy": strategy, **({"n": 1} if strategy == "last_n" else {})}
-    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store"), "transfer": transfer}
-    recipe = recipe_from_dict({"name": "tied", "task": "text-generation", **sections})
-    model = build_task(recipe).build_model(from_scratch=False)
+    model, recipe = language_model(
+        tmp_path, made, "text-generation", {"strategy": strategy, **({"n": 1} if strategy == "last_n" else {})}
+    )
     assert not read_structure(model).head
     apply_strategy(model, recipe)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -228,11 +232,7 @@ def test_an_output_layer_that_the_source_has_is_left_alone_by_what_trains_little
     """As large as the embedding, it would be most of what trains."""
     config = {**text.DECODER, "attention_bias": True}
     made = text.generation("LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=False, **config)(tmp_path)
-    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
-    recipe = recipe_from_dict(
-        {"name": "untied", "task": "text-generation", **sections, "transfer": {"strategy": strategy}}
-    )
-    model = build_task(recipe).build_model(from_scratch=False)
+    model, recipe = language_model(tmp_path, made, "text-generation", {"strategy": strategy})
     assert read_structure(model).head == ("lm_head.weight",)
     apply_strategy(model, recipe)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -261,9 +261,7 @@ def test_the_blocks_of_a_model_are_kept_in_four_bits(home: Path) -> None:
 @pytest.mark.parametrize("fixed", [("wo",), ()])
 def test_what_a_models_code_keeps_in_fp32_is_not_kept_in_four_bits(tmp_path: Path, fixed: tuple[str, ...]) -> None:
     made = text.MAKERS["t5/summarization"](tmp_path)
-    sections = {key: made[key] for key in ("model", "data")} | {"storage": str(tmp_path / "store")}
-    recipe = recipe_from_dict({"name": "fixed", "task": "summarization", **sections, "transfer": {"strategy": "qlora"}})
-    model: Any = build_task(recipe).build_model(from_scratch=False)
+    model, recipe = language_model(tmp_path, made, "summarization", {"strategy": "qlora"})
     assert set(type(model)._keep_in_fp32_modules) == {"wo"}
     model._keep_in_fp32_modules = list(fixed)
     apply_strategy(model, recipe)
@@ -274,11 +272,7 @@ def test_what_a_models_code_keeps_in_fp32_is_not_kept_in_four_bits(tmp_path: Pat
 
 def test_a_model_without_linear_layers_in_its_blocks_has_nothing_to_keep_in_four_bits(tmp_path: Path) -> None:
     made = text.MAKERS["gpt2/text-generation"](tmp_path)
-    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
-    recipe = recipe_from_dict(
-        {"name": "transposed", "task": "text-generation", **sections, "transfer": {"strategy": "qlora"}}
-    )
-    model = build_task(recipe).build_model(from_scratch=False)
+    model, recipe = language_model(tmp_path, made, "text-generation", {"strategy": "qlora"})
     with pytest.raises(
         RecipeError, match=r"is 'qlora', but GPT2LMHeadModel has no list of like blocks with linear layers"
     ):
@@ -288,10 +282,7 @@ def test_a_model_without_linear_layers_in_its_blocks_has_nothing_to_keep_in_four
 @pytest.mark.parametrize("strategy", ["lora", "bitfit"])
 def test_the_bias_of_an_output_that_is_the_embedding_trains(tmp_path: Path, strategy: str) -> None:
     made = text.MAKERS["bert/masked-language-modeling"](tmp_path)
-    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
-    transfer = {"strategy": strategy}
-    recipe = recipe_from_dict({"name": "masked", "task": "masked-language-modeling", **sections, "transfer": transfer})
-    model = build_task(recipe).build_model(from_scratch=False)
+    model, recipe = language_model(tmp_path, made, "masked-language-modeling", {"strategy": strategy})
     apply_strategy(model, recipe)
     output = model.get_output_embeddings()
     assert output.bias.requires_grad
@@ -300,10 +291,9 @@ def test_the_bias_of_an_output_that_is_the_embedding_trains(tmp_path: Path, stra
 
 def test_an_output_layer_may_have_an_update_of_its_own(tmp_path: Path) -> None:
     made = text.generation("LlamaForCausalLM", "LlamaConfig", tie_word_embeddings=False, **text.DECODER)(tmp_path)
-    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
-    transfer = {"strategy": "lora", "target_modules": ["lm_head"]}
-    recipe = recipe_from_dict({"name": "untied", "task": "text-generation", **sections, "transfer": transfer})
-    model = build_task(recipe).build_model(from_scratch=False)
+    model, recipe = language_model(
+        tmp_path, made, "text-generation", {"strategy": "lora", "target_modules": ["lm_head"]}
+    )
     apply_strategy(model, recipe)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name in trained if "lm_head" in name} == {
@@ -314,11 +304,7 @@ def test_an_output_layer_may_have_an_update_of_its_own(tmp_path: Path) -> None:
 
 def test_biases_of_a_language_model_train_without_a_head(tmp_path: Path) -> None:
     made = text.MAKERS["gpt2/text-generation"](tmp_path)
-    sections = {"model": made["model"], "data": made["data"], "storage": str(tmp_path / "store")}
-    recipe = recipe_from_dict(
-        {"name": "tied", "task": "text-generation", **sections, "transfer": {"strategy": "bitfit"}}
-    )
-    model = build_task(recipe).build_model(from_scratch=False)
+    model, recipe = language_model(tmp_path, made, "text-generation", {"strategy": "bitfit"})
     apply_strategy(model, recipe)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {n for n, _ in model.named_parameters() if n.endswith("bias") or n == "transformer.ln_f.weight"}

@@ -44,7 +44,9 @@ class Behind:
         self._calls.put(self._display.close)
         self._calls.put(None)
         self._thread.join(self._close_s)
-        if self._thread.is_alive():
+        if not self._thread.is_alive() and not self._calls.empty():
+            self._lost = "it ended by an error of its own"
+        elif self._thread.is_alive():
             self._lost = f"the last reports were not taken within {self._close_s:g} s"
         if self._lost is not None:
             self._say(f"track.{self._name}: {self._lost}; the run in the store has every report")

@@ -81,10 +81,13 @@ class Curves:
             self._end(event["trial"], event["kind"])
 
     def on_progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
-        """Take the newest progress; a step is written once, also where a trial comes by it again after a loss."""
+        """Take the newest progress; a step is written once, also where a trial comes by it again after a loss, and none after the
+        trial's end."""
         if not self._is_open:
             return
         for trial, facts in snapshot.items():
+            if self._has_ended(trial):
+                continue
             if facts.get("step") is not None and facts["step"] > self._told.get(trial, -1):
                 self._told[trial] = facts["step"]
                 self._write(trial, facts["step"], _figures(facts))
@@ -120,6 +123,10 @@ class Curves:
         state = self._view.state.trials.get(trial)
         last = state.results[-1].metrics if state is not None and state.results else {}
         self._board.end(trial, kind, self._settings(trial), dict(_finite(last.items())))
+
+    def _has_ended(self, trial: str) -> bool:
+        state = self._view.state.trials.get(trial)
+        return state is not None and state.ended
 
     def _settings(self, trial: str) -> Mapping[str, Any]:
         state = self._view.state.trials.get(trial)

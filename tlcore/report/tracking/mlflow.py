@@ -101,6 +101,6 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        # the text of a failed request holds its URL, which may hold a password
+        # the text of a failed request holds its URL, which may hold a password: not shown with --debug either
         code = getattr(error, "error_code", None) or type(error).__name__
-        raise BoardLost(f"MLflow does not take it ({code}); MLFLOW_TRACKING_URI says where it is") from error
+        raise BoardLost(f"MLflow does not take it ({code}); MLFLOW_TRACKING_URI says where it is") from None
