@@ -19,6 +19,7 @@ from jobs.bench.network.faults import Faults
 from jobs.bench.network.proxy import FaultProxy
 from tlcore.errors import ObjectMissing, StorageError
 from tlcore.storage import EmbeddedStore, ObjectStore, append_json, get_json, open_store, probe, put_json
+from tlcore.storage.base import is_too_short
 
 pytestmark = pytest.mark.integration
 
@@ -127,8 +128,10 @@ def test_many_ranges_at_once_are_whole_whatever_the_network_does(store):
 @pytest.mark.parametrize(("start", "length"), [(8, 3), (10, 1), (50, 5)])
 def test_a_range_beyond_the_end_says_how_much_there_was(store, start, length):
     store.put("range", b"0123456789")
-    with pytest.raises(StorageError, match=f"wanted {length} bytes from byte {start}, got {max(0, 10 - start)}"):
+    said = f"wanted {length} bytes from byte {start}, got {max(0, 10 - start)}"
+    with pytest.raises(StorageError, match=said) as caught:
         read_range(store, "range", start, length)
+    assert is_too_short(caught.value)
 
 
 def test_what_is_not_there_is_missing(store):
@@ -140,8 +143,9 @@ def test_what_is_not_there_is_missing(store):
         lambda: store.get("there"),
         lambda: store.get("there/x/y"),
     ):
-        with pytest.raises(ObjectMissing):
+        with pytest.raises(ObjectMissing) as caught:
             read()
+        assert not is_too_short(caught.value)
 
 
 def test_put_if_absent_writes_once(store):

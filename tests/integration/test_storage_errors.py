@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,7 +22,7 @@ from tlcore.errors import (
 )
 from tlcore.storage import ObjectStore, open_store, probe
 from tlcore.storage.access import resolve_access
-from tlcore.storage.s3 import QUICK, S3ObjectStore
+from tlcore.storage.s3 import _BETWEEN_ROUNDS_S, QUICK, S3ObjectStore
 from tlcore.storage.urls import S3Place
 
 pytestmark = pytest.mark.integration
@@ -189,6 +190,8 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(use_endpoint):
         (503, "SlowDown", StorageThrottled),
         (429, "TooManyRequests", StorageThrottled),
         (500, "InternalError", StorageUnreachable),
+        (408, "", StorageUnreachable),
+        (400, "RequestTimeout", StorageUnreachable),
         (503, "", StorageUnreachable),
         (507, "XMinioStorageFull", StorageFull),
         (403, "AccessDenied", StorageDenied),
@@ -211,6 +214,24 @@ def test_a_store_that_slows_down_for_a_moment_is_waited_for(misbehaving):
     server = misbehaving(lambda _method, _path, n: (503, xml("SlowDown")) if n in (2, 3) else (200, b""))
     open_store("s3://some-bucket").put("x", b"1")
     assert server.requests == ["GET", "PUT", "PUT", "PUT"]
+
+
+def test_a_request_that_timed_out_on_its_way_is_made_again_after_a_pause(misbehaving):
+    """A 400 that is no verdict on the request; the client takes it for one, so the pauses are ours."""
+    server = misbehaving(lambda _method, _path, n: (400, xml("RequestTimeout")) if n in (2, 3) else (200, b""))
+    began = time.monotonic()
+    open_store("s3://some-bucket").put("x", b"1")
+    assert server.requests == ["GET", "PUT", "PUT", "PUT"]
+    assert time.monotonic() - began >= _BETWEEN_ROUNDS_S
+
+
+def test_a_conflict_is_ours_to_handle_only_where_something_is_created(misbehaving):
+    misbehaving(lambda method, *_: (409, xml("OperationAborted")) if method == "PUT" else (404, b""))
+    store = open_store("s3://some-bucket")
+    with pytest.raises(StorageError, match=r"cannot write 'x' in bucket 'some-bucket' .*: 409 OperationAborted"):
+        store.put("x", b"1")
+    with pytest.raises(StorageError, match="refused as present, and is not there"):
+        store.put_if_absent("x", b"1")
 
 
 @pytest.mark.parametrize(("ours", "outcome"), [(b"mine", True), (b"other", False)])

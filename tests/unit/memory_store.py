@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
-from tlcore.errors import ObjectMissing, StorageError
-from tlcore.storage.base import ObjectInfo, scatter
+from tlcore.errors import ObjectMissing
+from tlcore.storage.base import ObjectInfo, scatter, too_short
 
 
 class MemoryStore:
@@ -55,7 +55,7 @@ class MemoryStore:
                 raise ObjectMissing(f"{key} is missing")
             data = self.objects[key][0]
         if start + length > len(data):
-            raise StorageError(f"{key} has {len(data)} bytes, {start + length} are wanted")
+            raise too_short(key, start, length, max(0, len(data) - start), key=key)
         scatter(memoryview(data)[start : start + length], parts)
 
     def list(self, prefix="") -> Iterator[ObjectInfo]:

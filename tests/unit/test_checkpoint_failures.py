@@ -52,6 +52,23 @@ def test_a_failed_save_is_told_on_every_rank_and_disturbs_nothing(store, part):
     assert same(restored(store, state, step=300)[0], state)
 
 
+@pytest.mark.parametrize("part", ["cas/", "rank-0001"])
+def test_an_error_that_is_not_ours_is_told_to_the_other_ranks_and_goes_up(store, part):
+    """Otherwise they would wait for this rank until their deadline; what it says may quote what was signed."""
+    ranks = writers(store, 2, settings=replace(SETTINGS, commit_deadline_s=5))
+    store.before = fail(("put",), part, ValueError("signed with hunter2"))
+    ranks[1].save(200, State().pieces(1, 2))
+    with pytest.raises(ValueError, match="hunter2"):
+        ranks[1].wait()
+    store.before = lambda kind, key: None
+    ranks[0].save(200, State().pieces(0, 2), State().common())
+    with pytest.raises(CheckpointError, match="given up by rank 1: it met ValueError"):
+        ranks[0].wait()
+    close(ranks)
+    assert list_manifests(store, "t000") == []
+    assert not [key for key, (data, _) in store.objects.items() if b"hunter2" in data]
+
+
 def test_failures_are_polled_once(store):
     store.before = fail(("put",), "cas/", StorageDenied("credentials expired"))
     [writer] = writers(store, 1)

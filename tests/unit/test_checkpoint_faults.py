@@ -13,7 +13,8 @@ from memory_store import MemoryStore
 from tlcore.checkpoint import newest_intact, read_manifest, verify
 from tlcore.checkpoint.digest import seal, unseal
 from tlcore.checkpoint.manifest import parse_index, parse_manifest
-from tlcore.errors import CheckpointCorrupt, CheckpointError, CheckpointIncompatible, StorageDenied
+from tlcore.errors import CheckpointCorrupt, CheckpointError, CheckpointIncompatible, StorageDenied, StorageError
+from tlcore.storage import open_store
 
 pytestmark = pytest.mark.unit
 
@@ -79,18 +80,20 @@ def test_a_flipped_byte_anywhere_in_the_manifest_is_found(store):
 
 
 @pytest.mark.parametrize(("fault", "message"), [("missing", "chunk is missing"), ("short", "shorter than its")])
-def test_missing_and_truncated_chunks_are_named(store, fault, message):
-    for key in chunks(store):
-        held = store.objects[key]
+def test_missing_and_truncated_chunks_are_named(tmp_path, fault, message):
+    store = open_store(f"file://{tmp_path}/run")
+    saved(store, State(), world_size=2)
+    for key in [each.key for each in store.list("cas/")]:
+        held = store.get(key)
         if fault == "missing":
             store.delete([key])
         else:
-            store.truncate(key, len(held[0]) - 1)
+            store.put(key, held[:-1])
         with pytest.raises(CheckpointCorrupt, match=f"{key}: the {message}|{key}: the chunk is {message}"):
             restored(store, State())
         for every_byte in (True, False):
             assert key in [problem.key for problem in verify(store, read_manifest(store, "t000", 200), every_byte)]
-        store.objects[key] = held
+        store.put(key, held)
 
 
 def test_an_index_that_is_gone_is_named(store):
@@ -99,14 +102,20 @@ def test_an_index_that_is_gone_is_named(store):
         restored(store, State())
 
 
-def test_denied_is_not_called_corrupt(store):
-    def deny(kind, key):
-        if kind == "get_into":
-            raise StorageDenied("no")
+@pytest.mark.parametrize("error", [StorageDenied("no"), StorageError("418 Teapot", status=418, code="Teapot")])
+def test_a_store_that_does_not_give_a_chunk_does_not_make_it_corrupt(store, error):
+    """A plain StorageError too: it is what every answer is that has no kind of its own."""
 
-    store.before = deny
-    with pytest.raises(StorageDenied):
+    def refuse(kind, key):
+        if kind == "get_into":
+            raise error
+
+    store.before = refuse
+    with pytest.raises(type(error), match=error.message):
         restored(store, State())
+    for every_byte in (True, False):
+        with pytest.raises(type(error), match=error.message):
+            verify(store, read_manifest(store, "t000", 200), every_byte)
 
 
 def test_the_newest_whole_checkpoint_is_found_and_the_others_explained(store):

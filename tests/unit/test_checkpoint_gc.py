@@ -386,9 +386,10 @@ def test_on_a_network_file_system_a_collection_waits_until_its_notice_is_seen(tm
     assert waited == [(2 * clock_module.NETWORK_LAG_S, 1, count)]
 
 
-def test_a_grace_period_that_running_saves_would_not_survive_is_refused():
+@pytest.mark.parametrize("grace_s", [60, -1, float("nan"), float("inf"), 1e15])
+def test_a_grace_period_that_running_saves_would_not_survive_or_no_calendar_holds_is_refused(grace_s):
     with pytest.raises(RequestError, match="at least 7200 s"):
-        gc(MemoryStore(), grace_s=60)
+        gc(MemoryStore(), grace_s=grace_s)
 
 
 # -- everything at once ---------------------------------------------------------------------------------------------------

@@ -33,6 +33,11 @@ def test_every_name_parses_back(trial, n, rank, attempt):
     assert keys.parse_rank_index_key(keys.rank_index_key(trial, n, rank, attempt)) == (trial, n, rank, attempt)
 
 
+def test_a_run_id_is_known_by_its_form():
+    assert keys.is_run_id(keys.new_run_id(datetime(2026, 11, 21, tzinfo=UTC), "x"))
+    assert not [text for text in ("t000", "20261121-044500", "20261121-044500-ab12/", "") if keys.is_run_id(text)]
+
+
 @given(a=NUMBER, b=NUMBER)
 def test_key_order_is_number_order(a, b):
     assert (keys.journal_key(a) < keys.journal_key(b)) == (a < b)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tlcore.errors import StorageDenied, StorageError, StorageFull, StorageUnreachable
+from tlcore.errors import ObjectMissing, StorageDenied, StorageError, StorageFull, StorageUnreachable
 from tlcore.storage import ObjectStore, open_store, reclaim
+from tlcore.storage.base import is_too_short
 
 
 @pytest.fixture
@@ -89,6 +90,58 @@ def test_old_leftovers_of_killed_writes_are_removed_and_young_ones_are_not(store
     assert files(store, tmp_path) == ["a/.tlcore-tmp-3-young", "a/x"]
     assert not (tmp_path / "root/b").exists()
     assert reclaim(store, now - timedelta(hours=1)) == 0
+
+
+def scandir_fails(patch: pytest.MonkeyPatch, at: Path, number: int) -> None:
+    """Reading the names of the directory `at` fails as the kernel says it."""
+    scandir = os.scandir
+
+    def scan(path):
+        if Path(path) == at:
+            raise OSError(number, os.strerror(number), str(path))
+        return scandir(path)
+
+    patch.setattr(os, "scandir", scan)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EACCES, StorageDenied), (errno.EIO, StorageUnreachable), (errno.ESTALE, StorageUnreachable)],
+)
+@pytest.mark.parametrize("unread", ["a", "a/b"])
+def test_a_directory_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    store, tmp_path, monkeypatch, number, kind, unread
+):
+    for key in ("a/x", "a/b/y", "c/z"):
+        store.put(key, b"1")
+    with monkeypatch.context() as patch:
+        scandir_fails(patch, tmp_path / "root" / unread, number)
+        for ask in (lambda: store.list("a/"), store.list, lambda: reclaim(store, datetime.now(UTC))):
+            with pytest.raises(kind, match=f"cannot list .*/root/{unread}: {os.strerror(number)}") as caught:
+                ask()
+            assert caught.value.hint
+        assert [info.key for info in store.list("c/")] == ["c/z"]
+    assert [info.key for info in store.list()] == ["a/b/y", "a/x", "c/z"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR])
+def test_a_directory_that_goes_while_names_are_read_is_passed_over(store, tmp_path, monkeypatch, number):
+    for key in ("a/x", "a/b/y"):
+        store.put(key, b"1")
+    scandir_fails(monkeypatch, tmp_path / "root/a/b", number)
+    assert [info.key for info in store.list()] == ["a/x"]
+    assert reclaim(store, datetime.now(UTC)) == 0
+
+
+def test_only_an_object_that_ends_too_soon_is_called_too_short(store):
+    store.put("x", b"0123")
+    for start, got in ((2, 2), (4, 0), (9, 0)):
+        with pytest.raises(StorageError, match=f"wanted 3 bytes from byte {start}, got {got}") as caught:
+            store.get_into("x", start, [memoryview(bytearray(3))])
+        assert is_too_short(caught.value) and caught.value.fields == {"key": "x", "got": got}
+    with pytest.raises(ObjectMissing) as missing:
+        store.get_into("y", 0, [memoryview(bytearray(3))])
+    assert not is_too_short(missing.value)
 
 
 def test_an_object_and_a_directory_cannot_share_a_name(store):

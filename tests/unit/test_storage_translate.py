@@ -40,6 +40,8 @@ def answer(status: int, code: str = "", extra: str = "") -> GenericError:
         (answer(400, "AuthorizationHeaderMalformed"), WHERE, BucketMissing),
         (answer(400, "ExpiredToken"), WHERE, StorageDenied),
         (answer(418, "Teapot"), WHERE, StorageError),
+        (answer(408), WHERE, StorageUnreachable),
+        (answer(400, "RequestTimeout"), WHERE, StorageUnreachable),
         (UnauthenticatedError("credential provider: ValueError"), WHERE, StorageDenied),
         (GenericError("HTTP error ... Connection refused (os error 111)"), WHERE, StorageUnreachable),
         (GenericError("something quite new"), WHERE, StorageUnreachable),

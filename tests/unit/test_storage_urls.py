@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tlcore.errors import RequestError, StorageError
-from tlcore.storage.urls import LocalPlace, S3Place, check_key, is_loopback, parse_url, without_credentials
+from tlcore.storage.urls import LocalPlace, S3Place, check_key, is_loopback, parse_url, real_place, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,7 @@ def test_a_relative_directory_is_made_absolute(tmp_path, monkeypatch):
         ("gs://bucket/x", "scheme 'gs', which is not known"),
         ("https://host/bucket", "scheme 'https', which is not known"),
         ("file://host/dir", "not an absolute path"),
+        ("~nobody-of-this-name/runs", "home of a user who has none here"),
         ("file:relative", None),
     ],
 )
@@ -61,6 +62,20 @@ def test_what_is_no_place(url, says):
     with pytest.raises(RequestError, match=says) as caught:
         parse_url(url)
     assert caught.value.exit_code == 2 and caught.value.hint
+
+
+def test_one_place_is_one_place_however_it_is_spelled(tmp_path, monkeypatch):
+    (tmp_path / "é").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "é")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plain, encoded = f"{tmp_path}/é/runs", f"{tmp_path.as_uri()}/%C3%A9/runs"
+    spelled = [plain, encoded, f"file://{plain}", f"file://localhost{plain}", "é/runs", "./é/runs", "~/é/runs", "link/runs",
+               f"{plain}/", f"{tmp_path}/é/../link//runs"]  # fmt: skip
+    assert {real_place(url) for url in spelled} == {LocalPlace(tmp_path.resolve() / "é" / "runs")}
+    assert real_place("s3://b/a/") == real_place("s3://b/a") == S3Place("b", "a")
+    with pytest.raises(RequestError, match="cannot be a path"):
+        real_place("/a\0b")
 
 
 def test_credentials_in_a_url_are_refused_and_not_repeated():

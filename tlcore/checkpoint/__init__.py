@@ -9,7 +9,7 @@ from tlcore.checkpoint.clone import clone_checkpoint
 from tlcore.checkpoint.exchange import Peers
 from tlcore.checkpoint.fence import Claim, claim_attempt, next_attempt
 from tlcore.checkpoint.fetch import FetchReport, fetch_checkpoint
-from tlcore.checkpoint.gc import GcReport, TrialGarbage, gc
+from tlcore.checkpoint.gc import GcReport, TrialGarbage, check_grace, gc
 from tlcore.checkpoint.intervals import ITEM_BYTES, Piece, Row
 from tlcore.checkpoint.manifest import Manifest, list_manifests, newest_step, read_manifest
 from tlcore.checkpoint.plan import frozen_shares
@@ -39,6 +39,7 @@ __all__ = [
     "SaveReport",
     "TrialGarbage",
     "WriterSettings",
+    "check_grace",
     "claim_attempt",
     "clone_checkpoint",
     "delete_checkpoint",

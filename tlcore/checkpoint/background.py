@@ -83,7 +83,7 @@ class SaveRunner:
 
     def run(self, save: Save) -> SaveReport:
         """Store one save and say how it ended; errors that are not ours stay in the future and meet whoever
-        asks for it.
+        asks for it. The other ranks are told of either.
         """
         retries, repeated = self._patience.retries, self._puts.repeated
         sent = Sent()
@@ -96,6 +96,10 @@ class SaveRunner:
         except TlcoreError as error:
             save.error = error
             self._tell(save.step, error.message)
+        except BaseException as error:
+            # By its kind alone: what a stranger's message quotes does not belong in the store.
+            self._tell(save.step, f"it met {type(error).__name__}")
+            raise
         finally:
             save.drop()
         return SaveReport(

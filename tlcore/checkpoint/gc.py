@@ -60,6 +60,8 @@ from tlcore.storage.keys import CHUNKS_PREFIX, parse_chunk_key, parse_claim_key,
 
 GRACE_S = 24 * 3600.0
 LEAST_GRACE_S = 2 * UNCOMMITTED_REUSE_S
+MOST_GRACE_S = 10 * 365 * 24 * 3600.0
+"""Longer than any run is kept; without a bound its beginning would lie before the calendar's."""
 DELETE_AT_ONCE = 1000
 
 Progress = Callable[[str, int, int], None]
@@ -112,14 +114,21 @@ def gc(
         now: the store's time, timezone-aware; None asks it.
         sleep, clock: for tests.
 
-    Raises RequestError for a grace period below two hours; CheckpointCorrupt or CheckpointIncompatible when a manifest or
-    index cannot be read; StorageError.
+    Raises RequestError as `check_grace` does; CheckpointCorrupt or CheckpointIncompatible when a manifest or index cannot
+    be read; StorageError.
     """
-    if grace_s < LEAST_GRACE_S:
-        raise RequestError(
-            f"a grace period of {grace_s:g} s: at least {LEAST_GRACE_S:g} s, or running saves would be given up"
-        )
+    check_grace(grace_s)
     return Collection(store, now or store_now(store), grace_s, progress or _silent, sleep, clock).run(dry_run)
+
+
+def check_grace(grace_s: float) -> None:
+    """Raise RequestError for a grace period that a collection cannot have; nothing was done then."""
+    if not LEAST_GRACE_S <= grace_s <= MOST_GRACE_S:  # NaN is neither
+        raise RequestError(
+            f"a grace period of {grace_s:g} s: at least {LEAST_GRACE_S:g} s, or running saves would be given up, "
+            "and at most ten years",
+            hint=f"choose {LEAST_GRACE_S / 3600:g} to {MOST_GRACE_S / 3600:g} hours; a day is usual",
+        )
 
 
 def _silent(what: str, done: int, total: int) -> None:

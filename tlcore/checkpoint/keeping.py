@@ -7,7 +7,7 @@ anything (`prune.py` does), and not what one writer keeps of its own trial while
 Never deleted, whatever the policy says:
 
 * of a trial that may go on (running, waiting, paused): its newest checkpoint, the one that its last report named, and both
-  ends of a takeover after which it has not reported yet;
+  ends of a takeover after which it has not been started yet;
 * of the best trial, or of each trial on the front where there are several metrics: the newest, which export and the test
   figures read; and the `best_overall` best checkpoints of all trials;
 * what is pinned: a donor that is being cloned, a checkpoint that another run names as its `model.source`;

@@ -10,20 +10,23 @@ claim: a session that has just restarted may be about to write that step again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tlcore.checkpoint.fence import next_attempt
 from tlcore.checkpoint.keeping import Decision, Doomed, KeepPolicy, Kept, Place, choose
 from tlcore.checkpoint.manifest import IndexRef, Manifest, read_index, read_manifest
 from tlcore.checkpoint.refs import CheckpointRef
 from tlcore.checkpoint.retention import delete_checkpoint
-from tlcore.errors import CheckpointError, ObjectMissing
+from tlcore.errors import CheckpointError, ObjectMissing, RequestError, StorageError
 from tlcore.storage import RunRef, list_runs
 from tlcore.storage.base import ObjectStore
 from tlcore.storage.journal import SweepState
 from tlcore.storage.keys import TRIALS_PREFIX, parse_manifest_key
+from tlcore.storage.urls import real_place
 
 
 @dataclass
@@ -69,7 +72,7 @@ class OtherRuns:
     changes, and a storage has hundreds."""
 
     def __init__(self, run: RunRef) -> None:
-        self._run = run
+        self._run, self._place = run, real_place(run.url)
         self._known: dict[RunRef, frozenset[Place]] = {}
 
     def named(self) -> set[Place]:
@@ -84,10 +87,24 @@ class OtherRuns:
     def _named_by(self, other: RunRef) -> frozenset[Place]:
         known = self._known.get(other)
         if known is None:
-            texts = [text for text in _texts(other.identity().get("recipe")) if text.startswith(f"{self._run.url}/")]
+            texts = _texts(other.identity().get("recipe"))
             refs = [CheckpointRef.parse(text) for text in texts if CheckpointRef.is_one(text)]
-            known = self._known[other] = frozenset((ref.trial, ref.step) for ref in refs)
+            mine = (ref for ref in refs if self._is_mine(ref.run_url))
+            known = self._known[other] = frozenset((ref.trial, ref.step) for ref in mine)
         return known
+
+    def _is_mine(self, url: str) -> bool:
+        """Whether a recipe means this run by `url`, however it spells the place; rather once too often than once too seldom."""
+        try:
+            if real_place(url) == self._place:
+                return True
+        except (RequestError, StorageError):
+            return False  # it only looks like a checkpoint
+        if "://" in url or Path(url).expanduser().is_absolute():
+            return False
+        # Relative to where the other run was started, which is not known here: its end decides.
+        end = tuple(part for part in Path(os.path.normpath(url)).parts if part != "..")[-2:]
+        return end == () or (self._run.name, self._run.run_id)[-len(end) :] == end
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -23,7 +23,7 @@ from tlcore.checkpoint.landing import Landing
 from tlcore.checkpoint.manifest import StoredChunk
 from tlcore.checkpoint.patience import Patience
 from tlcore.errors import CheckpointCorrupt, ObjectMissing, StorageError
-from tlcore.storage.base import ObjectStore
+from tlcore.storage.base import ObjectStore, is_too_short
 from tlcore.storage.keys import chunk_key
 
 ATTEMPTS = 4
@@ -172,8 +172,8 @@ def read_verified(
 ) -> None:
     """Fill `memory`, one array after the other, with a chunk's bytes from `start`, on leaf boundaries, proved by its leaves.
 
-    A range that does not match is read once more, since the fault may lie on the way. Raises CheckpointCorrupt; the memory
-    holds anything then.
+    A range that does not match is read once more, since the fault may lie on the way. Raises CheckpointCorrupt; StorageError
+    where the store would not give it, which says nothing about the chunk. The memory holds anything then.
     """
     key = chunk_key(chunk.digest)
     parts = [each.data for each in memory]
@@ -184,8 +184,7 @@ def read_verified(
         except ObjectMissing as error:
             raise CheckpointCorrupt(f"{key}: the chunk is missing", key=key) from error
         except StorageError as error:
-            # A plain StorageError says that the object is shorter than the range; its subclasses say other things.
-            if type(error) is not StorageError:
+            if not is_too_short(error):
                 raise
             raise CheckpointCorrupt(
                 f"{key}: the chunk is shorter than its {chunk.size_bytes} bytes: {error}", key=key

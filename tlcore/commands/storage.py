@@ -46,20 +46,15 @@ def list_checkpoints(
 @checkpoints.command()
 def verify(where: Where, storage: Storage = DEFAULT_STORAGE, trial: Trial = None, as_json: AsJson = False) -> None:
     """Read every byte of the checkpoints and compare digests; exit 1 when one is not whole."""
-    from tlcore.checkpoint import Problem
-    from tlcore.checkpoint import verify as problems_of
-    from tlcore.report.checkpoints import Verdict, find_checkpoints, verdict_json, verdict_line
+    from tlcore.report.checkpoints import Verdict, find_checkpoints, judge, verdict_json, verdict_line
     from tlcore.report.runs import storage_of
     from tlcore.report.working import Working
     from tlcore.storage import ensure_embedded
-    from tlcore.storage.keys import manifest_key
 
     ensure_embedded(storage_of(where, storage))
     found = find_checkpoints(where, storage, trial)
-    verdicts = [
-        Verdict(each.trial, each.step, 0, [Problem(manifest_key(each.trial, each.step), each.text)])
-        for each in found.damaged
-    ]
+    verdicts = [Verdict.on_damaged(each) for each in found.damaged]
+    gone: list[str] = []
     with Working(in_bytes=True) as working:
         for manifest in found.manifests:
             what, total, proved = f"{manifest.trial} step {manifest.step}", manifest.totals.state_bytes, 0
@@ -69,8 +64,11 @@ def verify(where: Where, storage: Storage = DEFAULT_STORAGE, trial: Trial = None
                 proved += size
                 working.update(what, proved, total)
 
-            problems = problems_of(found.store, manifest, progress=more)
-            verdicts.append(Verdict(manifest.trial, manifest.step, total, problems))
+            verdict = judge(found.store, manifest, more)
+            if verdict is None:
+                gone.append(what)
+            else:
+                verdicts.append(verdict)
     verdicts.sort(key=lambda each: (each.trial, each.step))
     whole = sum(not each.problems for each in verdicts)
     if as_json:
@@ -78,8 +76,10 @@ def verify(where: Where, storage: Storage = DEFAULT_STORAGE, trial: Trial = None
     else:
         for each in verdicts:
             typer.echo(verdict_line(each, verdicts))
+        for name in gone:
+            typer.echo(f"{name}: deleted or replaced meanwhile")
         typer.echo(f"{whole} of {len(verdicts)} whole")
-    raise typer.Exit(0 if whole == len(verdicts) else 1)
+    raise typer.Exit(0 if whole == len(verdicts) and (verdicts or not gone) else 1)
 
 
 @checkpoints.command()
@@ -96,6 +96,7 @@ def gc(
 
     Safe while the run goes on.
     """
+    from tlcore.checkpoint import check_grace
     from tlcore.checkpoint import gc as collect
     from tlcore.report.checkpoints import gc_json, gc_lines, pruned_json, pruned_lines, require_run
     from tlcore.report.runs import find_run, storage_of
@@ -103,13 +104,15 @@ def gc(
     from tlcore.storage import ensure_embedded
     from tlcore.train.retention import prune_ended
 
+    grace_s = grace_hours * 3600
+    check_grace(grace_s)  # before anything is deleted
     ensure_embedded(storage_of(run, storage))
     ref = find_run(run, storage)
     run_store = ref.open()
     require_run(run_store)
     with Working() as working:
         pruned = prune_ended(ref, dry_run)
-        report = collect(run_store, grace_s=grace_hours * 3600, dry_run=dry_run, progress=working.update)
+        report = collect(run_store, grace_s=grace_s, dry_run=dry_run, progress=working.update)
     if as_json:
         print_json({"run": ref.url, **gc_json(report), **pruned_json(pruned)})
         return

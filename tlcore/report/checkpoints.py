@@ -5,23 +5,26 @@ Owns the finding and the words, as text and as JSON; reads object storage alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from rich.console import RenderableType
 from rich.table import Table
 
-from tlcore.checkpoint import CheckpointRef, GcReport, Manifest, Problem, read_manifest
+from tlcore.checkpoint import CheckpointRef, GcReport, Manifest, Problem, read_manifest, verify
 from tlcore.checkpoint.prune import Pruned
 from tlcore.errors import CheckpointError, ObjectMissing, RequestError
 from tlcore.report import figures
 from tlcore.report.runs import committed_steps, find_run, read_run
 from tlcore.storage import ObjectStore, open_store
-from tlcore.storage.keys import RUN_JSON, TRIALS_PREFIX
+from tlcore.storage.keys import RUN_JSON, TRIALS_PREFIX, is_run_id, manifest_key
 
 _THREADS = 16
+_OF_TRIAL = re.compile(rf"(?P<run>.+)/{TRIALS_PREFIX}(?P<trial>[^/]*)/*\Z")
+"""A trial's URL, from its end: what comes before may hold anything."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,10 @@ def find_checkpoints(where: str, storage: str, trial: str | None = None) -> Foun
         store = open_store(ref.run_url)
         if ref.step not in committed_steps(store).get(ref.trial, ()):
             raise _no_checkpoint(store, ref.trial, ref.step)
-        return _read_manifests(store, [(ref.trial, ref.step)])
+        found = _read_manifests(store, [(ref.trial, ref.step)])
+        if not (found.manifests or found.damaged):
+            raise _no_checkpoint(store, ref.trial, ref.step)
+        return found
     store, trial = _split(where, storage, trial)
     steps = committed_steps(store)
     if not steps:
@@ -107,8 +113,11 @@ def _best_trial(where: str, storage: str, steps: Mapping[str, Sequence[int]]) ->
 
 def _split(where: str, storage: str, trial: str | None) -> tuple[ObjectStore, str | None]:
     """The run's store, and the trial that the URL or the option names."""
-    run, _, named = where.partition(f"/{TRIALS_PREFIX}")
-    return find_run(run, storage).open(), trial or named.strip("/") or None
+    run, named = where, ""
+    match = _OF_TRIAL.match(where)
+    if match is not None and not is_run_id(match["trial"]):  # a recipe may be named `trials`
+        run, named = match["run"], match["trial"]
+    return find_run(run, storage).open(), trial or named or None
 
 
 def _no_checkpoint(store: ObjectStore, trial: str, step: int | None = None) -> ObjectMissing:
@@ -121,16 +130,31 @@ def _no_checkpoint(store: ObjectStore, trial: str, step: int | None = None) -> O
 
 
 def _read_manifests(store: ObjectStore, wanted: Sequence[tuple[str, int]]) -> FoundCheckpoints:
-    def read(at: tuple[str, int]) -> Manifest | Damaged:
+    """What can be read of those listed and what cannot, without those that retention has deleted since they were listed."""
+
+    def read(at: tuple[str, int]) -> Manifest | Damaged | None:
         try:
             return read_manifest(store, *at)
         except CheckpointError as error:
-            return Damaged(*at, error.message)
+            return Damaged(*at, error.message) if _is_committed(store, *at) else None
 
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(read, wanted))
     manifests = [each for each in found if isinstance(each, Manifest)]
     return FoundCheckpoints(store, manifests, [each for each in found if isinstance(each, Damaged)])
+
+
+def _is_committed(store: ObjectStore, trial: str, step: int) -> bool:
+    key = manifest_key(trial, step)
+    return any(each.key == key for each in store.list(key))
+
+
+def _is_unchanged(store: ObjectStore, manifest: Manifest) -> bool:
+    """Whether the checkpoint is still the one of this manifest, readable or not."""
+    try:
+        return read_manifest(store, manifest.trial, manifest.step).attempt == manifest.attempt
+    except CheckpointError:
+        return _is_committed(store, manifest.trial, manifest.step)
 
 
 def manifest_json(manifest: Manifest) -> dict[str, Any]:
@@ -183,6 +207,22 @@ class Verdict:
     step: int
     size_bytes: int
     problems: Sequence[Problem]
+
+    @classmethod
+    def on_damaged(cls, each: Damaged) -> Self:
+        """On a checkpoint of which not even the manifest can be read."""
+        return cls(each.trial, each.step, 0, [Problem(manifest_key(each.trial, each.step), each.text)])
+
+
+def judge(store: ObjectStore, manifest: Manifest, progress: Callable[[int], None]) -> Verdict | None:
+    """Look at every byte of a checkpoint; None where it was deleted, or replaced by a later attempt's, before it was read.
+
+    Raises StorageError where the store does not answer.
+    """
+    problems = verify(store, manifest, progress=progress)
+    if problems and not _is_unchanged(store, manifest):
+        return None
+    return Verdict(manifest.trial, manifest.step, manifest.totals.state_bytes, problems)
 
 
 def verdict_line(verdict: Verdict, verdicts: Sequence[Verdict]) -> str:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from typing_extensions import Buffer
+
+from tlcore.errors import StorageError
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,26 @@ class ObjectStore(Protocol):
     def get_into(self, key: str, start: int, parts: Sequence[memoryview]) -> None:
         """Fill the parts (of bytes), one after the other, with what the object holds from byte `start`.
 
-        Raises ObjectMissing; StorageError where it is shorter. The parts then hold anything."""
+        Raises ObjectMissing; the StorageError of `too_short` where it is shorter. The parts then hold anything."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object whose key starts with `prefix`, in key order, paging as needed."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove these objects; absent ones are no error."""
+
+
+def too_short(what: str, start: int, length: int, got: int, **fields: Any) -> StorageError:
+    """The error of a range that reaches past the end of its object; `what` names the object, `fields` go with the error.
+
+    `is_too_short` knows it by its field `got`, which no other error has: stores answer with plain StorageErrors of many kinds.
+    """
+    return StorageError(f"{what}: wanted {length} bytes from byte {start}, got {got}", **fields, got=got)
+
+
+def is_too_short(error: StorageError) -> bool:
+    """Whether a read failed because the object is shorter, and not because the store would not give it."""
+    return "got" in error.fields
 
 
 def scatter(data: memoryview, parts: Sequence[memoryview]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tlcore.errors import StorageError
 from tlcore.storage.base import ObjectStore
-from tlcore.storage.urls import LocalPlace, parse_url
+from tlcore.storage.urls import LocalPlace, real_place
 
 CLOCK_PREFIX = ".tlcore-clock/"
 NETWORK_LAG_S = 65.0
@@ -45,13 +45,13 @@ def listing_lag_s(store: ObjectStore) -> float:
     """Seconds by which a listing may miss what another host wrote: 0 for S3 and for a local disk."""
     if not store.url.startswith("file://"):
         return 0.0
-    place = parse_url(store.url)
+    place = real_place(store.url)  # a mount behind a symbolic link is the one that counts
     assert isinstance(place, LocalPlace)
     return 0.0 if _file_system(place.path) in _LOCAL_FILE_SYSTEMS else NETWORK_LAG_S
 
 
 def _file_system(path: Path) -> str:
-    """Type of the file system that holds `path`, as the kernel names it; empty where that is not known."""
+    """Type of the file system that holds `path` (without symbolic links), as the kernel names it; empty where unknown."""
     try:
         lines = _MOUNTS.read_text().splitlines()
     except OSError:

@@ -37,6 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_NUMBER = 10**8 - 1
 
+_RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 _NUMBER = r"(\d{8})"
 _TRIAL = rf"({_NAME.pattern})"
 _JOURNAL_KEY = re.compile(rf"journal/{_NUMBER}\.json")
@@ -210,6 +211,11 @@ def new_run_id(now: datetime, entropy: str) -> str:
     """
     suffix = hashlib.sha256(entropy.encode()).hexdigest()[:4]
     return f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{suffix}"
+
+
+def is_run_id(text: str) -> bool:
+    """Whether `text` has the form that `new_run_id` gives."""
+    return _RUN_ID.fullmatch(text) is not None
 
 
 def _number(value: int, digits: int = 8) -> str:

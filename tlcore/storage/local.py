@@ -28,7 +28,7 @@ from pathlib import Path
 from typing_extensions import Buffer
 
 from tlcore.errors import ObjectMissing, StorageError
-from tlcore.storage.base import ObjectInfo
+from tlcore.storage.base import ObjectInfo, too_short
 from tlcore.storage.translate import os_error
 from tlcore.storage.urls import TEMPORARY_PREFIX, LocalPlace, check_key
 
@@ -93,14 +93,14 @@ class LocalObjectStore:
             raise self._read_error(error, path, key) from error
         length = sum(len(part) for part in parts)
         if got != length:
-            raise StorageError(f"{path} is too short: wanted {length} bytes from byte {start}, got {got}", key=key)
+            raise too_short(f"{path} is too short", start, length, got, key=key)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         top = self._root / prefix.rpartition("/")[0]
         try:
             found = list(self._walk(top, prefix))
         except OSError as error:
-            raise os_error(error, "list", str(top), prefix) from error
+            raise os_error(error, "list", str(error.filename or top), prefix) from error
         return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -116,12 +116,15 @@ class LocalObjectStore:
 
     def remove_leftovers(self, before: datetime) -> int:
         """Delete what killed writes left before `before` (by the file system's clock); returns how many files that were."""
-        found = [
-            Path(directory, name)
-            for directory, _, names in os.walk(self._root)  # passes over what vanishes meanwhile
-            for name in names
-            if name.startswith(TEMPORARY_PREFIX)
-        ]
+        try:
+            found = [
+                Path(directory, name)
+                for directory, _, names in os.walk(self._root, onerror=_unless_gone)
+                for name in names
+                if name.startswith(TEMPORARY_PREFIX)
+            ]
+        except OSError as error:
+            raise os_error(error, "list", str(error.filename or self._root), "") from error
         removed = 0
         for path in found:
             try:
@@ -158,14 +161,14 @@ class LocalObjectStore:
         _sync_directory(path.parent)
 
     def _walk(self, top: Path, prefix: str) -> Iterator[ObjectInfo]:
-        for directory, _, names in os.walk(top):
+        for directory, _, names in os.walk(top, onerror=_unless_gone):
             place = Path(directory).relative_to(self._root).as_posix()
             for name in names:
                 key = name if place == "." else f"{place}/{name}"
                 # looked at before the file is: a journal's directory holds a hundred thousand, of which few are asked for
                 if name.startswith(TEMPORARY_PREFIX) or not key.startswith(prefix):
                     continue
-                with suppress(FileNotFoundError):  # deleted since the directory was read
+                with suppress(FileNotFoundError, NotADirectoryError):  # deleted since the directory was read
                     stat = Path(directory, name).stat()
                     yield ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
@@ -177,6 +180,16 @@ class LocalObjectStore:
             except OSError:
                 return
             directory = directory.parent
+
+
+def _unless_gone(error: OSError) -> None:
+    """What a walk does about a directory that it cannot read.
+
+    It passes over one that is not there (any more), and over an object. Anything else goes up: a listing that left out what it
+    could not see would have a collection delete what is needed, and a restore begin anew.
+    """
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _filled(file: FileIO, part: memoryview) -> int:

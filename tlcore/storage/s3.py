@@ -31,7 +31,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from typing_extensions import Buffer
 
 from tlcore.errors import ObjectMissing, StorageDenied, StorageError, StorageFull, StorageThrottled, StorageUnreachable
-from tlcore.storage.base import ObjectInfo, scatter
+from tlcore.storage.base import ObjectInfo, scatter, too_short
 from tlcore.storage.clients import PATIENT, QUICK, Patience, client_of, forget_clients
 from tlcore.storage.conditional import find_conditional, is_conditional, settle
 from tlcore.storage.direct import RangeConnections
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _CREATE_ATTEMPTS = 5
+_BETWEEN_ROUNDS_S = 0.5
 _LIST_PAGE = 1000
 _VENDOR_ERRORS = (BaseError, FileNotFoundError)
 
@@ -197,7 +198,7 @@ class S3ObjectStore:
 
     def _too_short(self, key: str, start: int, length: int, got: int) -> StorageError:
         where = self._where("read", key)
-        return StorageError(f"cannot {where}: wanted {length} bytes from byte {start}, got {got}", **where.fields)
+        return too_short(f"cannot {where}", start, length, got, **where.fields)
 
     def _equals(self, key: str, body: memoryview) -> bool | None:
         """Whether the stored object has these bytes; None where there is none. Sizes first: a chunk is 64 MiB."""
@@ -225,6 +226,8 @@ class S3ObjectStore:
                 self._raise_if_full(action, key, error)
                 if time.monotonic() > deadline:
                     raise
+                # The client has not waited before some of these answers: it takes a 400 for final, whatever its code.
+                time.sleep(random.uniform(0.5, 1.0) * _BETWEEN_ROUNDS_S)
 
     def _raise_if_full(self, action: str, key: str, error: StorageError) -> None:
         """SeaweedFS answers 500 InternalError to every write once no volume is left; the embedded one can be asked."""
@@ -257,8 +260,8 @@ class S3ObjectStore:
     def _translated(self, action: str, key: str, call: Callable[[], Answer]) -> Answer:
         try:
             return call()
-        except AlreadyExistsError:
-            raise
         except _VENDOR_ERRORS as error:
+            if action == "create" and isinstance(error, AlreadyExistsError):
+                raise  # for `_create` alone: any other request may meet a 409 too
             # `from None`: the client's text may quote what was signed.
             raise s3_error(error, self._where(action, key)) from None

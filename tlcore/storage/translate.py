@@ -32,6 +32,7 @@ _FULL = frozenset({"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", 
 _THROTTLED = frozenset(
     {"SlowDown", "SlowDownRead", "SlowDownWrite", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException"}
 )
+_NOT_IN_TIME = frozenset({"RequestTimeout", "RequestTimeoutException"})
 _NO_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName"})
 _OTHER_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
 _DENIED_HINTS = {
@@ -122,6 +123,8 @@ def _answered(status: int, code: str, where: Where) -> StorageError:
         return ObjectMissing(f"cannot {where}: no such object", **fields)
     if status == 501 or code == "NotImplemented":
         return StorageError(answer, hint="the store lacks what this needs: use another one", **fields)
+    if status == 408 or code in _NOT_IN_TIME:
+        return StorageUnreachable(answer, hint="the network or a proxy is slow: look at it, then try again", **fields)
     if status >= 500:
         return StorageUnreachable(answer, hint="the store is in trouble: look at its log, then try again", **fields)
     return StorageError(answer, **fields)
@@ -133,7 +136,7 @@ def os_error(error: OSError, action: str, path: str, key: str) -> StorageError:
     if isinstance(error, FileNotFoundError):
         return ObjectMissing(f"cannot {action} {path}: no such object", key=key)
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return StorageDenied(text, hint="give this user write access, or choose another directory", key=key)
+        return StorageDenied(text, hint="give this user access to it, or choose another directory", key=key)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(text, hint="free space on that disk, or choose another directory", key=key)
     if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):

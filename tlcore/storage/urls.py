@@ -7,6 +7,7 @@ URL, because keys are also read back from stored manifests, which anyone with ac
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -45,7 +46,7 @@ def parse_url(url: str) -> S3Place | LocalPlace:
     if not url.strip():
         raise RequestError("storage URL is empty", hint="use s3://bucket/prefix, file:///directory or a directory path")
     if "://" not in url:
-        return LocalPlace(Path(url).expanduser().absolute())
+        return LocalPlace(_expanded(url).absolute())
     parts = urlsplit(url)
     if parts.scheme == "file":
         return LocalPlace(_file_path(url, parts.netloc, parts.path))
@@ -65,6 +66,26 @@ def parse_url(url: str) -> S3Place | LocalPlace:
     if prefix:
         check_key(prefix)
     return S3Place(bucket, prefix)
+
+
+def real_place(url: str) -> S3Place | LocalPlace:
+    """The place that a URL names however it is spelled: of a directory the path without symbolic links. Raises as `parse_url`."""
+    place = parse_url(url)
+    if isinstance(place, S3Place):
+        return place
+    try:
+        return LocalPlace(Path(os.path.realpath(place.path)))
+    except ValueError as error:
+        raise RequestError(f"storage URL {url!r} cannot be a path: {error}", hint="write the directory out") from error
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise RequestError(
+            f"storage URL {path!r} begins with the home of a user who has none here", hint="write the directory out"
+        ) from error
 
 
 def _file_path(url: str, host: str, path: str) -> Path:
