@@ -132,6 +132,7 @@ def test_submitted_sweep_spans_two_nodes(two_nodes: LocalCluster) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "python -m jobs.sweep jobs/recipes/tiny.yaml --set resources.workers=2" in done.stdout
     assert "t000 completed" in done.stdout
+    assert "best model as files: tlcore export" in done.stdout, "a directory on the head would go with the job"
     assert re.search(
         r"\nwas it worth it\? eval_accuracy at the end, 1 seed, .*\n  head +0\.\d+ \(one\)\n  scratch +0\.\d+ \(one\) ",
         done.stdout,

@@ -10,7 +10,7 @@ from sweep_bench import Notes, read_trace, write_inputs
 
 from tlcore.checkpoint import read_manifest
 from tlcore.recipe import recipe_from_dict
-from tlcore.storage.journal import read_journal
+from tlcore.storage.journal import SweepState, read_journal
 from tlcore.sweep import SweepOptions, run_sweep
 from tlcore.sweep.schedule.schedulers import make_seats
 from tlcore.sweep.schedule.seats import Replay
@@ -123,6 +123,18 @@ def _check_replay(recipe, outcome):
     replayed = Replay(seats, read_journal(outcome.run.open()))
     assert (replayed.stopped, replayed.pending) == (set(), [])
     assert not seats.get_live_trials()
+
+
+def test_a_population_runs_so_many_at_a_time_as_the_recipe_says(ray_session, tmp_path):
+    recipe = make_recipe(tmp_path, "random", {"pbt": PBT}, at_once=2)
+    small = recipe.resources.model_copy(update={"cpus_per_worker": 1})  # there is room for all four
+    outcome = run_sweep(recipe.model_copy(update={"resources": small}), options(tmp_path, Notes()))
+    assert [trial.status for trial in outcome.trials] == ["completed"] * 4
+    state, running = SweepState(), []
+    for entry in read_journal(outcome.run.open()):
+        state.apply(entry)
+        running.append(sum(trial.status == "running" for trial in state.trials.values()))
+    assert max(running) == 2
 
 
 def test_a_sweep_is_warmed_by_an_earlier_one(ray_session, tmp_path):

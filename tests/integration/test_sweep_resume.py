@@ -83,6 +83,17 @@ def test_interrupted_then_killed_then_finished_by_a_third_driver(ray_session, tm
     assert starts(tmp_path, "t002") == [None, 10]
 
 
+def test_an_interrupt_before_the_first_trial_leaves_no_run_that_a_resume_would_take(ray_session, tmp_path):
+    def interrupting(recipe, on_gpu):
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"unknown": "not asked"}
+
+    recipe = make_recipe(tmp_path, RATES)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(recipe, options(tmp_path, Notes(), estimate=interrupting))
+    assert list_runs(recipe.storage) == []
+
+
 def test_one_training_run_is_the_recipe_as_it_stands_and_resumes_with_that_recipe_only(ray_session, tmp_path):
     recipe = make_recipe(tmp_path, [1e-4, 2e-4], train={"global_batch_size": 8, "learning_rate": 9e-4})
     outcome = run_train(recipe, options(tmp_path, Notes()))

@@ -248,6 +248,57 @@ def test_a_sweep_that_its_budget_ended_is_exit_0_and_says_how_to_go_on(capsys, m
     assert last.endswith(f"sweep {recipe_file} --storage {tmp_path}/runs --resume --set budget.hours=<hours>")
 
 
+def test_the_table_is_shown_even_where_the_end_fails(capsys, monkeypatch, recipe_file, tmp_path):
+    """After a night of training the test data turns out bad: the figures are said, and then the error, with its exit code."""
+    from tlcore.errors import DataError
+    from tlcore.train.budget import Exhausted
+
+    def finish_sweep(outcome, destination):
+        raise DataError("test.csv has no column 'label'")
+
+    sweep_that(monkeypatch, tmp_path, {"t000": "completed", "t001": "completed"}, Exhausted("budget.hours", 2, 2.01))
+    monkeypatch.setattr("tlcore.sweep.finish_sweep", finish_sweep, raising=False)
+    code, out, err = run(capsys, "sweep", recipe_file, "--storage", str(tmp_path / "runs"))
+    assert (code, err) == (2, "tlcore: test.csv has no column 'label'\n")
+    assert "2 of 2 trials ended" in out
+    assert "t001   completed" in out
+    assert "budget.hours ended it after 2.01" in out
+
+
+@pytest.mark.parametrize(
+    ("environment", "destination", "said"),
+    [
+        ({}, Path("runs/reviews/best"), "best model exported to runs/reviews/best"),
+        (
+            {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"},
+            None,
+            "best model as files: tlcore export s3://b/r/1/trials/t0/step-5 DIR",
+        ),
+    ],
+)
+def test_a_job_says_how_to_get_the_model_and_writes_none_where_nobody_finds_it(
+    capsys, monkeypatch, recipe_file, tmp_path, environment, destination, said
+):
+    from tlcore.sweep import Finals
+
+    asked = []
+
+    def finish_sweep(outcome, destination):
+        asked.append(destination)
+        return Finals("s3://b/r/1/trials/t0/step-5", destination, {}, [])
+
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sweep_that(monkeypatch, tmp_path, {"t000": "completed"})
+    monkeypatch.setattr("tlcore.sweep.finish_sweep", finish_sweep, raising=False)
+    test = ("--set", "data.test=test.csv")
+    code, out, err = run(capsys, "sweep", recipe_file, "--storage", str(tmp_path / "runs"), *test)
+    assert (code, err, asked) == (0, "", [destination])
+    assert said in out
+    assert out.splitlines()[-1].startswith("data.test: not touched, since the sweep did not end")
+
+
 def test_a_local_run_that_was_stopped_is_shown_and_exit_130(capsys, monkeypatch, recipe_file, tmp_path):
     def run_local(recipe, *, resume, on_event, on_progress):
         from tlcore.storage import create_run

@@ -108,7 +108,7 @@ def test_the_plan_says_what_comes_of_the_recipe():
     recipe = recipe_with(
         transfer={"strategy": "last_n", "n": 2},
         train={"epochs": 2, "global_batch_size": 128},
-        resources={"workers": 2, "gpus_per_worker": 0.5},
+        resources={"workers": 2, "gpus_per_worker": 0.75},
         deepspeed={"zero_stage": 3, "offload_param": "cpu"},
         checkpoint={"every_steps": 100},
         search={
@@ -122,13 +122,20 @@ def test_the_plan_says_what_comes_of_the_recipe():
     assert plan["transfer"] == "last_n: the head and the last 2 blocks are trained"
     assert plan["batch"] == "128 samples per step = 2 workers x micro-batch 32 x 2 accumulation steps"
     assert plan["sharding"] == "ZeRO-3: optimizer state, gradients and parameters sharded; offload_param: cpu"
-    assert plan["workers"] == "2 per trial, 1 CPU and 0.5 GPUs each, pack, isolation warm"
+    assert plan["workers"] == "2 per trial, 1 CPU and 0.75 GPUs each, pack, isolation warm"
     assert plan["reports"] == "at 0.25, 0.5, 1 of 2 epochs"
     assert plan["checkpoints"] == "every 100 steps, at each report; the last 2 and the best 1 of a trial are kept"
     assert plan["trials"] == "3 by random, scheduler asha, max of eval_accuracy"
     assert plan["  train.weight_decay"] == "choice [0, 0.1] when transfer.strategy is last_n or full"
     assert plan["  first 1"] == "{train.weight_decay: 0.1}"
     assert plan["digest"] == recipe.digest()
+
+
+def test_the_plan_says_how_many_trials_run_at_a_time_where_the_recipe_does():
+    space = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
+    recipe = recipe_with(search={"space": space, "trials": 9, "at_once": 2})
+    plan = {row.topic: row.text for row in resolved_plan(recipe)}
+    assert plan["trials"] == "9 (2 at a time at most) by random, scheduler none, max of eval_accuracy"
 
 
 def test_the_plan_says_what_a_trial_survives():

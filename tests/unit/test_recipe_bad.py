@@ -169,6 +169,14 @@ TYPES = {
         ["transfer.freeze: got [1, 2]; give a text or a list of texts"],
     ),
     "no trials": ({"search.trials": 0}, ["search.trials: got 0; give a whole number of at least 1"]),
+    "no trial at a time": (
+        {"search.at_once": 0},
+        ["search.at_once: got 0; give a whole number of at least 1 or null"],
+    ),
+    "trials at a time as Ray Tune calls them": (
+        {"search.max_concurrent_trials": 4},
+        ["search.max_concurrent_trials: unknown key (got 4); did you mean search.at_once?"],
+    ),
     "mode": (
         {"search.mode": "maximum"},
         ["search.mode: got 'maximum'; give one of max, min or a list of values; did you mean 'max'?"],
@@ -207,6 +215,13 @@ UNBUILT = {
     "no workers at a rung": (
         {"search.scheduler": {"asha": {"workers": [1, 0, 4]}}},
         ["search.scheduler.asha.workers: got [1, 0, 4]; give a list of whole numbers or null"],
+    ),
+    "ranks on one GPU": (
+        {"resources.workers": 2, "resources.gpus_per_worker": 0.5},
+        [
+            "resources.gpus_per_worker: got 0.5 with 2 workers, of which two may share a GPU; NCCL joins ranks with one each: "
+            "set resources.workers to 1, or this above 0.5"
+        ],
     ),
     "accelerator without a device": (
         {"resources.accelerator": "A100", "resources.gpus_per_worker": 0},

@@ -17,8 +17,10 @@ from tlcore.recipe import (
     recipe_from_dict,
     sample_point,
     trial_point,
+    trial_points,
     trial_recipe_from_dict,
 )
+from tlcore.recipe import space as space_module
 from tlcore.recipe.domains import contains, trial_values
 from tlcore.recipe.space import in_order
 
@@ -210,6 +212,28 @@ def test_a_grid_whose_condition_fails_is_crossed_once():
         {STRATEGY: "head"},
     ]
     assert recipe.search.trials == 4
+
+
+def test_the_points_of_many_trials_are_those_of_each():
+    grids = {"train.epochs": {"grid": [1, 2]}, STRATEGY: {"grid": ["full", "last_n"]}, LR: {"uniform": [0.1, 1]}}
+    counted = {**grids, "transfer.n": {"randint": [1, 3], "when": {STRATEGY: "last_n"}}}
+    for recipe in (
+        recipe_with(counted, algorithm="grid"),
+        recipe_with({LR: {"uniform": [0.1, 1]}, **LAST_N}, first=[{LR: 0.5}], trials=9),
+    ):
+        trials = recipe.search.trials
+        each = [trial_point(recipe, recipe.train.seed, index) for index in range(trials)]
+        assert trial_points(recipe, trials) == each
+        assert trial_points(recipe, trials - 1) == each[:-1]
+
+
+def test_a_grid_is_crossed_once_however_many_trials_are_asked_for(monkeypatch):
+    recipe = recipe_with({"train.epochs": {"grid": [1, 2, 3]}, "train.seed": {"grid": [5, 6, 7]}}, algorithm="grid")
+    crossed = []
+    grid = space_module._grid
+    monkeypatch.setattr(space_module, "_grid", lambda *given: crossed.append(given) or grid(*given))
+    assert len(trial_points(recipe, 9)) == 9
+    assert len(crossed) == 1
 
 
 def test_first_points_come_first_and_are_completed():

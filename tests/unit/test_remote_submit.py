@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tlcore import cli
+from tlcore.commands.options import overrides
 from tlcore.errors import RecipeError, RequestError
+from tlcore.recipe import load_recipe
 from tlcore.remote.address import ClusterAddress, NoCluster, find_cluster, job_server_answers
 from tlcore.remote.checks import NodeFacts
 from tlcore.remote.jobs import JobFacts, _Shown
@@ -121,6 +125,40 @@ def test_a_bad_recipe_is_refused_here(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: x\nepoch: 3\n")
     with pytest.raises(RecipeError, match="epoch"):
         submit(Submission("bad.yaml", directory=tmp_path), print, print)
+
+
+class Recorded:
+    """A job server that keeps what it is asked to run."""
+
+    def __init__(self, address: ClusterAddress) -> None:
+        self.address = address
+        asked.clear()
+
+    def submit(self, job: str, entrypoint: str, runtime: dict[str, object]) -> None:
+        asked.append((job, shlex.split(entrypoint)))
+
+
+asked: list[tuple[str, list[str]]] = []
+
+
+def test_storage_and_name_from_the_command_line_stand_for_the_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe has no storage: it is checked here as the job will read it, and the job bears the name that was given."""
+    lines = ("name: x", "task: text-classification", "model: {source: org/model}", "data: {train: train.csv}")
+    (tmp_path / "r.yaml").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tlcore.remote.submit.JobServer", Recorded)
+    cluster = ["--address", "http://head:8265", "--detach"]
+    assert cli.main(["submit", "r.yaml", *cluster]) == 2
+    assert "storage" in capsys.readouterr().err
+    given = ["--storage", "s3://bucket/p", "--name", "other", "--set", "train.epochs=2", "--resume"]
+    assert cli.main(["submit", "r.yaml", *given, *cluster]) == 0
+    [(job, words)] = asked
+    assert job.startswith("other-")
+    assert words[:5] == ["python", "-m", "tlcore", "sweep", "r.yaml"] and words[-1] == "--resume"
+    recipe = load_recipe("r.yaml", overrides(words[6:-1:2]))
+    assert (recipe.storage, recipe.name, recipe.train.epochs) == ("s3://bucket/p", "other", 2)
 
 
 @pytest.mark.parametrize("name", ["id_rsa.pem", ".env", ".env.local", "credentials", "server.key"])

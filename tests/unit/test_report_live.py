@@ -8,9 +8,12 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from tlcore.report.live import Display, LineDisplay, TableDisplay, chosen, open_display, render
+from tlcore.recipe import recipe_from_dict
+from tlcore.report.live import Display, LineDisplay, TableDisplay, chosen, live_view, open_display, render
 from tlcore.report.rows import Estimate, TrialRow
 from tlcore.report.view import SweepView
+from tlcore.storage import create_run
+from tlcore.storage.journal import Journal
 
 EVENTS = [
     {
@@ -143,6 +146,19 @@ def test_a_hundred_trials_fit_the_terminal_and_the_rest_is_counted():
     assert len(lines) <= 24
     assert [line.split()[0] for line in lines[3:7]] == ["t000*", "t102", "t101", "t100"]
     assert "and 89 more: 88 stopped, 1 failed" in lines
+
+
+def test_a_frame_compares_no_trial_with_another(monkeypatch):
+    """They are counted four times a second while the driver waits: every trial against every row shown was too much."""
+    view = sweep()
+    for number in range(3, 60):
+        view.apply({"kind": "suggested", "trial": f"t{number:03d}", "point": {}})
+
+    def never(row, other):
+        raise AssertionError(f"{row.trial} was compared with {other.trial}")
+
+    monkeypatch.setattr(TrialRow, "__eq__", never)
+    assert "and 46 more: 46 waiting" in drawn(view, 100, height=24)
 
 
 def test_chosen_keeps_trial_order_while_all_fit_and_puts_waiting_last_otherwise():
@@ -316,10 +332,38 @@ def test_a_lost_worker_is_told_with_its_rank():
     assert lines_of([*EVENTS, lost]).splitlines()[-1] == "04:45:00 t000 lost rank=1 step=16 cause: killed by signal 9"
 
 
+def test_a_takeover_is_told_with_the_other_trial_and_what_changed():
+    taken = {"parent": "t001", "step": 16, "fraction": 0.25, "metrics": {"eval_accuracy": 0.5}}
+    changed = {"train.learning_rate": [2.0e-5, 2.4e-5]}
+    event = {
+        "kind": "took_over",
+        "trial": "t000",
+        **taken,
+        "point": {"train.learning_rate": 2.4e-5},
+        "changed": changed,
+    }
+    said = "04:45:00 t000 took over t001 step=16 train.learning_rate=2e-5->2.4e-5"
+    assert lines_of([*EVENTS, event]).splitlines()[-1] == said
+
+
+def test_a_resume_that_asks_for_more_trials_is_counted_by_them_from_the_beginning(tmp_path):
+    facts = {"name": "r", "task": "text-classification", "model": {"source": "m"}, "data": {"train": "d"}}
+    space = {"train.learning_rate": {"uniform": [0.1, 1]}}
+    recipe = recipe_from_dict({**facts, "storage": str(tmp_path), "search": {"space": space, "trials": 12}})
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    journal = Journal(create_run(recipe.storage, "r", {}, now, "one").open(), lambda: now)
+    journal.append("suggested", "t000", point={}, of=8)
+    view = live_view(recipe, resume=True)
+    assert view.expected_trials == 12
+    view.apply(journal.append("resumed", of=12))
+    assert view.expected_trials == 12
+    assert live_view(recipe, resume=False, trials=1).expected_trials == 1
+
+
 def test_a_fallback_is_told_with_both_steps_and_the_reason():
     passed_over = {"instead": 300, "step": 200, "reason": "cas/ab/ab12: the chunk is missing"}
     assert lines_of([*EVENTS, {"kind": "fell_back", "trial": "t000", **passed_over}]).splitlines()[-1] == (
-        "04:45:00 t000 restored at step=200: the checkpoint of step 300 is damaged: cas/ab/ab12: the chunk is missing"
+        "04:45:00 t000 restored at step=200: the checkpoint of step 300 cannot be used: cas/ab/ab12: the chunk is missing"
     )
 
 

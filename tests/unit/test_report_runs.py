@@ -25,7 +25,7 @@ from tlcore.report.runs import (
 )
 from tlcore.storage import create_run
 from tlcore.storage.journal import Journal
-from tlcore.storage.keys import manifest_key, rank_index_key
+from tlcore.storage.keys import journal_key, manifest_key, rank_index_key
 
 START = datetime(2026, 11, 21, 4, 45, tzinfo=UTC)
 RECIPE = {
@@ -154,6 +154,47 @@ def test_list_says_how_long_an_unfinished_run_was_silent_and_puts_the_newest_fir
         "reviews/20261121-044500-xxxx  finished    3 min 02 s ago     2/3  0.7800 eval_accuracy (t000)",
     ]
     assert [run_json(run)["state"] for run in runs] == ["unfinished", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "reason"),
+    [(5, b"{", "is not JSON"), (6, b"[]", "is no journal entry"), (4, None, "has no entry 4")],
+)
+def test_a_damaged_run_is_listed_as_unreadable_and_hides_no_other(tmp_path, storage, number, text, reason):
+    write_run(storage)
+    damaged = write_run(storage, name="other", at=START + timedelta(hours=1))
+    if text is None:
+        damaged.open().delete([journal_key(number)])
+    else:
+        damaged.open().put(journal_key(number), text)
+    runs = all_runs(storage)
+    first, second = text_of([list_table(runs, START)], width=600)[1:]
+    assert first.split()[:4] == [f"other/{damaged.run_id}", "unreadable", "-", "-"]
+    assert reason in first
+    assert second.startswith("reviews/")
+    found = json.loads(json.dumps([run_json(run) for run in runs]))
+    assert [run["state"] for run in found] == ["unreadable", "finished"]
+    assert reason in found[0].pop("reason")
+    assert found[0] == {"name": "other", "run_id": damaged.run_id, "url": damaged.url, "state": "unreadable"}
+
+
+@pytest.mark.parametrize(("wanted", "ended"), [(12, "2 of 12"), (1, "2 of 2")])
+def test_trials_are_counted_by_what_the_newest_resume_asked_for(storage, wanted, ended):
+    ref = write_run(storage)
+    Journal(ref.open(), Ticking(), start=len(read_run(ref).entries)).append("resumed", of=wanted)
+    run = read_run(ref)
+    assert text_of(show_parts(run, Console(file=io.StringIO(), width=200)))[0].endswith(f"{ended} trials ended")
+    assert text_of([list_table([run], START)])[1].split()[-4] == ended.replace(" of ", "/")
+    assert show_json(run)["expected_trials"] == max(wanted, 2)
+
+
+def test_test_figures_are_shown_of_the_best_trial_alone(storage):
+    """More trials were asked for, one is better, and the test data is not touched again before the end."""
+    ref = write_run(storage)
+    journal = Journal(ref.open(), Ticking(), start=len(read_run(ref).entries))
+    journal.append("resumed", of=12)
+    journal.append("result", "t001", step=63, fraction=1.0, metrics={"eval_accuracy": 0.9})
+    assert run_json(read_run(ref))["test"] == {}
 
 
 def test_a_checkpoint_without_a_manifest_is_none(storage):

@@ -10,8 +10,9 @@ from tlcore.recipe import apply_point, plan_batch, recipe_from_dict
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.cluster.estimates import _without_search, what_matters
 from tlcore.sweep.cluster.fit import FitCheck, admission, compare, in_settings, refuse, worker_room
+from tlcore.sweep.cluster.gpus import gpu_memories, smallest
 from tlcore.sweep.cluster.resources import Node, Shape
-from tlcore.sweep.planning import distinct_points
+from tlcore.sweep.planning import distinct_points, this_machine
 from tlcore.sweep.search.optuna_search import OptunaSearcher
 
 pytestmark = pytest.mark.unit
@@ -34,21 +35,77 @@ def needs(recipe, on_gpu):
     return {"device_bytes": size if on_gpu else 0, "host_bytes": GB if on_gpu else size}
 
 
-def check(recipe, nodes=(NODE,), estimate=needs, gpu_bytes=None, gpus=False):
-    return FitCheck(recipe, nodes, gpus, gpu_bytes, estimate)
+def check(recipe, nodes=(NODE,), estimate=needs, gpus=False):
+    return FitCheck(recipe, nodes, gpus, estimate)
+
+
+def gpu_node(kind, gpu_gb, host_gb, gpus=1.0):
+    size = None if gpu_gb is None else gpu_gb * GB
+    return Node(
+        {"CPU": 4.0, "GPU": gpus, "memory": host_gb * GB, f"accelerator_type:{kind}": 1.0},
+        {"kind": kind},
+        gpu_bytes=size,
+    )
 
 
 def test_a_nodes_memory_is_shared_by_the_workers_that_can_sit_there():
     shape = Shape(2, 1.0, 0.0, "pack")
-    assert worker_room(shape, [NODE], None, most=100).host_bytes == 2 * GB
-    assert worker_room(Shape(2, 2.0, 0.0, "pack"), [NODE], None, most=100).host_bytes == 4 * GB
-    assert worker_room(shape, [NODE], None, most=2).host_bytes == 4 * GB
+    assert worker_room(shape, [NODE], most=100).host_bytes == 2 * GB
+    assert worker_room(Shape(2, 2.0, 0.0, "pack"), [NODE], most=100).host_bytes == 4 * GB
+    assert worker_room(shape, [NODE], most=2).host_bytes == 4 * GB
     tighter = Node({"CPU": 8.0, "memory": 8.0 * GB}, {})
-    assert worker_room(shape, [NODE, tighter], None, most=100).host_bytes == GB
-    assert (
-        worker_room(Shape(2, 1.0, 0.5, "pack"), [Node({"CPU": 4, "GPU": 1, "memory": GB}, {})], 80 * GB, 9).device_bytes
-        == 40 * GB
-    )
+    assert worker_room(shape, [NODE, tighter], most=100).host_bytes == GB
+    assert worker_room(Shape(2, 1.0, 0.5, "pack"), [gpu_node("A100", 80, 1)], 9).device_bytes == 40 * GB
+
+
+def test_memory_is_that_of_the_nodes_with_the_accelerator_asked_for():
+    nodes = [gpu_node("T4", 16, 8), gpu_node("A100", 80, 64), gpu_node("A100", 40, 96)]
+    room = worker_room(Shape(1, 1.0, 1.0, "pack", accelerator="A100"), nodes, most=1)
+    assert (room.host_bytes, room.device_bytes) == (64 * GB, 40 * GB)
+    room = worker_room(Shape(1, 1.0, 1.0, "pack"), nodes, most=1)
+    assert (room.host_bytes, room.device_bytes) == (8 * GB, 16 * GB)
+    asked = recipe(resources__workers=1, resources__gpus_per_worker=1, resources__accelerator="A100")
+    large = check(asked, nodes, lambda *_: {"device_bytes": 20 * GB, "host_bytes": GB}, gpus=True)
+    assert large.verdict({"train.global_batch_size": 8}).fits is True
+
+
+@pytest.mark.parametrize(
+    ("selector", "host_gb"),
+    [("slow", 8), ("!slow", 32), ("in(fast, new)", 32), ("!in(slow, fast)", 64), ("none", None)],
+)
+def test_memory_is_that_of_the_nodes_with_the_labels_asked_for(selector, host_gb):
+    sizes = {"slow": 8, "fast": 32, "new": 64}
+    nodes = [Node({"CPU": 4.0, "memory": size * GB}, {"disk": disk}) for disk, size in sizes.items()]
+    room = worker_room(Shape(1, 1.0, 0.0, "pack", (("disk", selector),)), nodes, most=1)
+    assert room.host_bytes == (None if host_gb is None else host_gb * GB)
+
+
+def test_one_usable_node_that_does_not_tell_its_gpus_makes_their_memory_unknown():
+    shape = Shape(1, 1.0, 1.0, "pack", accelerator="A100")
+    dark = [gpu_node("A100", 80, 8), gpu_node("A100", None, 8)]
+    assert worker_room(shape, dark, most=1).device_bytes is None
+    elsewhere = [gpu_node("A100", 80, 8), gpu_node("T4", None, 8), Node({"CPU": 4.0, "memory": 8.0 * GB}, {})]
+    assert worker_room(shape, elsewhere, most=1).device_bytes == 80 * GB
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("81559\n16384\n", [81559 << 20, 16384 << 20]),
+        ("[N/A]\n", [None]),
+        ("81559\n[Not Supported]\n", [81559 << 20, None]),
+        ("", []),
+    ],
+)
+def test_a_gpu_that_has_no_memory_of_its_own_to_tell_of_is_unknown(tmp_path, monkeypatch, said, found):
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\nprintf '{said}'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert gpu_memories() == found
+    [node] = this_machine().nodes
+    assert (node.resources["GPU"], node.gpu_bytes) == (len(found), smallest(found))
+    assert node.gpu_bytes == (min(found) if found and None not in found else None)
 
 
 def test_a_point_that_fits():
@@ -89,11 +146,10 @@ def test_the_unknown_is_said_and_never_fits_silently(nodes, estimate, reason):
 
 
 def test_gpu_memory_of_nobody_knows_what_size_is_unknown():
-    node = Node({"CPU": 4.0, "GPU": 4.0, "memory": 64.0 * GB}, {})
     asked = recipe(resources__gpus_per_worker=1)
-    assert check(asked, [node], gpus=True).verdict({"train.global_batch_size": 8}).fits is None
-    assert check(asked, [node], gpu_bytes=2.0 * GB, gpus=True).verdict({"train.global_batch_size": 8}).fits is True
-    assert check(asked, [node], gpu_bytes=0.9 * GB, gpus=True).verdict({"train.global_batch_size": 8}).fits is False
+    for gpu_gb, fits in ((None, None), (2.0, True), (0.9, False)):
+        checked = check(asked, [gpu_node("A100", gpu_gb, 64, gpus=4.0)], gpus=True)
+        assert checked.verdict({"train.global_batch_size": 8}).fits is fits
 
 
 def test_what_can_never_be_placed_does_not_fit():
@@ -181,7 +237,7 @@ def test_the_refusal_names_points_and_fixes():
 
 
 def test_compare_names_both_memories():
-    room = worker_room(Shape(1, 1.0, 1.0, "pack"), [Node({"CPU": 1, "GPU": 1, "memory": GB}, {})], GB, 1)
+    room = worker_room(Shape(1, 1.0, 1.0, "pack"), [gpu_node("A100", 1, 1)], 1)
     fits, reason = compare({"device_bytes": 2 * GB, "host_bytes": 3 * GB}, room)
     assert fits is False
     assert "2.00 GB of GPU memory and has 1.00 GB" in reason

@@ -187,6 +187,18 @@ def test_what_a_trial_was_adapted_to_adds_up_and_leaves_its_point_alone():
     assert trial.point == {"train.learning_rate": 1e-4}
 
 
+def test_a_takeover_is_open_until_the_trial_is_started_and_not_longer():
+    taken = {"parent": "t001", "step": 5, "fraction": 0.25, "point": {}, "changed": {}, "metrics": {}}
+    took_over, started = {"kind": "took_over", "trial": "t000", **taken}, {"kind": "started", "trial": "t000"}
+    state = SweepState.from_entries([suggested("t000"), started, result("t000", 0.25, 0.6, 5, 5)])
+    trial, seen = state.trials["t000"], []
+    left, resumed = {"kind": "left", "trial": "t000", "step": 7}, {"kind": "resumed", "trial": None}
+    for entry in (took_over, resumed, started, left, resumed, result("t000", 0.5, 0.7, 10, 10), took_over):
+        state.apply(entry)
+        seen.append(trial.just_took_over is not None)
+    assert seen == [True, True, False, False, False, False, True]
+
+
 def test_nodes_are_avoided_until_the_sweep_is_resumed():
     avoided = {"kind": "avoided", "trial": None, "node": "abc", "losses": 3, "trials": ["t000"]}
     assert SweepState.from_entries([avoided]).avoided == ["abc"]

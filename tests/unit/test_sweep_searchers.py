@@ -7,7 +7,8 @@ import statistics
 
 import pytest
 
-from tlcore.recipe import recipe_from_dict
+from tlcore.recipe import grid_points, recipe_from_dict
+from tlcore.recipe import space as space_module
 from tlcore.recipe.domains import contains
 from tlcore.recipe.space import fits
 from tlcore.storage.journal import SweepState
@@ -168,6 +169,22 @@ def test_first_points_come_first(name):
     for given, point in zip(first, points(journal), strict=False):
         assert given.items() <= point.items()
         assert set(point) == set(RANGES)
+
+
+def test_a_grid_is_crossed_once_for_all_its_trials(monkeypatch):
+    """Crossed anew for each of a thousand points it took a minute, with conditions many."""
+    grids = {"train.epochs": {"grid": [1, 2, 3]}, "train.weight_decay": {"grid": [0.0, 0.1]}}
+    chosen = recipe(grids, algorithm="grid", trials=6)
+    expected = grid_points(chosen)
+    crossed = []
+    grid = space_module._grid
+    monkeypatch.setattr(space_module, "_grid", lambda *given: crossed.append(given) or grid(*given))
+    searcher = make_searcher(chosen)
+    for point, suggested in zip(expected, map(searcher.suggest, range(6)), strict=True):
+        assert suggested == point
+        suggested.clear()
+    assert [searcher.suggest(index) for index in range(6)] == expected
+    assert len(crossed) == 1
 
 
 def test_a_metric_that_was_not_finite_and_a_failed_trial_stop_no_searcher():

@@ -61,12 +61,8 @@ def submit(
 
     from tlcore.remote.submit import Submission, submit
 
-    options = [
-        *(["--name", name] if name else []),
-        *(["--storage", storage] if storage else []),
-        *(["--resume"] if resume else []),
-    ]
-    request = Submission(Path(recipe_file), overrides(settings), options)
+    changes = overrides(settings, name=name, storage=storage)
+    request = Submission(Path(recipe_file), changes, ["--resume"] if resume else [])
     raise typer.Exit(submit(request, _write, _say, address, follow=not detach))
 
 

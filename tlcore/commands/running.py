@@ -5,9 +5,11 @@ Owns these commands, the order in which their rooms are called, and what an inte
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
     from tlcore.report.tracking.curves import Shown
     from tlcore.report.view import SweepView
     from tlcore.storage import RunRef
-    from tlcore.sweep import SweepOptions, SweepOutcome
+    from tlcore.sweep import Finals, SweepOptions, SweepOutcome
+
+JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray's job server for every job that it runs, whoever submitted it."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -96,27 +101,38 @@ def _run_on_ray(
     trials: int | None = None,
 ) -> SweepOutcome:
     """Run with a live display, then say what came of it."""
-    from pathlib import Path
-
-    from tlcore.report.tables import prediction_lines
     from tlcore.report.usage import ended_by_budget
     from tlcore.sweep import finish_sweep
 
     outcome = _run_live(words, recipe, run, resume, trials)
-    finals = finish_sweep(outcome, Path("runs") / recipe.name / "best")
-    _print_run(outcome.run)
-    if outcome.exhausted is not None:
-        typer.echo(f"\n{ended_by_budget(words, outcome.exhausted.setting, outcome.exhausted.used)}")
-    if finals is not None:
-        typer.echo(f"\nbest model exported to {finals.exported}")
-        for line in prediction_lines(finals.examples):
-            typer.echo(line)
+    # a job's working directory is Ray's copy of what was uploaded, which goes with the job
+    destination = None if JOB_VARIABLE in os.environ else Path("runs") / recipe.name / "best"
+    try:
+        finals = finish_sweep(outcome, destination)
+    finally:  # what the trials came to took hours, and is said whatever the test data or the disk have against the rest
+        _print_run(outcome.run)
+        if outcome.exhausted is not None:
+            typer.echo(f"\n{ended_by_budget(words, outcome.exhausted.setting, outcome.exhausted.used)}")
+    _print_finals(outcome, finals)
     if outcome.errors:
         failed, trials = len(outcome.errors), len(outcome.trials)
         typer.echo(f"tlcore: {failed} of {trials} trials failed: {', '.join(outcome.errors)}", err=True)
         if failed == trials:
             raise typer.Exit(1)
     return outcome
+
+
+def _print_finals(outcome: SweepOutcome, finals: Finals | None) -> None:
+    """Where the best model is, what it answers, and why there are no test figures yet."""
+    from tlcore.report.tables import prediction_lines
+
+    if finals is not None:
+        again = f"as files: tlcore export {finals.checkpoint} DIR"
+        typer.echo(f"\nbest model {f'exported to {finals.exported}' if finals.exported else again}")
+        for line in prediction_lines(finals.examples):
+            typer.echo(line)
+    if outcome.recipe.data.test is not None and not outcome.complete:
+        typer.echo("\ndata.test: not touched, since the sweep did not end; a resume that ends it does")
 
 
 def _run_live(
@@ -184,8 +200,6 @@ def _compare(words: Sequence[str], sweep: SweepOutcome, resume: bool) -> None:
 
 def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None:
     """The same in this process; of torchrun's ranks, rank 0 alone speaks."""
-    import os
-
     from tlcore.engine.process import prepare_process
     from tlcore.report.live import live_view
     from tlcore.report.usage import ended_by_budget

@@ -17,7 +17,7 @@ from tlcore.recipe.rungs import (
     world_sizes,
 )
 from tlcore.recipe.schema import Recipe
-from tlcore.recipe.space import Point, apply_point, difference, grid_points, sample_point, trial_point
+from tlcore.recipe.space import Point, apply_point, difference, grid_points, sample_point, trial_point, trial_points
 
 __all__ = [
     "BatchPlan",
@@ -37,6 +37,7 @@ __all__ = [
     "sample_point",
     "scheduler_fractions",
     "trial_point",
+    "trial_points",
     "trial_recipe_from_dict",
     "with_workers",
     "workers_at",

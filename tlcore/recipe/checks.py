@@ -157,6 +157,15 @@ def _accelerator(recipe: Recipe) -> Iterator[Fault]:
         yield Fault(path, f"got {got} with gpus_per_worker 0; set resources.gpus_per_worker, or take it out")
 
 
+def _shared_gpu(recipe: Recipe) -> Iterator[Fault]:
+    needs = recipe.resources
+    share, most = needs.gpus_per_worker, max(world_sizes(recipe))
+    if share == "auto" or not 0 < share <= 0.5 or most == 1 or needs.placement == "strict_spread":
+        return
+    text = f"got {share:g} with {most} workers, of which two may share a GPU; NCCL joins ranks with one each"
+    yield Fault("resources.gpus_per_worker", f"{text}: set resources.workers to 1, or this above 0.5")
+
+
 def _numbers(count: int, what: str = "number") -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
 
@@ -234,6 +243,7 @@ _RULES: Final[tuple[Callable[[Recipe], Iterator[Fault]], ...]] = (
     _batch,
     _workers_by_rung,
     _accelerator,
+    _shared_gpu,
     _deepspeed,
     _metric,
     _one_of,

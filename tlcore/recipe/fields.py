@@ -31,6 +31,7 @@ _ALSO_CALLED: Final = {
     "cpus": "resources.cpus_per_worker",
     "stage": "deepspeed.zero_stage",
     "num_samples": "search.trials",
+    "max_concurrent_trials": "search.at_once",
 }
 """What other tools call a setting."""
 

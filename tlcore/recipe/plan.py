@@ -175,9 +175,10 @@ def _failures(recipe: Recipe) -> str:
 def _search(recipe: Recipe) -> Iterator[PlanRow]:
     search = recipe.search
     judged = ", ".join(f"{mode} of {metric}" for metric, mode in zip(search.metrics, search.modes, strict=True))
+    at_once = "" if search.at_once is None else f" ({search.at_once} at a time at most)"
     yield PlanRow(
         "trials",
-        f"{search.trials} by {_chosen(search.algorithm)}, scheduler {search.scheduler.name}, {judged}",
+        f"{search.trials}{at_once} by {_chosen(search.algorithm)}, scheduler {search.scheduler.name}, {judged}",
     )
     if mutated := mutated_keys(recipe):
         yield PlanRow("  changed in mid-trial", ", ".join(mutated))

@@ -143,8 +143,8 @@ class TransferSection(Section):
     """gradual: fractions of the trial at which each next block from the top joins, and last what feeds the blocks; one number:
     all of them evenly up to that fraction; auto is 0.5."""
     freeze: str | Texts = ()
-    """full, layerwise: parts that stay as they are: embeddings, encoder, encoder.0-5 (blocks by number), head, or patterns over
-    parameter names such as *.attention.*; one text or a list."""
+    """full, layerwise: parts that stay as they are: embeddings, encoder, encoder.0-5 (blocks by number), decoder (where there are
+    both), head, or patterns over parameter names such as *.attention.*; one text or a list."""
     train: str | Texts = ()
     """full, layerwise: parts that train, and no others, named as in freeze, which is taken off; empty is all."""
     cache_features: bool = False

@@ -167,6 +167,9 @@ class SearchSection(Section):
     """Which trials stop early."""
     trials: Positive = 8
     """Trials to run. Not given: 8, every point of a grid, or 1 without a space."""
+    at_once: Positive | None = None
+    """Trials at a time, at most; null: as many as the cluster holds. No scheduler needs more than one: trials that it compares wait
+    for each other at their rungs."""
     metric_: str | Texts = Field(default="eval_accuracy", alias="metric")
     """What is compared, on the validation examples; not given: the task's main one. A list gives a Pareto table besides, and the
     first is the main one."""

@@ -57,9 +57,16 @@ def complete(recipe: Recipe, given: Mapping[str, Any], pick: Pick) -> Point:
         given: values that stand; one whose conditions do not hold is left out.
         pick: chooses the value of a setting from its domain.
     """
+    return _complete(recipe, _unsearched(recipe), given, pick)
+
+
+def _unsearched(recipe: Recipe) -> dict[str, Any]:
+    """What conditions find of settings that are not searched: nothing where there are none, since it takes its time."""
+    return flat(recipe) if any(domain.when for domain in recipe.search.space.values()) else {}
+
+
+def _complete(recipe: Recipe, base: Mapping[str, Any], given: Mapping[str, Any], pick: Pick) -> Point:
     point: Point = {}
-    conditional = any(domain.when for domain in recipe.search.space.values())
-    base = flat(recipe) if conditional else {}
     for key in in_order(recipe.search.space):
         domain = recipe.search.space[key]
         if all(_holds(point.get(other, base.get(other)), domain.allowed_by(other)) for other in domain.when):
@@ -74,7 +81,7 @@ def _holds(value: Any, allowed: tuple[Scalar, ...]) -> bool:
 def sample_point(recipe: Recipe, seed: int, index: int) -> Point:
     """The point number `index` under `seed`, from nothing but these three; each setting has its own random stream.
 
-    With `algorithm: grid` it is the grid's point of that number; its domains that are no grids are drawn.
+    With `algorithm: grid` it is the grid's point of that number, for which the whole grid is made; its other domains are drawn.
     """
     if recipe.search.algorithm.grid is not None:
         return _grid(recipe, seed)[index]
@@ -93,10 +100,11 @@ def grid_points(recipe: Recipe) -> list[Point]:
 def _grid(recipe: Recipe, seed: int) -> list[Point]:
     space = recipe.search.space
     grids = {key: space[key].grid or () for key in in_order(space) if space[key].grid is not None}
+    base = _unsearched(recipe)
     points: list[Point] = []
     seen: set[str] = set()
     for values in itertools.product(*grids.values()):
-        point = complete(recipe, dict(zip(grids, values, strict=True)), _drawing(seed, len(points)))
+        point = _complete(recipe, base, dict(zip(grids, values, strict=True)), _drawing(seed, len(points)))
         # a grid whose condition does not hold has no values to cross: its combinations are one point
         crossed = repr([(key, point[key]) for key in grids if key in point])
         if crossed not in seen:
@@ -111,6 +119,13 @@ def trial_point(recipe: Recipe, seed: int, index: int) -> Point:
     if index < len(first):
         return complete(recipe, first[index], _drawing(seed, index))
     return sample_point(recipe, seed, index)
+
+
+def trial_points(recipe: Recipe, count: int) -> list[Point]:
+    """The points of the sweep's first `count` trials under `train.seed`, as `trial_point` has each; a grid is made once for all."""
+    if recipe.search.algorithm.grid is not None:  # it has no `search.first`
+        return grid_points(recipe)[:count]
+    return [trial_point(recipe, recipe.train.seed, index) for index in range(count)]
 
 
 def apply_point(recipe: Recipe, point: Mapping[str, Any]) -> Recipe:

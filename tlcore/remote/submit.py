@@ -37,8 +37,8 @@ STOP_WAIT_S = 120
 
 @dataclass(frozen=True)
 class Submission:
-    """One request: a recipe inside `directory`, settings over it, and further words of `tlcore sweep` (--name,
-    --resume, ...)."""
+    """One request: a recipe inside `directory`, settings over it, and further words of `tlcore sweep` that change nothing of the
+    recipe (--resume)."""
 
     recipe: str | Path
     overrides: Mapping[str, str] = field(default_factory=dict)

@@ -149,7 +149,8 @@ def render(view: SweepView, ahead: Estimate, elapsed_s: float, console: Console,
         Text(),
         trial_table(shown, view.metric, best.trial if best else None, console),
     ]
-    left_out = [row for row in rows if row not in shown]
+    names = {row.trial for row in shown}
+    left_out = [row for row in rows if row.trial not in names]
     if left_out:
         parts.append(Text(f"and {len(left_out)} more: {_by_state(left_out)}", "dim"))
     usage = [Text(spent, no_wrap=True, overflow="ellipsis")] if spent else []
@@ -296,13 +297,15 @@ class LineDisplay(Display):
         if kind == "lost":
             return f"{row.trial} lost rank={event.get('rank')} step={event.get('step')} cause: {event.get('cause')}"
         if kind == "adapted":
-            changed = (
-                f"{key}={figures.sampled(old)}->{figures.sampled(new)}" for key, (old, new) in event["changed"].items()
+            return " ".join(
+                [row.trial, "adapted", *_changed(event), f"step={event.get('step')} reason: {event.get('reason')}"]
             )
-            return " ".join([row.trial, "adapted", *changed, f"step={event.get('step')} reason: {event.get('reason')}"])
+        if kind == "took_over":
+            return " ".join([row.trial, f"took over {event['parent']} step={event['step']}", *_changed(event)])
         if kind == "fell_back":
-            passed_over = f"the checkpoint of step {event.get('instead')} is damaged: {event.get('reason')}"
-            return f"{row.trial} restored at step={event.get('step')}: {passed_over}"
+            passed_over = f"the checkpoint of step {event.get('instead')} cannot be used: {event.get('reason')}"
+            place = "its beginning" if event.get("step") is None else f"step={event['step']}"
+            return f"{row.trial} restored at {place}: {passed_over}"
         if kind == "stopped":
             return f"{row.trial} stopped by={row.reason or 'request'} {measured}"
         if kind == "left":
@@ -311,6 +314,10 @@ class LineDisplay(Display):
         if kind == "completed":
             return f"{row.trial} completed {measured}"
         return f"{row.trial} failed {'; '.join(row.reason.splitlines())}" if kind == "failed" else ""
+
+
+def _changed(event: Entry) -> list[str]:
+    return [f"{key}={figures.sampled(old)}->{figures.sampled(new)}" for key, (old, new) in event["changed"].items()]
 
 
 def _training(row: TrialRow) -> list[str]:
@@ -340,7 +347,9 @@ def live_view(recipe: Recipe, resume: bool = False, trials: int | None = None) -
     """
     entries = read_journal(newest_run(recipe.storage, recipe.name).open()) if resume else []
     search = recipe.search
-    return SweepView(recipe.name, search.metric, search.mode, trials or search.trials, entries)
+    view = SweepView(recipe.name, search.metric, search.mode, trials or search.trials, entries)
+    view.expected_trials = trials or search.trials  # the journal has the number of before
+    return view
 
 
 def open_display(

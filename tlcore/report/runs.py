@@ -17,7 +17,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tlcore.errors import ObjectMissing, RecipeError
+from tlcore.errors import ObjectMissing, RecipeError, StorageError
 from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict
 from tlcore.report import figures
 from tlcore.report.findings import front_table, lineage_json, lineage_lines, loss_lines, warmed_line
@@ -31,6 +31,7 @@ from tlcore.storage.keys import TRIALS_PREFIX, parse_manifest_key
 
 _THREADS = 16
 FINISHED = "finished"
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ class StoredRun:
 
     @property
     def final(self) -> Mapping[str, float]:
-        """Metrics on the test data, empty when they were not taken."""
-        taken = (entry.get("metrics") or {} for entry in reversed(self.entries) if entry["kind"] == "final")
-        return next(taken, {})
+        """Metrics of the best trial on the test data, empty when they were not taken: of what was the best one once they may be."""
+        finals = (entry for entry in reversed(self.entries) if entry["kind"] == "final")
+        of_best = (entry for entry in finals if self.best is None or entry.get("trial") == self.best.trial)
+        return next((entry.get("metrics") or {} for entry in of_best), {})
 
     def rows(self) -> list[TrialRow]:
         """One row per trial, with the newest checkpoint that the store really has; what runs may also be dead."""
@@ -66,6 +68,11 @@ class StoredRun:
         ]
 
     @property
+    def expected_trials(self) -> int:
+        """How many trials are to come in all; not less than there are, where a resume asked for fewer."""
+        return max(self.view.expected_trials, len(self.view.state.trials))
+
+    @property
     def metrics(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Every metric of the search, and the mode of each."""
         search = (self.identity.get("recipe") or {}).get("search") or {}
@@ -75,6 +82,14 @@ class StoredRun:
     def best(self) -> TrialRow | None:
         """The best trial so far."""
         return self.view.best()
+
+
+@dataclass(frozen=True)
+class UnreadableRun:
+    """A run that was started and cannot be read, and why."""
+
+    ref: RunRef
+    reason: str
 
 
 def storage_of(word: str, storage: str) -> str:
@@ -122,21 +137,25 @@ def committed_steps(store: ObjectStore) -> dict[str, list[int]]:
     return {trial: sorted(steps) for trial, steps in sorted(found.items())}
 
 
-def all_runs(storage: str) -> list[StoredRun]:
-    """Every run that was started in a storage, newest first."""
+def all_runs(storage: str) -> list[StoredRun | UnreadableRun]:
+    """Every run that was started in a storage, newest first; one that is damaged hides none of the others."""
     with ThreadPoolExecutor(_THREADS) as pool:
         read = pool.map(_started, list_runs(storage))
         return sorted((run for run in read if run is not None), key=lambda run: run.ref.run_id, reverse=True)
 
 
-def _started(ref: RunRef) -> StoredRun | None:
+def _started(ref: RunRef) -> StoredRun | UnreadableRun | None:
     try:
         return read_run(ref, checkpoints=False)
     except ObjectMissing:
         return None
+    except StorageError as error:
+        if error.retry_helps:  # that is the store's trouble, not this run's
+            raise
+        return UnreadableRun(ref, error.message)
 
 
-def list_table(runs: Iterable[StoredRun], now: datetime) -> RenderableType:
+def list_table(runs: Iterable[StoredRun | UnreadableRun], now: datetime) -> RenderableType:
     """Runs, newest first: what each found and whether it ended."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("run", no_wrap=True)
@@ -149,7 +168,10 @@ def list_table(runs: Iterable[StoredRun], now: datetime) -> RenderableType:
     return table
 
 
-def _list_cells(run: StoredRun, now: datetime) -> list[Text]:
+def _list_cells(run: StoredRun | UnreadableRun, now: datetime) -> list[Text]:
+    if isinstance(run, UnreadableRun):
+        title = f"{run.ref.name}/{run.ref.run_id}"
+        return [Text(title), Text(UNREADABLE, "red"), *[Text(figures.ABSENT)] * 2, Text(run.reason)]
     rows, best = run.view.rows(), run.best
     age = _age_s(run, now)
     found = f"{figures.metric(best.metric)} {run.view.metric} ({best.trial})" if best else figures.ABSENT
@@ -157,7 +179,7 @@ def _list_cells(run: StoredRun, now: datetime) -> list[Text]:
         Text(run.view.title),
         Text(run.state, "green" if run.state == FINISHED else "yellow"),
         Text(figures.ABSENT if age is None else f"{figures.duration(age)} ago"),
-        Text(f"{sum(row.ended for row in rows)}/{max(run.view.expected_trials, len(rows))}"),
+        Text(f"{sum(row.ended for row in rows)}/{run.expected_trials}"),
         Text(found),
     ]
 
@@ -168,8 +190,12 @@ def _age_s(run: StoredRun, now: datetime) -> float | None:
     return (now - datetime.fromisoformat(run.entries[-1]["time"])).total_seconds()
 
 
-def run_json(run: StoredRun) -> dict[str, Any]:
-    """One run as `tlcore show --json` prints it; `tlcore list --json` is a list of these without the trials."""
+def run_json(run: StoredRun | UnreadableRun) -> dict[str, Any]:
+    """One run as `tlcore show --json` prints it; `tlcore list --json` is a list of these without the trials. Of one that cannot be
+    read there are name, run_id, url, state and `reason`."""
+    if isinstance(run, UnreadableRun):
+        place = {"name": run.ref.name, "run_id": run.ref.run_id, "url": run.ref.url}
+        return {**place, "state": UNREADABLE, "reason": run.reason}
     best = run.best
     return {
         "name": run.ref.name,
@@ -179,7 +205,7 @@ def run_json(run: StoredRun) -> dict[str, Any]:
         "state": run.state,
         "metric": run.view.metric,
         "mode": run.view.mode,
-        "expected_trials": run.view.expected_trials,
+        "expected_trials": run.expected_trials,
         "ended_trials": sum(row.ended for row in run.view.rows()),
         "best": None if best is None else {"trial": best.trial, "metric": best.metric},
         "test": dict(run.final),
@@ -208,7 +234,7 @@ def show_parts(run: StoredRun, console: Console) -> list[RenderableType]:
     ended = sum(row.ended for row in rows)
     parts: list[RenderableType] = [
         Text.assemble(
-            (view.title, "bold"), f"  {_state(run)}, {ended} of {figures.count(view.expected_trials, 'trial')} ended"
+            (view.title, "bold"), f"  {_state(run)}, {ended} of {figures.count(run.expected_trials, 'trial')} ended"
         ),
         Text(f"started {figures.moment(run.identity.get('created'))}, stored at {run.ref.url}", overflow="fold"),
         Text(),
@@ -232,7 +258,7 @@ def _findings(run: StoredRun) -> list[str]:
         return []
     lines = []
     recipe = _recipe(run)
-    if recipe is not None and run.view.expected_trials > 1:
+    if recipe is not None and run.expected_trials > 1:
         lines += best_lines(best, view.metric, difference(apply_point(recipe, dict(best.point)), recipe))
         lines.append(gain_line(view.rows(), view.metric, view.mode, recipe.transfer.strategy))
     if run.final:

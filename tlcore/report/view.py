@@ -29,7 +29,7 @@ _LIVE_FACTS = (
 
 class SweepView:
     """All trials suggested so far, in that order. `state` is the journal's, for whoever needs more than rows; `began` is the time
-    of its first entry."""
+    of its first entry; `expected_trials` follows the journal, where a resume may have asked for more."""
 
     def __init__(self, title: str, metric: str, mode: str, expected_trials: int, entries: Iterable[Entry] = ()) -> None:
         self.title = title
@@ -48,6 +48,7 @@ class SweepView:
         """Take one more journal entry."""
         self.state.apply(entry)
         self.began = self.began or entry.get("time")
+        self.expected_trials = entry.get("of") or self.expected_trials
         if (trial := entry.get("trial")) is None:
             self._rows.clear()  # a resume changes every trial
         else:

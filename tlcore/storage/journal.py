@@ -23,7 +23,8 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
                                                        memory ran out; the trial goes on from its checkpoint at `step` with less
                                                        (`changed`: setting -> [before, now]; its point stays)
     avoided    node, losses, trials                    this node of the cluster lost these trials' workers; it gets no more
-    fell_back  step, instead, reason                   it was restored at `step`; the checkpoint at `instead` is damaged
+    fell_back  step, instead, reason                   it was restored at `step`; the checkpoint at `instead` is damaged, or
+                                                       was deleted before the trial could take it over
     left       step                                    its state at `step` (null: none) is committed and its workers are gone,
                                                        because the sweep is stopping; a resume goes on from there
     stopped    reason                                  ended early on purpose ("scheduler")
@@ -38,7 +39,7 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
                                                        retention deleted these ([trial, step, why] each) and what they alone needed;
                                                        `kept_bytes` of chunks are left, `over_bytes` more than budget.bytes
     finished   best, reason, limit                     nothing is left to run, or (reason "budget") may be run: `limit` is used up
-    final      metrics                                 test figures of the best trial
+    final      metrics, checkpoint                     test figures of the best trial, and of which checkpoint
 
 The writer is the sweep's driver alone. Its numbers leave no gap, so whoever finds the next number taken knows that
 another driver owns the run. Every full thousand is rolled up (`segments.py`), which changes nothing of that. Called by
@@ -204,8 +205,9 @@ class Takeover:
 @dataclass
 class TrialState:
     """One trial as the journal tells it. `results` is in order of arrival; a resumed trial may repeat a fraction, and what it
-    took over from another trial stands among them as the parent reported it. `lineage` is in order, mostly empty. `losses`
-    counts by kind; `adapted` is what the trial runs with, besides its point, since memory ran out."""
+    took over from another trial stands among them as the parent reported it. `lineage` is in order, mostly empty; a life begins
+    with each takeover, `life_began` counts the results before it, and `life_started` says whether a slot took the trial since.
+    `losses` counts by kind; `adapted` is what the trial runs with, besides its point, since memory ran out."""
 
     trial: str
     point: dict[str, Any]
@@ -213,6 +215,7 @@ class TrialState:
     results: list[TrialResult] = field(default_factory=list)
     lineage: list[Takeover] = field(default_factory=list)
     life_began: int = 0
+    life_started: bool = False
     reason: str = ""
     losses: dict[str, int] = field(default_factory=dict)
     adapted: dict[str, Any] = field(default_factory=dict)
@@ -238,8 +241,10 @@ class TrialState:
 
     @property
     def just_took_over(self) -> Takeover | None:
-        """The takeover after which nothing was reported yet."""
-        return self.lineage[-1] if self.lineage and len(self.results) == self.life_began + 1 else None
+        """The takeover after which nothing was begun yet: its checkpoint may not be the trial's own. A trial that was started has
+        it, and what it committed since is its own as well."""
+        fresh = not self.life_started and len(self.results) == self.life_began + 1
+        return self.lineage[-1] if self.lineage and fresh else None
 
     def final(self, metric: str) -> float | None:
         """The metric at the last report; None before the first, and where it was not finite."""
@@ -349,7 +354,7 @@ def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
 def _apply_to_trial(trial: TrialState, entry: Entry) -> None:
     kind = entry["kind"]
     if kind == "started":
-        trial.status, trial.workers = "running", entry.get("workers")
+        trial.status, trial.workers, trial.life_started = "running", entry.get("workers"), True
     elif kind == "result":
         trial.results.append(
             TrialResult(entry["step"], entry["fraction"], entry["metrics"], entry.get("checkpoint_step"))
@@ -374,7 +379,7 @@ def _apply_to_trial(trial: TrialState, entry: Entry) -> None:
 def _take_over(trial: TrialState, entry: Entry) -> None:
     trial.status, trial.point = "waiting", dict(entry["point"])
     trial.lineage.append(Takeover(entry["parent"], entry["step"], entry["fraction"], dict(entry["changed"])))
-    trial.life_began = len(trial.results)
+    trial.life_began, trial.life_started = len(trial.results), False
     trial.results.append(TrialResult(entry["step"], entry["fraction"], entry["metrics"], entry["step"]))
 
 

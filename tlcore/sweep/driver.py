@@ -26,7 +26,7 @@ from ray.tune.experiment import Trial
 
 from tlcore.checkpoint import newest_step
 from tlcore.checkpoint.patience import Patience
-from tlcore.errors import SweepError, TlcoreError
+from tlcore.errors import CheckpointError, StaleWriter, SweepError, TlcoreError
 from tlcore.recipe import Recipe
 from tlcore.storage import RunRef
 from tlcore.storage.journal import Entry, Journal, SweepState, Takeover, TrialState, read_journal
@@ -58,6 +58,7 @@ POINTERS_KEPT: Final = 20
 """Of each trial, in the scratch directory. Tune asks a slot for its pointer when it pauses the trial. It is not asked for one after
 every report, since a trial's config says from the journal how far it is, also for the slot after one that died; that halves
 what a report costs. Tune pickles its whole state, all trials, whenever a trial has so many new ones: not less than 20."""
+_log = logging.getLogger(__name__)
 
 
 class Driver:
@@ -151,7 +152,7 @@ class Driver:
         entries, self._entries = self._entries, []
         for entry in entries:
             self._searcher.observe(entry)
-        replayed = Replay(self._seats, entries)
+        replayed = Replay(self._seats, entries, lambda decided: self._clone(decided, check=True))
         self._recorder.listeners += [self._searcher.observe, self._seat, self._janitor.on_entry]
         if self._unknown:
             self._recorder.record("unknown", reasons=self._unknown)
@@ -167,7 +168,7 @@ class Driver:
             self._conductor.carry_out(decided)
         for trial in self.state.unfinished():
             if (last := trial.just_took_over) is not None:
-                make_own(self._store, _again(trial, last))
+                self._make_own(_again(trial, last))
 
     def _seat(self, entry: Entry) -> None:
         if entry["kind"] == "suggested":
@@ -180,10 +181,23 @@ class Driver:
             self._janitor.pin(decided.parent, decided.step)  # until it is cloned
             if can := can_clone(self._store, decided):
                 return can
+            words = "trial %s does not take over trial %s at step %d: that checkpoint is gone"
+            _log.warning(words, decided.trial, decided.parent, decided.step)
         else:
-            make_own(self._store, decided)
+            self._make_own(decided)
         self._janitor.unpin(decided.parent, decided.step)
         return not check
+
+    def _make_own(self, decided: TakeOver) -> None:
+        """Clone what a takeover in the journal names. The donor's own writer may have deleted it since that was decided: then the
+        trial goes on from what it has, at its new point, and the journal says so."""
+        try:
+            make_own(self._store, decided)
+        except StaleWriter:
+            raise
+        except CheckpointError as error:
+            there = self._newest_step(decided.trial)
+            self._recorder.record("fell_back", decided.trial, step=there, instead=decided.step, reason=error.message)
 
     def _settle(self, decided: set[str]) -> None:
         """Write what the last driver had seen and did not live to write."""
@@ -244,7 +258,11 @@ class Driver:
     def _waiting_trials(self) -> int:
         """Trials that would run now if there were room."""
         trials = list(self.state.trials.values())  # the driver's thread may add one meanwhile
-        return self._wanted - len(trials) + sum(trial.status == "waiting" for trial in trials)
+        waiting = self._wanted - len(trials) + sum(trial.status == "waiting" for trial in trials)
+        most = self._recipe.search.at_once
+        if most is not None:
+            waiting = min(waiting, most - sum(trial.status == "running" for trial in trials))
+        return max(0, waiting)
 
     def _fit(self, source: TrialSource, scratch: Path) -> None:
         try:
@@ -346,7 +364,7 @@ class Driver:
 def _free_orphans() -> None:
     """Let other trials have the room of slots that died."""
     if freed := free_orphans():
-        logging.getLogger(__name__).warning("freed the room of %d worker groups whose slot died", freed)
+        _log.warning("freed the room of %d worker groups whose slot died", freed)
 
 
 def _again(trial: TrialState, last: Takeover) -> TakeOver:

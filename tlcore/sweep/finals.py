@@ -14,7 +14,8 @@ from typing import Any
 
 from tlcore.checkpoint import CheckpointRef, newest_step
 from tlcore.engine.process import prepare_process
-from tlcore.storage.journal import Journal
+from tlcore.storage import ObjectStore
+from tlcore.storage.journal import Journal, read_journal
 from tlcore.sweep.outcome import SweepOutcome
 
 EXAMPLES = 2
@@ -22,22 +23,23 @@ EXAMPLES = 2
 
 @dataclass(frozen=True)
 class Finals:
-    """`exported` is the directory written; `metrics` are of the test examples, empty where the recipe names none; each example
-    has `input`, `expected` and the task's answer."""
+    """`exported` is the directory written, None where none was asked for; `metrics` are of the test examples, empty where there are
+    none or trials are left; each example has `input`, `expected` and the task's answer."""
 
     checkpoint: str
-    exported: Path
+    exported: Path | None
     metrics: dict[str, float]
     examples: list[dict[str, Any]]
 
 
-def finish_sweep(outcome: SweepOutcome, destination: Path) -> Finals | None:
-    """Evaluate the best trial's newest checkpoint on the test examples, export it, and answer two of them.
+def finish_sweep(outcome: SweepOutcome, destination: Path | None) -> Finals | None:
+    """Export the best trial's newest checkpoint, evaluate it on the test examples, and answer two of them.
 
-    A sweep that was finished before (a resume of one with nothing left to do) keeps its journalled figures and is exported again.
+    The test examples are left alone while trials are left to run. Figures that an earlier driver journalled of this checkpoint
+    are kept.
 
     Args:
-        destination: directory for the exported model; an earlier export there is replaced.
+        destination: directory for the exported model; an earlier export there is replaced. None: no export.
 
     Returns:
         None when no trial has a metric or its checkpoints are gone.
@@ -48,15 +50,27 @@ def finish_sweep(outcome: SweepOutcome, destination: Path) -> Finals | None:
     step = newest_step(store, outcome.best.trial)
     if step is None:
         return None
+    checkpoint = str(CheckpointRef(outcome.run.url, outcome.best.trial, step))
+    is_tested = outcome.complete and outcome.recipe.data.test is not None
+    if destination is None and not is_tested:
+        return Finals(checkpoint, None, {}, [])
     prepare_process(os.cpu_count() or 1)
     from tlcore.train.offline import TrainedModel
 
-    checkpoint = str(CheckpointRef(outcome.run.url, outcome.best.trial, step))
     trained = TrainedModel(checkpoint)
-    exported = trained.export(destination)
-    if outcome.recipe.data.test is None:
+    exported = None if destination is None else trained.export(destination)
+    if not is_tested:
         return Finals(checkpoint, exported, {}, [])
-    metrics = trained.evaluate("test")
-    journal = Journal(store, lambda: datetime.now(UTC), start=outcome.state.entries)
-    outcome.state.apply(journal.append("final", outcome.best.trial, metrics=metrics, checkpoint=checkpoint))
+    metrics = _journalled(store, checkpoint.removeprefix(outcome.run.url))
+    if metrics is None:
+        metrics = trained.evaluate("test")
+        journal = Journal(store, lambda: datetime.now(UTC), start=outcome.state.entries)
+        outcome.state.apply(journal.append("final", outcome.best.trial, metrics=metrics, checkpoint=checkpoint))
     return Finals(checkpoint, exported, metrics, trained.examples("test", EXAMPLES))
+
+
+def _journalled(store: ObjectStore, checkpoint: str) -> dict[str, float] | None:
+    """The test figures of a checkpoint of this run, given by its place in it: the run may have been moved since."""
+    taken = (entry for entry in reversed(read_journal(store)) if entry["kind"] == "final")
+    found = next((entry for entry in taken if str(entry.get("checkpoint")).endswith(checkpoint)), None)
+    return None if found is None else dict(found["metrics"])

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from tlcore.errors import RecipeError, TlcoreError
-from tlcore.recipe import Point, Recipe, apply_point, plan_batch, trial_point
+from tlcore.recipe import Point, Recipe, apply_point, plan_batch, trial_points
 from tlcore.recipe.milder import with_settings
 from tlcore.storage import ensure_embedded, probe
 from tlcore.sweep.cluster.estimates import EstimatorProcess, what_matters
 from tlcore.sweep.cluster.fit import FitCheck, Verdict
-from tlcore.sweep.cluster.gpus import gpu_memories, smallest_gpu_bytes
+from tlcore.sweep.cluster.gpus import gpu_memories, smallest, with_gpu_memory
 from tlcore.sweep.cluster.resources import Cluster, Node
 from tlcore.sweep.quiet import quiet_ray
 from tlcore.sweep.search.source import trials_wanted
@@ -34,10 +34,9 @@ _RAY_SHARE: Final = 0.7
 
 @dataclass(frozen=True)
 class Site:
-    """Where trials would run: nodes, the smallest GPU's memory (None: unknown, or there are none), and what to call it."""
+    """Where trials would run: nodes, and what to call it."""
 
     nodes: Sequence[Node]
-    gpu_bytes: float | None
     name: str
 
     @property
@@ -54,7 +53,7 @@ def make_plan(recipe: Recipe) -> dict[str, Any]:
     """
     with EstimatorProcess() as estimate, site() as there:
         estimate.prepare(recipe)
-        check = FitCheck(recipe, there.nodes, there.has_gpus, there.gpu_bytes, estimate)
+        check = FitCheck(recipe, there.nodes, there.has_gpus, estimate)
         points = [_row(recipe, point, trials, check, estimate) for point, trials in distinct_points(recipe)]
     storage = storage_problem(recipe.storage)
     fits = storage is None and any(row["fits"] is not False for row in points)
@@ -64,8 +63,7 @@ def make_plan(recipe: Recipe) -> dict[str, Any]:
 def distinct_points(recipe: Recipe) -> list[tuple[Point, int]]:
     """The points of the space that differ in what matters, as the sweep draws them, and how many of its trials each stands for."""
     found: dict[str, tuple[Point, int]] = {}
-    for index in range(min(trials_wanted(recipe), _MOST_DRAWN)):
-        point = trial_point(recipe, recipe.train.seed, index)
+    for point in trial_points(recipe, min(trials_wanted(recipe), _MOST_DRAWN)):
         try:
             key = json.dumps(what_matters(apply_point(recipe, point)), sort_keys=True)
         except RecipeError as error:
@@ -155,8 +153,7 @@ def site() -> Iterator[Site]:
         yield this_machine()
         return
     with tempfile.TemporaryDirectory(prefix="tlcore-") as logs, quiet_ray(Path(logs)):
-        cluster = Cluster()
-        yield Site(cluster.nodes(), smallest_gpu_bytes() if cluster.has_gpus() else None, f"the cluster at {address}")
+        yield Site(with_gpu_memory(Cluster().nodes()), f"the cluster at {address}")
 
 
 def this_machine() -> Site:
@@ -166,7 +163,7 @@ def this_machine() -> Site:
     gpus = gpu_memories()
     free = _RAY_SHARE * (get_system_memory() - get_used_memory())
     resources = {"CPU": float(os.cpu_count() or 1), "memory": free, "GPU": float(len(gpus))}
-    return Site([Node(resources, {})], min(gpus, default=None), "this machine")
+    return Site([Node(resources, {}, gpu_bytes=smallest(gpus))], "this machine")
 
 
 def summary(plan: Mapping[str, Any]) -> str:

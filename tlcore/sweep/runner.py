@@ -24,7 +24,7 @@ from tlcore.recipe import (
     apply_point,
     difference,
     recipe_from_dict,
-    trial_point,
+    trial_points,
     with_workers,
     world_sizes,
 )
@@ -33,7 +33,7 @@ from tlcore.storage.account import utc_now
 from tlcore.storage.journal import SweepState
 from tlcore.sweep.cluster.estimates import Estimate, EstimatorProcess
 from tlcore.sweep.cluster.fit import Admit, FitCheck, Verdict, admission, admit_all, refuse, workers_setting
-from tlcore.sweep.cluster.gpus import smallest_gpu_bytes
+from tlcore.sweep.cluster.gpus import with_gpu_memory
 from tlcore.sweep.cluster.growth import check_can_come, read_growth
 from tlcore.sweep.cluster.resources import Cluster, Shape, shape_of
 from tlcore.sweep.display import Display
@@ -47,8 +47,9 @@ from tlcore.tasks import build_task
 from tlcore.train.signals import stop_signals
 
 SESSION: Final = "tlcore.train.session:TrialSession"
-MAY_CHANGE: Final = ("resources.", "failures.", "budget.", "report.", "track.", "search.trials")
-"""Settings that a resumed sweep may have otherwise: they change where and how long it runs, not what a trial is."""
+MAY_CHANGE: Final = ("resources.", "failures.", "budget.", "report.", "track.", "search.trials", "search.at_once")
+"""Settings that a resumed sweep may have otherwise: they change where and how long it runs, not what a trial is, nor which trials
+there are up to the number that is wanted, nor what was decided about them."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ def run_sweep(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
 
 def run_train(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
     """Run or resume one training run, the recipe as it stands: a sweep of one point."""
+    return _run(one_training(recipe), options, metrics=())
+
+
+def one_training(recipe: Recipe) -> Recipe:
+    """The recipe as it stands, with nothing to search."""
     search = recipe.search.model_copy(
         update={
             "space": {},
@@ -101,7 +107,7 @@ def run_train(recipe: Recipe, options: SweepOptions) -> SweepOutcome:
             "from_": None,
         }
     )
-    return _run(recipe.model_copy(update={"search": search}), options, metrics=())
+    return recipe.model_copy(update={"search": search})
 
 
 def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> SweepOutcome:
@@ -110,18 +116,18 @@ def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> Sweep
     ensure_embedded(recipe.storage)
     probe(recipe.storage)
     check_inputs(recipe)
-    run = _find_run(recipe) if options.resume else None
+    run = run_to_resume(recipe) if options.resume else None
     halt = Halt()
     with EstimatorProcess() as process, quiet_ray(logs), stop_signals(halt.interrupt):
         own = process if options.session == SESSION else None
         admit, unknown = _check_fits(recipe, Cluster(), options.estimate or own)
         process.close()  # an adaptive searcher's new combinations start it again
+        if halt.asked:  # before there is a run: one without a trial would be the newest, and the next resume take it
+            raise KeyboardInterrupt
         earlier = None
         if run is None:
             earlier = find_earlier(recipe)
             run = create_run(recipe.storage, recipe.name, identity(recipe), now, secrets.token_hex(8))
-        if halt.asked:
-            raise KeyboardInterrupt
         driver = Driver(
             recipe, run, options.session, metrics, options.display, halt, options.clock, earlier, admit, unknown
         )
@@ -150,11 +156,22 @@ def check_inputs(recipe: Recipe) -> None:
     task.check_data()
 
 
-def _find_run(recipe: Recipe) -> RunRef:
-    """The newest run of the recipe's name, if this recipe may go on with it. Raises ObjectMissing, RequestError."""
+def run_to_resume(recipe: Recipe) -> RunRef:
+    """The newest run of the recipe's name, if this recipe may go on with it.
+
+    A sweep's points, decisions and names of trials follow from its search: with another one they would be taken for its own.
+
+    Raises:
+        ObjectMissing: there is none.
+        RequestError: it is of another recipe; says which settings, and both values of each.
+    """
     run = newest_run(recipe.storage, recipe.name)
-    stored = recipe_from_dict(run.identity()["recipe"], source=f"{run.url}/run.json")
-    changed = {key: pair for key, pair in difference(recipe, stored).items() if not key.startswith(MAY_CHANGE)}
+    facts = run.identity()
+    stored = recipe_from_dict(facts["recipe"], source=f"{run.url}/run.json")
+    if facts.get("kind") == "train":  # without Ray, or imported: its recipe was kept whole, and nothing of it searched
+        stored = one_training(stored)
+    pairs = {**difference(recipe, stored), **_search_difference(recipe, stored)}
+    changed = {key: pair for key, pair in pairs.items() if not key.startswith(MAY_CHANGE)}
     if changed:
         listed = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in sorted(changed.items()))
         raise RequestError(
@@ -162,6 +179,20 @@ def _find_run(recipe: Recipe) -> RunRef:
             hint="give the same recipe and the same --set as then, or leave out --resume to start a new run",
         )
     return run
+
+
+def _search_difference(recipe: Recipe, base: Recipe) -> dict[str, tuple[Any, Any]]:
+    """As `difference`, of the search: each domain of the space, algorithm and scheduler as wholes, and the other settings."""
+    mine, theirs = _search(recipe), _search(base)
+    paths = dict.fromkeys([*mine, *theirs])
+    return {path: (theirs.get(path), mine.get(path)) for path in paths if mine.get(path) != theirs.get(path)}
+
+
+def _search(recipe: Recipe) -> dict[str, Any]:
+    search = recipe.to_dict()["search"]
+    return {f"search.{key}": value for key, value in search.items() if key != "space"} | {
+        f"search.space.{key}": domain for key, domain in search["space"].items()
+    }
 
 
 def _check_fits(recipe: Recipe, cluster: Cluster, estimate: Estimate | None) -> tuple[Admit, list[str]]:
@@ -173,13 +204,13 @@ def _check_fits(recipe: Recipe, cluster: Cluster, estimate: Estimate | None) -> 
     growth = read_growth(nodes)
     gpus = cluster.has_gpus() or growth.has_gpus()
     # whatever the searcher, its points come from the same domains
-    points = [trial_point(recipe, recipe.train.seed, index) for index in range(trials_wanted(recipe))]
+    points = trial_points(recipe, trials_wanted(recipe))
     if recipe.failures.on_infeasible == "refuse" or estimate is None:
         for shape in _shapes(recipe, points, gpus):
             check_can_come(shape, nodes, growth, workers_setting(recipe))
     if estimate is None:
         return admit_all, []
-    check = FitCheck(recipe, nodes, gpus, smallest_gpu_bytes() if gpus else None, estimate, growth)
+    check = FitCheck(recipe, with_gpu_memory(nodes), gpus, estimate, growth)
     verdicts = [(point, check.verdict(point)) for point in points]
     bad = [(point, verdict) for point, verdict in verdicts if verdict.fits is False]
     if bad and not _goes_on(recipe.failures.on_infeasible, [verdict for _, verdict in verdicts]):

@@ -21,6 +21,7 @@ from tlcore.recipe import Point, Recipe, apply_point, resizing_rungs, with_worke
 from tlcore.recipe.milder import milder
 from tlcore.recipe.space import flat
 from tlcore.sweep.cluster.estimates import Estimate, what_matters
+from tlcore.sweep.cluster.gpus import smallest
 from tlcore.sweep.cluster.growth import Growth, check_can_come
 from tlcore.sweep.cluster.resources import Node, Shape, shape_of
 
@@ -57,9 +58,8 @@ class FitCheck:
 
     Args:
         recipe: the whole sweep's.
-        nodes: the living nodes.
+        nodes: the living nodes, with the memory of their GPUs as far as it is known (`gpus.py`).
         has_gpus: whether the cluster has any.
-        gpu_bytes: memory of the smallest GPU of the cluster, None where nobody knows.
         estimate: what a worker needs.
         growth: what an autoscaler could add.
     """
@@ -69,11 +69,10 @@ class FitCheck:
         recipe: Recipe,
         nodes: Sequence[Node],
         has_gpus: bool,
-        gpu_bytes: float | None,
         estimate: Estimate,
         growth: Growth | None = None,
     ) -> None:
-        self._recipe, self._nodes, self._has_gpus, self._gpu_bytes = recipe, nodes, has_gpus, gpu_bytes
+        self._recipe, self._nodes, self._has_gpus = recipe, nodes, has_gpus
         self._estimate, self._growth = estimate, growth or Growth()
         self._known: dict[str, Verdict] = {}
 
@@ -107,7 +106,7 @@ class FitCheck:
             check_can_come(shape, self._nodes, self._growth, workers_setting(self._recipe))
         except CannotPlace as error:
             return Verdict(False, f"{error.message}; {error.hint}")
-        room = worker_room(shape, self._nodes, self._gpu_bytes, most_workers(recipe, self._recipe))
+        room = worker_room(shape, self._nodes, most_workers(recipe, self._recipe))
         try:
             needs = self._estimate(recipe, bool(shape.gpus))
         except RequestError as error:  # another number of blocks, or of positions
@@ -134,7 +133,8 @@ def workers_setting(recipe: Recipe) -> str:
 
 def most_workers(recipe: Recipe, sweep: Recipe) -> int:
     """How many workers the sweep can ever have at once."""
-    return recipe.resources.workers * sweep.search.trials
+    trials = sweep.search.trials
+    return recipe.resources.workers * min(trials, sweep.search.at_once or trials)
 
 
 def compare(needs: Mapping[str, Any], room: Room) -> tuple[bool | None, str]:
@@ -155,36 +155,31 @@ def compare(needs: Mapping[str, Any], room: Room) -> tuple[bool | None, str]:
     return (None, "; ".join(unknown)) if unknown else (True, "")
 
 
-def worker_room(shape: Shape, nodes: Sequence[Node], gpu_bytes: float | None, most: int) -> Room:
-    """Memory for one worker of a shape: of the tightest node that could take it, shared by as many as can sit there at once.
+def worker_room(shape: Shape, nodes: Sequence[Node], most: int) -> Room:
+    """Memory for one worker of a shape: of the tightest node that could take it, shared by as many as can sit there at once, and of
+    the smallest GPU that it could get.
 
     Args:
-        gpu_bytes: of the smallest GPU.
         most: workers that there will ever be at once.
     """
-    per_worker = {key: amount for key, amount in shape.per_worker.items() if amount}
-    rooms: list[float] = []
-    for node in nodes:
-        if any(node.labels.get(key) != value for key, value in shape.labels):
-            continue
-        seats = min(
-            (int(node.resources.get(key, 0.0) / amount + 1e-6) for key, amount in per_worker.items()), default=1
-        )
-        if not seats:
-            continue
-        memory = node.resources.get("memory")
-        if memory is None:
-            return Room(None, _of_gpu(shape, gpu_bytes), "a node tells Ray no `memory`")
-        rooms.append(memory / max(1, min(seats, most)))
-    host = min(rooms, default=None)
-    source = "no node has room for a worker" if host is None else "a node's `memory` in Ray, shared by its workers"
+    usable = [(node, seats) for node in nodes if shape.may_use(node) and (seats := _seats(shape, node))]
+    if not usable:
+        return Room(None, None, "no node has room for a worker")
+    gpu_bytes = smallest([node.gpu_bytes for node, _ in usable])
+    device = None if gpu_bytes is None else gpu_bytes * min(1.0, shape.gpus)
+    memories = [(node.resources.get("memory"), seats) for node, seats in usable]
+    shared = [memory / max(1, min(seats, most)) for memory, seats in memories if memory is not None]
+    told = len(shared) == len(memories)
+    source = "a node's `memory` in Ray, shared by its workers" if told else "a node tells Ray no `memory`"
     if shape.gpus:
-        source += "; " + ("no nvidia-smi answered" if gpu_bytes is None else "of the smallest GPU")
-    return Room(host, _of_gpu(shape, gpu_bytes), source)
+        source += "; " + ("no nvidia-smi told its size" if gpu_bytes is None else "of the smallest GPU")
+    return Room(min(shared) if told else None, device, source)
 
 
-def _of_gpu(shape: Shape, gpu_bytes: float | None) -> float | None:
-    return None if gpu_bytes is None else gpu_bytes * min(1.0, shape.gpus)
+def _seats(shape: Shape, node: Node) -> int:
+    """How many workers a node takes by what they reserve."""
+    per_worker = {key: amount for key, amount in shape.per_worker.items() if amount}
+    return min((int(node.resources.get(key, 0.0) / amount + 1e-6) for key, amount in per_worker.items()), default=1)
 
 
 def gigabytes(size: float) -> str:

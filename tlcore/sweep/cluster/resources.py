@@ -66,11 +66,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Node:
-    """One node: what it has in all, and its labels, where they are known."""
+    """One node: what it has in all, its labels, where they are known, and the memory of its smallest GPU, likewise."""
 
     resources: Mapping[str, float]
     labels: Mapping[str, str]
     labels_known: bool = True
+    gpu_bytes: float | None = None
 
 
 def _selects(wanted: str, value: str | None) -> bool:

@@ -207,14 +207,21 @@ def _numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
 class Replay:
     """Brings fresh seats to where a journal ends; the effects of decisions are those that the journal has.
 
-    `stopped` are trials whose stop was decided and not written, `pending` what was decided after the last result and not
-    written: (seat, donor, propose) of each takeover.
+    `stopped` are trials whose stop was decided and not written, `pending` the takeovers that were decided after the last result
+    and not written.
+
+    Args:
+        seats: fresh.
+        entries: the journal from its beginning.
+        can: whether a takeover that was not written can still be done; as in a live sweep, one that cannot is not decided.
     """
 
-    def __init__(self, seats: Seats, entries: Iterable[Entry]) -> None:
+    def __init__(
+        self, seats: Seats, entries: Iterable[Entry], can: Callable[[TakeOver], bool] = lambda decided: True
+    ) -> None:
         self.stopped: set[str] = set()
         self.pending: list[TakeOver] = []
-        self._seats, self._entries = seats, list(entries)
+        self._seats, self._entries, self._can = seats, list(entries), can
         self._at = 0
         self._last_result, self._last_resumed = self._last("result"), self._last("resumed")
         self._used: set[int] = set()
@@ -270,8 +277,9 @@ class Replay:
         if self._at < max(self._last_result, self._last_resumed):
             return None
         decided = decide(seat, donor, propose)
-        if decided is not None:
-            self.pending.append(decided)
+        if decided is None or not self._can(decided):
+            return None
+        self.pending.append(decided)
         return decided
 
     def _last(self, kind: str) -> int:

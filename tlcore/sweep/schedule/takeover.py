@@ -21,7 +21,8 @@ def make_own(store: ObjectStore, decided: TakeOver) -> None:
     """Make the donor's checkpoint at that step the trial's newest. Does nothing where that is done.
 
     Raises:
-        CheckpointError: the donor's checkpoint is gone.
+        CheckpointError: the donor's checkpoint is gone, or cannot be read.
+        StaleWriter: another writer took the trial up meanwhile.
         StorageError: the store cannot be written.
     """
     mine = _readable(store, decided.trial, decided.step)

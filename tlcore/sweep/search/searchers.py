@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tlcore.recipe import Point, Recipe, trial_point
+from tlcore.recipe import Point, Recipe, grid_points, trial_point
 from tlcore.storage.journal import Entry
 
 
@@ -28,9 +28,12 @@ class Drawn:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
+        self._grid = grid_points(recipe) if recipe.search.algorithm.grid is not None else None
 
     def suggest(self, index: int) -> Point:
         """The recipe's own point of that number."""
+        if self._grid is not None:
+            return dict(self._grid[index])
         return trial_point(self._recipe, self._recipe.train.seed, index)
 
     def observe(self, entry: Entry) -> None:

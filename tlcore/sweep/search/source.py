@@ -68,20 +68,27 @@ class Places:
     Args:
         idle: what warm slots without a trial hold.
         clock: monotonic seconds.
+        most: trials at a time; None is as many as there is room for.
     """
 
     def __init__(
-        self, room: Room, idle: Callable[[], Sequence[Shape]], clock: Callable[[], float] = time.monotonic
+        self,
+        room: Room,
+        idle: Callable[[], Sequence[Shape]],
+        clock: Callable[[], float] = time.monotonic,
+        most: int | None = None,
     ) -> None:
-        self._room, self._idle, self._clock = room, idle, clock
+        self._room, self._idle, self._clock, self._most = room, idle, clock, most
         self._held: dict[str, tuple[Trial, Shape]] = {}
         self._refused: dict[Shape, float] = {}
         self._refused_beside: object = None
 
     def has_room(self, shape: Shape) -> bool:
-        """Whether one more trial of a shape fits; the only one always does."""
+        """Whether one more trial of a shape fits and may run; the only one always does."""
         # Tune pauses a trial when its slot can serve another one, no sooner: then its place is free
         self._held = {name: held for name, held in self._held.items() if held[0].status != Trial.PAUSED}
+        if self._most is not None and len(self._held) >= self._most:
+            return False
         shapes, idle = {name: held[1] for name, held in self._held.items()}, self._idle()
         if not shapes:
             return True
@@ -160,7 +167,7 @@ class TrialSource(SearchAlgorithm):
         self._shape_of, self._record = shape_of, record
         self._slivers = Slivers()
         self._shapes: dict[tuple[Any, ...], Shape] = {}
-        self._places = Places(room, self._idle)
+        self._places = Places(room, self._idle, most=recipe.search.at_once)
         self._shapes_differ = any(key.startswith("resources.") for key in recipe.search.space)
         self._spec: dict[str, Any] = {}
         self._staged: TrialState | None = None
@@ -233,6 +240,7 @@ class TrialSource(SearchAlgorithm):
         return self._index < self._wanted and (self._staged is None or self._staged.trial == trial_name(self._index))
 
     def _trial(self, state: TrialState, shape: Shape) -> Trial:
+        most_lost = self._recipe.failures.max_lost_workers
         trial = SlotTrial(
             self._spec["run"],
             config=self._config(state, shape),
@@ -244,8 +252,10 @@ class TrialSource(SearchAlgorithm):
             checkpoint_config=self._spec["checkpoint_config"],
             trial_name_creator=lambda trial: trial.trial_id,
             trial_dirname_creator=lambda trial: trial.trial_id,
-            max_failures=self._recipe.failures.max_lost_workers,
+            max_failures=most_lost,
         )
+        # a driver before this one may have used up some of it
+        trial.run_metadata.num_failures = min(most_lost, state.losses.get("slot", 0))
         self._trials[state.trial] = trial
         self._open.add(state.trial)
         return trial

@@ -1,0 +1,118 @@
+"""The end of a sweep: what is exported, and when the test examples are read. The checkpoint is real, made without training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_text_model import snippets, tiny_recipe, write_rows
+
+from tests.stored_model import store_model
+from tlcore.recipe import Recipe
+from tlcore.storage import RunRef, create_run
+from tlcore.storage.journal import Journal, SweepState, read_journal
+from tlcore.sweep.finals import finish_sweep
+from tlcore.sweep.outcome import SweepOutcome
+from tlcore.tasks import build_task
+
+pytestmark = pytest.mark.unit
+
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is the tests' own: its allocator and threads stay as they are; DeepSpeed says nothing of its device."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr("tlcore.sweep.finals.prepare_process", lambda threads: None)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return tiny_recipe(tmp_path, data__test=str(write_rows(tmp_path / "test.jsonl", snippets(6))))
+
+
+@pytest.fixture
+def run(recipe: Recipe) -> RunRef:
+    made = create_run(recipe.storage, recipe.name, {"recipe": recipe.to_dict()}, NOW, "one")
+    store_model(made.open(), build_task(recipe).build_model(from_scratch=False), recipe)
+    write(made, "suggested", "t000", point={}, of=1)
+    write(made, "result", "t000", step=5, fraction=1.0, metrics={"eval_accuracy": 0.5}, checkpoint_step=5)
+    write(made, "completed", "t000")
+    write(made, "finished", best="t000")
+    return made
+
+
+def write(run: RunRef, kind: str, trial: str | None = None, **facts: Any) -> None:
+    store = run.open()
+    Journal(store, lambda: NOW, start=len(read_journal(store))).append(kind, trial, **facts)
+
+
+def outcome_of(run: RunRef, recipe: Recipe) -> SweepOutcome:
+    state = SweepState.from_entries(read_journal(run.open()))
+    return SweepOutcome(run, recipe, state, state.best("eval_accuracy", "max"), Path(), False)
+
+
+def finals_of(run: RunRef) -> list[dict[str, Any]]:
+    return [entry for entry in read_journal(run.open()) if entry["kind"] == "final"]
+
+
+def test_the_best_checkpoint_is_exported_evaluated_once_and_answers(
+    run: RunRef, recipe: Recipe, tmp_path: Path
+) -> None:
+    found = finish_sweep(outcome_of(run, recipe), tmp_path / "best")
+    assert found is not None and found.exported == tmp_path / "best"
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+    [final] = finals_of(run)
+    assert final["trial"] == "t000" and final["checkpoint"] == found.checkpoint
+    assert final["metrics"] == found.metrics
+    assert 0.0 <= found.metrics["test_accuracy"] <= 1.0
+    assert [example["expected"] for example in found.examples] == ["neg", "pos"]
+
+    write(run, "resumed", of=1)
+    write(run, "finished", best="t000")
+    again = finish_sweep(outcome_of(run, recipe), tmp_path / "best")
+    assert again == found
+    assert len(finals_of(run)) == 1
+
+
+def test_journalled_figures_are_kept_also_where_the_run_was_moved(run: RunRef, recipe: Recipe) -> None:
+    figures = {"test_accuracy": 0.125}
+    checkpoint = f"s3://before/{run.name}/{run.run_id}/trials/t000/step-00000005"
+    write(run, "final", "t000", metrics=figures, checkpoint=checkpoint)
+    found = finish_sweep(outcome_of(run, recipe), None)
+    assert found is not None and found.metrics == figures
+    assert len(finals_of(run)) == 1
+
+
+def test_figures_of_another_checkpoint_are_not_those_of_this_one(run: RunRef, recipe: Recipe) -> None:
+    for place in ("t000/step-00000004", "t001/step-00000005"):
+        write(run, "final", place[:4], metrics={"test_accuracy": 2.0}, checkpoint=f"{run.url}/trials/{place}")
+    found = finish_sweep(outcome_of(run, recipe), None)
+    assert found is not None and found.metrics["test_accuracy"] <= 1.0
+    assert len(finals_of(run)) == 3
+
+
+def test_while_trials_are_left_the_test_examples_are_not_touched(run: RunRef, recipe: Recipe, tmp_path: Path) -> None:
+    """The budget ended it: the best model so far is exported, and the file of the test examples need not even be there."""
+    write(run, "resumed", of=2)
+    write(run, "finished", best="t000", reason="budget", limit="budget.hours")
+    (tmp_path / "test.jsonl").unlink()
+    found = finish_sweep(outcome_of(run, recipe), tmp_path / "best")
+    assert found is not None and found.exported == tmp_path / "best"
+    assert (found.metrics, found.examples) == ({}, [])
+    assert finals_of(run) == []
+
+
+def test_without_a_destination_nothing_is_exported(run: RunRef, recipe: Recipe, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    found = finish_sweep(outcome_of(run, recipe), None)
+    assert found is not None and found.exported is None and found.metrics
+    untested = replace(outcome_of(run, recipe), recipe=tiny_recipe(tmp_path))
+    found = finish_sweep(untested, None)
+    assert found is not None and (found.exported, found.metrics) == (None, {})
+    assert found.checkpoint == f"{run.url}/trials/t000/step-00000005"
+    assert sorted(tmp_path.iterdir()) == before
