@@ -238,7 +238,7 @@ def normed(case: dict[str, Any]) -> dict[str, Any]:
 
     def metrics(model: ShardedModel) -> list[Any]:
         found: list[Any] = [None] * world
-        dist.all_gather_object(found, evaluate(Points(), model.module, "x", model.device, rank, world))
+        dist.all_gather_object(found, evaluate(Points(), model.module, "x", model.device, 4, rank, world))
         return found
 
     model = build(case, Normed())

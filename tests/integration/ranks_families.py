@@ -20,11 +20,13 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from tlcore.data import Course, split_batch  # noqa: E402
+from tlcore.engine.formats import move_buffers, move_parameters  # noqa: E402
 from tlcore.engine.optimizer import learning_rate  # noqa: E402
 from tlcore.models import quiet  # noqa: E402
 from tlcore.recipe import Recipe, plan_batch, recipe_from_dict  # noqa: E402
 from tlcore.storage import create_run  # noqa: E402
 from tlcore.tasks import build_task  # noqa: E402
+from tlcore.train.evaluation import evaluate  # noqa: E402
 from tlcore.train.group import agree, sum_over_ranks  # noqa: E402
 from tlcore.train.offline import TrainedModel  # noqa: E402
 from tlcore.train.session import TrialSession  # noqa: E402
@@ -122,9 +124,27 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         # A restore in the middle at the stage that has most to put together; every stage's is in test_train_restore.py.
         whole, metrics = sharded(recipe, url, 0, steps // 2 if stage == 3 else 0)
         found[f"stage{stage}"] = {"whole": whole, "metrics": metrics}
+    found["halved"] = agree(halved(recipe_for(case, 1)) if dist.get_rank() == 0 else [])
     pieced, again = sharded(recipe, url, steps // 2, 0)
     found["restored"] = {"losses": pieced, "metrics": again}
     found |= agree(exported(f"{url}/trials/t000/step-{steps:08d}", case) if dist.get_rank() == 0 else {})
+    return found
+
+
+def halved(recipe: Recipe) -> list[float]:
+    """Losses of the same samples by the model in fp32 and in bf16, as the engine casts it; that is then trained and judged."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        task = build_task(recipe)
+        task.load_data()
+        model = task.build_model(from_scratch=False)
+        move_parameters(model, torch.device("cpu"), dtype)
+        move_buffers(model, torch.device("cpu"), dtype)
+        seed_everything(7)
+        batch = task.collate("train", range(4))
+        found.append(task.loss(model.eval(), batch).item())
+    task.loss(model.train(), batch).backward()
+    evaluate(task, model, "validation", torch.device("cpu"), 4)
     return found
 
 

@@ -79,6 +79,8 @@ def test_the_family_works(results: Results, name: str) -> None:
         expected = TASK_TABLE[name.partition("/")[2]].metrics
         assert set(expected) <= set(sharded["metrics"]), "every metric that the recipe may name is reported"
         assert all(math.isfinite(value) for value in sharded["metrics"].values())
+    whole, half = found["halved"]
+    assert half == pytest.approx(whole, rel=0.1, abs=0.05), "bf16"
     restored = found["restored"]
     assert restored["losses"] == found["stage3"]["whole"][len(plain) // 2 :], "restored in the middle"
     assert restored["metrics"] == found["stage3"]["metrics"]

@@ -154,3 +154,24 @@ def test_an_answer_is_only_what_was_produced(tmp_path: Path) -> None:
     assert "user" not in answer["prediction"].split()[:1]
     with pytest.raises(DataError, match="input 0 is '', not a text"):
         task_of(tmp_path / "plain", "gpt2/text-generation").predict(model, [""])
+
+
+def test_a_prompt_longer_than_the_models_positions_is_gone_on_from_at_its_end(tmp_path: Path) -> None:
+    task = task_of(tmp_path, "gpt2/text-generation", max_length=16)
+    model = task.build_model(from_scratch=False).eval()
+    positions = model.config.max_position_embeddings
+    prompt, room = task._fitted(list(range(positions + 40)))  # type: ignore[attr-defined]
+    assert prompt[-1] == positions + 39 and len(prompt) + room == positions and room == 16
+    assert task._fitted([1, 2]) == ([1, 2], 16)  # type: ignore[attr-defined]
+    [answer] = task.predict(model, ["good film " * positions])
+    assert isinstance(answer["prediction"], str)
+
+
+def test_what_a_source_says_of_producing_text_holds_for_a_model_built_without_its_weights(tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    task = task_of(tmp_path, "gpt2/text-generation")
+    GenerationConfig(eos_token_id=[3, 7], no_repeat_ngram_size=2).save_pretrained(tmp_path)
+    for from_scratch in (False, True):
+        settings: Any = task.build_model(from_scratch=from_scratch).generation_config
+        assert (settings.eos_token_id, settings.no_repeat_ngram_size) == ([3, 7], 2)

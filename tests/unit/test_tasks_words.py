@@ -170,3 +170,78 @@ def test_right_answers_score_one(tmp_path: Path) -> None:
     metrics.update(Oracle(batch), batch)
     found = metrics.compute()
     assert found["exact"] == found["f1"] == 1.0
+
+
+def test_labels_stay_with_their_words_where_a_word_has_no_token(tmp_path: Path) -> None:
+    row = {"tokens": ["the", " ", "good", "film"], "label": ["O", "O", "B-MOOD", "O"]}
+    task = task_of(tmp_path, "bert/token-classification")
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 8)
+    task.load_data()
+    batch = task.collate("train", [0])
+    labels = task.facts()["labels"]
+    said = {
+        token: labels[label]
+        for token, label in zip(
+            task._text.tokenizer.convert_ids_to_tokens(batch["input_ids"][0]),  # type: ignore[attr-defined]
+            batch["labels"][0].tolist(),
+            strict=True,
+        )
+        if label != IGNORED
+    }
+    assert said == {"the": "O", "good": "B-MOOD", "film": "O"}
+
+    class Knows(torch.nn.Module):
+        """Says of each token what is right."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            right = torch.where(input_ids == batch["input_ids"][0][2], labels.index("B-MOOD"), labels.index("O"))
+            return type("Output", (), {"logits": torch.nn.functional.one_hot(right, len(labels)).float()})
+
+    [answer] = task.predict(Knows(), [["the", " ", "good", "film", " "]])
+    assert answer["labels"] == ["O", "O", "B-MOOD", "O", "O"] and answer["prediction"] == "good/B-MOOD"
+
+
+def test_a_question_that_leaves_its_text_no_room_is_named(tmp_path: Path) -> None:
+    task = task_of(tmp_path, "bert/question-answering")
+    context = "the good film " * 20
+    row = {"question": "good " * 40, "context": context, "answers": {"text": ["good"], "answer_start": [4]}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl, row 1: the question has 40 tokens, and data\.max_length \d+ leaves"
+    ):
+        task.load_data()
+    model = task.build_model(from_scratch=False)
+    with pytest.raises(DataError, match=r"input 0: the question has 40 tokens"):
+        task.predict(model, [row])
+
+
+def test_question_and_text_are_told_apart_where_the_model_learned_to(tmp_path: Path) -> None:
+    from tokenizers import processors
+
+    task = task_of(tmp_path, "bert/question-answering")
+    tokenizer = task._text.tokenizer  # type: ignore[attr-defined]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    told = task._prepare(str(tmp_path / "rows.jsonl"), "train")  # type: ignore[attr-defined]
+    segments = told.segments.tokens[: told.tokens.lengths[0]]
+    of_text = np.flatnonzero(told.spans[0][:, 0] >= 0)
+    assert (segments[of_text] == 1).all() and segments[: of_text[0]].max() == 0
+    batch = task.collate("train", [0, 1])
+    assert batch["token_type_ids"].shape == batch["input_ids"].shape
+    model = task.build_model(from_scratch=False)
+    with torch.no_grad():
+        kinds = segments_of(batch)
+        apart, alike = (task.loss(model, {**batch, "token_type_ids": each}) for each in (kinds, 0 * kinds))
+    assert apart != alike, "the model is told"
+
+
+def segments_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """1 behind the first separator."""
+    separators = batch["input_ids"] == 3
+    return ((separators.cumsum(dim=1) - separators.long()) > 0).long()

@@ -12,7 +12,8 @@ from torch import nn
 from tlcore.errors import RecipeError
 from tlcore.recipe import apply_point, recipe_from_dict, trial_point
 from tlcore.tasks import build_task
-from tlcore.transfer import apply_strategy, parameter_groups
+from tlcore.transfer import apply_strategy, parameter_groups, read_structure
+from tlcore.transfer.naming import named_parameters
 
 pytestmark = pytest.mark.unit
 
@@ -161,3 +162,80 @@ def test_a_search_may_vary_parts_and_rates(home: Path) -> None:
         assert (trial.decay is not None) == (trial.strategy in ("layerwise", "gradual"))
         assert isinstance(trial.schedule, float) == (trial.strategy == "gradual")
     assert len(seen) == 5
+
+
+SIZES = {
+    "d_model": 8,
+    "encoder_ffn_dim": 8,
+    "decoder_ffn_dim": 8,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+}
+
+
+def translator(layers: tuple[int, int]) -> nn.Module:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(
+        vocab_size=11, **SIZES, encoder_layers=layers[0], decoder_layers=layers[1], max_position_embeddings=16
+    )
+    return BartForConditionalGeneration(config)
+
+
+def listener() -> nn.Module:
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
+    config = WhisperConfig(vocab_size=11, **SIZES, encoder_layers=2, decoder_layers=2, num_mel_bins=4, **tokens)
+    return WhisperForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(
+    "model", [translator((2, 2)), translator((3, 1)), listener()], ids=["equal", "short decoder", "whisper"]
+)
+def test_encoder_and_decoder_are_told_apart(model: nn.Module) -> None:
+    structure = read_structure(model)
+    for part in ("encoder", "decoder"):
+        found = named_parameters(model, structure, [part], "transfer.freeze")
+        blocks = {name for name, _ in model.named_parameters() if name.startswith(f"model.{part}.layers.")}
+        assert blocks and blocks <= found and all(name.startswith(f"model.{part}.") for name in found)
+        first = named_parameters(model, structure, [f"{part}.0"], "transfer.freeze")
+        assert first <= found and {name.split(".")[3] for name in first if ".layers." in name} == {"0"}
+    everything = [
+        *structure.before,
+        *(name for block in structure.blocks for name in block),
+        *structure.after,
+        *structure.head,
+    ]
+    assert sorted(everything) == sorted(name for name, _ in model.named_parameters()), "each parameter is in one part"
+
+
+def test_the_encoders_last_norm_goes_with_its_last_block() -> None:
+    structure = read_structure(listener())
+    assert (
+        "model.encoder.layer_norm.weight" in structure.blocks[1]
+        and "model.decoder.layer_norm.weight" in structure.after
+    )
+    assert all(
+        "layernorm_embedding" not in name for block in read_structure(translator((2, 2))).blocks for name in block
+    )
+
+
+def test_a_block_that_an_encoder_or_a_decoder_does_not_have() -> None:
+    model = translator((3, 1))
+    with pytest.raises(
+        RecipeError, match=r"'decoder\.1' is not in Bart.*, which has 4 blocks: encoder\.0-2, decoder\.0-0"
+    ):
+        named_parameters(model, read_structure(model), ["decoder.1"], "transfer.freeze")
+
+
+def test_a_model_without_a_decoder_beside_its_encoder_has_no_part_of_that_name(home: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'decoder' is not in BertFor.*, which has 3 blocks: encoder\.0-2"):
+        prepared(home, freeze="decoder")
+
+
+def test_low_rank_updates_reach_encoder_and_decoder() -> None:
+    from tlcore.transfer.lora import _modules_of_blocks
+
+    inside = _modules_of_blocks(read_structure(translator((2, 2))))
+    assert {name.split(".")[1] for name in inside} == {"encoder", "decoder"}

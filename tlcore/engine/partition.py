@@ -19,19 +19,18 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from tlcore.engine.formats import move_buffers
 from tlcore.models import is_carried
 
 
 def partition(model: torch.nn.Module, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> None:
-    """Leave each rank its part of every parameter, in `dtype`, where `config` keeps parts; buffers whole on `device`. All ranks
-    together; `deepspeed.initialize` then finds a model that is partitioned already.
+    """Leave each rank its part of every parameter, in `dtype`, where `config` keeps parts; buffers whole on `device`, as
+    `formats.py` says. All ranks together; `deepspeed.initialize` then finds a model that is partitioned already.
 
     Args:
         config: what `deepspeed.initialize` will be given.
     """
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device=device, dtype=dtype if buffer.is_floating_point() else None))
+    move_buffers(model, device, dtype)
     # as `deepspeed.initialize` does first of all: its configuration asks for the number of ranks
     deepspeed.init_distributed(get_accelerator().communication_backend_name(), dist_init_required=False)
     _PartByPart(model, config, device, dtype)

@@ -20,6 +20,7 @@ from tlcore.engine.activations import checkpoint_activations
 from tlcore.engine.carry import CarriedState, StateSource
 from tlcore.engine.config import deepspeed_config
 from tlcore.engine.device import TorchDevice
+from tlcore.engine.formats import move_buffers, move_parameters
 from tlcore.engine.gather import gather_by_broadcast
 from tlcore.engine.optimizer import build_optimizer, learning_rate
 from tlcore.engine.partition import partition
@@ -84,7 +85,8 @@ class ShardedModel:
             partition(model, config, device, MODEL_DTYPES[self.precision])
         else:
             # DeepSpeed broadcasts and shards only what is trained; frozen weights must be cast here.
-            model.to(device=device, dtype=MODEL_DTYPES[self.precision])
+            move_parameters(model, device, MODEL_DTYPES[self.precision])
+            move_buffers(model, device, MODEL_DTYPES[self.precision])
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=build_optimizer(recipe, groups), config=config, dist_init_required=False
         )

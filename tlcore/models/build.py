@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _NEW = "tlcore_new_parameters"
 _CARRIED = "tlcore_carried"
 _NAMES_SHOWN = 4
+_GENERATION = "generation_config.json"
 
 
 def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: int) -> nn.Module:
@@ -97,7 +98,8 @@ def _note_new(model: Any, names: set[str]) -> None:
 
 
 def build_scratch(auto_class: Any, source: ModelSource, config: Any, seed: int) -> nn.Module:
-    """The same network with random weights in fp32, drawn from `seed`; reads no weights at all."""
+    """The same network with random weights in fp32, drawn from `seed`; reads no weights at all. It produces text by the source's
+    own settings, as one with weights does: what is trained, evaluated later and exported must all end a text alike."""
     import torch
 
     with seeded(seed), quiet():
@@ -107,6 +109,10 @@ def build_scratch(auto_class: Any, source: ModelSource, config: Any, seed: int) 
             trust_remote_code=source.trust_remote_code,
             attn_implementation=_attention(auto_class, config),
         )
+    if (source.directory / _GENERATION).is_file() and model.can_generate():
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(source.directory)
     setattr(model, _NEW, frozenset(name for name, _ in model.named_parameters()))
     return _as_module(model)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from tlcore.errors import DataError
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator, SumOverRanks
 from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
+from tlcore.tasks.logits import inputs_of
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from tlcore.recipe import Recipe
 
 _KEPT: Final = 4
+_SEGMENTS: Final = "token_type_ids"
+_INPUTS: Final = ("input_ids", "attention_mask", _SEGMENTS)
 _SPLITS: Final = ("train", "validation", "test")
 LONGEST_ANSWER: Final = 30
 """Tokens of an answer, at most, when the best span is looked for; BERT's published setting."""
@@ -42,9 +46,11 @@ LONGEST_ANSWER: Final = 30
 @dataclass(frozen=True)
 class Windows:
     """Questions with their texts. Window w belongs to sample `sample[w]`; `starts` and `ends` are token places of the answer, 0
-    where it is not there; `spans[w]` [T, 2] gives each token's characters in the text, (-1, -1) outside it."""
+    where it is not there; `spans[w]` [T, 2] gives each token's characters in the text, (-1, -1) outside it. `segments` tells
+    question and text apart, for models that learned to."""
 
     tokens: TokenStore
+    segments: TokenStore | None
     sample: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     ends: npt.NDArray[np.int64]
@@ -97,10 +103,8 @@ class QuestionAnswering(TextTask[Windows]):
         filler = len(indices) == 0
         windows = read.windows_of(chosen.rows_of([0] if filler else indices))
         windows = windows[:1] if filler else windows
-        ids, mask = read.tokens.pad(windows, self._text.pad_id)
         arrays = {
-            "input_ids": ids,
-            "attention_mask": mask,
+            **self._padded(read.tokens, read.segments, windows),
             "starts": np.full(len(windows), IGNORED) if filler else read.starts[windows],
             "ends": np.full(len(windows), IGNORED) if filler else read.ends[windows],
             "windows": windows,
@@ -113,14 +117,10 @@ class QuestionAnswering(TextTask[Windows]):
 
         tokens = torch.zeros(samples, self._text.max_length, dtype=torch.int64)
         places = tokens[:, 0]
-        return {
-            "input_ids": tokens,
-            "attention_mask": torch.ones_like(tokens),
-            "starts": places,
-            "ends": places,
-            "windows": places,
-            "split": places,
-        }
+        batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        if self._has_segments:
+            batch[_SEGMENTS] = torch.zeros_like(tokens)
+        return {**batch, "starts": places, "ends": places, "windows": places, "split": places}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         from torch.nn.functional import cross_entropy
@@ -143,14 +143,12 @@ class QuestionAnswering(TextTask[Windows]):
         answers = []
         for number, given in enumerate(inputs):
             pair = _question_and_context(given, number)
-            encoded = self._encode([pair["question"]], [pair["context"]])
-            store = store_tokens(encoded["input_ids"])
-            ids, mask = store.pad(np.arange(len(store.lengths)), self._text.pad_id)
+            encoded = self._encode([pair["question"]], [pair["context"]], "input", number)
+            windows = range(len(encoded["input_ids"]))
+            arrays = self._padded(*self._stored(encoded), np.array(windows))
             with torch.no_grad():
-                scores = _scores(
-                    model, {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-                ).cpu()
-            spans = [_characters(encoded, window) for window in range(len(ids))]
+                scores = _scores(model, {name: torch.from_numpy(array) for name, array in arrays.items()}).cpu()
+            spans = [_characters(encoded, window) for window in windows]
             answers.append({"prediction": best_span(scores, spans, pair["context"])})
         return answers
 
@@ -178,9 +176,18 @@ class QuestionAnswering(TextTask[Windows]):
             found.append((best_span(scores[own], spans, read.contexts[sample]), read.answers[sample]))
         return found
 
-    def _encode(self, questions: list[str], contexts: list[str]) -> Any:
-        most = self._text.max_length
-        return self._text.tokenizer(
+    def _encode(self, questions: list[str], contexts: list[str], where: str, first: int) -> Any:
+        """Both in windows, which overlap by a quarter. Raises DataError for a question that leaves the text no room: `where` and
+        its number, from `first` on."""
+        most, tokenizer = self._text.max_length, self._text.tokenizer
+        room = most - most // 4 - tokenizer.num_special_tokens_to_add(pair=True)
+        for number, ids in enumerate(tokenizer(questions, add_special_tokens=False)["input_ids"], first):
+            if len(ids) >= room:
+                raise DataError(
+                    f"{where} {number}: the question has {len(ids)} tokens, and data.max_length {most} leaves room for {room - 1}",
+                    hint="raise data.max_length, or leave the question out",
+                )
+        return tokenizer(
             questions,
             contexts,
             truncation="only_second",
@@ -189,6 +196,21 @@ class QuestionAnswering(TextTask[Windows]):
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
+
+    @cached_property
+    def _has_segments(self) -> bool:
+        kinds = getattr(self._text.load_config(), "type_vocab_size", 0)
+        return kinds > 1 and _SEGMENTS in self._text.tokenizer.model_input_names
+
+    def _stored(self, encoded: Any) -> tuple[TokenStore, TokenStore | None]:
+        return store_tokens(encoded["input_ids"]), store_tokens(encoded[_SEGMENTS]) if self._has_segments else None
+
+    def _padded(
+        self, tokens: TokenStore, segments: TokenStore | None, windows: npt.NDArray[np.int64]
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        ids, mask = tokens.pad(windows, self._text.pad_id)
+        found = {"input_ids": ids, "attention_mask": mask}
+        return found if segments is None else {**found, _SEGMENTS: segments.pad(windows, 0)[0]}
 
     def _read(self, place: str, hub_split: str) -> Windows:
         data = self._recipe.data
@@ -208,12 +230,12 @@ class QuestionAnswering(TextTask[Windows]):
 
     def _prepare(self, place: str, hub_split: str) -> Windows:
         questions, contexts, answers = self._columns_of(place, hub_split)
-        encoded = self._encode(questions, contexts)
+        encoded = self._encode(questions, contexts, f"{place}, row", 1)
         sample = np.array(encoded["overflow_to_sample_mapping"], dtype=np.int64)
         spans = [_characters(encoded, window) for window in range(len(sample))]
         places = [_token_span(spans[window], answers[owner]) for window, owner in enumerate(sample.tolist())]
         return Windows(
-            store_tokens(encoded["input_ids"]),
+            *self._stored(encoded),
             sample,
             np.array([start for start, _ in places], dtype=np.int64),
             np.array([end for _, end in places], dtype=np.int64),
@@ -290,9 +312,9 @@ def _scores(model: nn.Module, batch: Batch) -> Tensor:
     """[W, T, 2] in fp32: how well each token starts and ends the answer; padding never does."""
     import torch
 
-    device = next(model.parameters()).device
-    mask = batch["attention_mask"].to(device)
-    output = model(input_ids=batch["input_ids"].to(device), attention_mask=mask)
+    inputs = inputs_of(model, {name: batch[name] for name in _INPUTS if name in batch})
+    mask = inputs["attention_mask"]
+    output = model(**inputs)
     scores = torch.stack([output.start_logits, output.end_logits], dim=-1).float()
     return scores.masked_fill(mask[..., None] == 0, torch.finfo(torch.float32).min)
 

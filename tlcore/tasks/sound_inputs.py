@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tlcore.errors import Fault, RecipeError
 from tlcore.tasks.base import Batch
+from tlcore.tasks.logits import inputs_of
 from tlcore.tasks.sounds import Pcm, as_floats
 
 if TYPE_CHECKING:
@@ -103,10 +104,9 @@ class SoundInputs:
         return hasattr(self.extractor, "nb_max_frames")
 
 
-def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """What of a batch goes into the model, on its device."""
-    device = next(model.parameters()).device
-    return {name: batch[name].to(device, non_blocking=True) for name in _INPUTS if name in batch}
+def model_inputs(model: nn.Module, batch: Batch) -> Batch:
+    """What of a batch goes into the model, on its device and in the format that it computes in."""
+    return inputs_of(model, {name: batch[name] for name in _INPUTS if name in batch})
 
 
 def output_lengths(model: nn.Module, batch: Batch) -> Tensor:

@@ -132,13 +132,13 @@ class TextGeneration(TextTask[LearnedTexts]):
         answers = []
         tokenizer = self._text.tokenizer
         for number, given in enumerate(inputs):
-            prompt = self._prompt(given, number)
+            prompt, room = self._fitted(self._prompt(given, number))
             ids = torch.tensor([prompt])
             produced = generate(
                 model,
                 {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
                 together=False,
-                max_new_tokens=self._recipe.data.max_length,
+                max_new_tokens=room,
                 pad_token_id=self._text.pad_id,
             )
             answers.append({"prediction": tokenizer.decode(produced[0, len(prompt) :], skip_special_tokens=True)})
@@ -160,6 +160,16 @@ class TextGeneration(TextTask[LearnedTexts]):
         places = np.concatenate([np.arange(end - start) for start, end in spans])
         told = np.concatenate([read.learned[start:end] for start, end in spans]) & (places > 0)
         return tokens, told, places
+
+    def _fitted(self, prompt: list[int]) -> tuple[list[int], int]:
+        """A prompt that the model has positions for, and how many tokens may follow: `data.max_length` of them, or what is left.
+        Of a longer prompt the end is kept, which is what is gone on from, so that half of the positions are free."""
+        most = self._text.max_length
+        positions = getattr(self._text.load_config(), "max_position_embeddings", None)
+        if positions is None:
+            return prompt, most
+        kept = prompt[-(positions - min(most, positions // 2)) :]
+        return kept, min(most, positions - len(kept))
 
     def _prompt(self, given: Any, number: int) -> list[int]:
         tokenizer = self._text.tokenizer

@@ -127,8 +127,12 @@ class TokenClassification(TextTask[LabelledWords]):
             ids = torch.tensor([encoded["input_ids"]])
             with torch.no_grad():
                 chosen = logits_of(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0].argmax(-1)
-            first = _first_tokens(encoded.word_ids())
-            labels = [self._classes.names[index] for index in chosen[torch.tensor(first)].tolist()]
+            word_of = encoded.word_ids()
+            first = _first_tokens(word_of)
+            names = {word_of[at]: self._classes.names[int(chosen[at])] for at in first}
+            # Words that a long text is cut before have no label; one that the tokenizer drops whole has the one of nothing.
+            cut = ids.shape[1] >= self._text.max_length
+            labels = [names.get(at, "O") for at in range(max(names, default=-1) + 1 if cut else len(words))]
             said = [f"{word}/{label}" for word, label in zip(words, labels, strict=False) if label != "O"]
             answers.append({"prediction": " ".join(said) or "no entity", "labels": labels})
         return answers
@@ -169,8 +173,10 @@ class TokenClassification(TextTask[LabelledWords]):
         label_of = []
         for row, given in enumerate(labels):
             own = np.full(len(encoded["input_ids"][row]), -1, dtype=np.int64)
-            first = _first_tokens(encoded.word_ids(row))
-            own[first] = [index_of[value] for value in given[: len(first)]]
+            word_of = encoded.word_ids(row)
+            first = _first_tokens(word_of)
+            # by word, not by count: a word that the tokenizer drops whole (a zero-width space) has no token
+            own[first] = [index_of[given[word_of[at]]] for at in first]
             label_of.append(own)
         return LabelledWords(store_tokens(encoded["input_ids"]), np.concatenate(label_of), values)
 

@@ -16,7 +16,7 @@ from tlcore.tasks import Task
 from tlcore.train.group import from_rank_0, sum_over_ranks
 from tlcore.train.stepper import to_device
 
-EVALUATION_BATCH = 64
+MOST_AT_ONCE = 64
 
 
 def evaluate(
@@ -24,6 +24,7 @@ def evaluate(
     module: torch.nn.Module,
     split: str,
     device: torch.device,
+    micro_batch_size: int,
     rank: int = 0,
     world_size: int = 1,
     after_batch: Callable[[], None] = lambda: None,
@@ -31,18 +32,21 @@ def evaluate(
     """The task's metrics on `split`, equal on every rank. Buffers (running statistics of a batch norm) become rank 0's first:
     each rank's are of its own samples, and a checkpoint holds rank 0's.
 
-    Samples are dealt out longest first, so that ranks pad alike. Every rank runs the same number of batches, since under ZeRO-3 a
-    forward pass is a collective; one that has run out runs a filler, which counts nothing. `after_batch` is called after each.
+    A rank takes `MOST_AT_ONCE` samples at a time, but no more than it trains on: logits over a vocabulary are most of what a
+    forward pass without gradients needs, and are there at training as well. Samples are dealt out longest first, so that ranks pad
+    alike. Every rank runs the same number of batches, since under ZeRO-3 a forward pass is a collective; one that has run out runs
+    a filler, which counts nothing. `after_batch` is called after each.
     """
     longest_first = np.argsort(-np.asarray(task.lengths(split)), kind="stable")
     metrics = task.metrics()
+    step = min(MOST_AT_ONCE, micro_batch_size) * world_size
     if world_size > 1:
         from_rank_0([buffer for _, buffer in persistent_buffers(module)])
     was_training = [child for child in module.modules() if child.training]
     module.eval()
     try:
-        for start in range(0, len(longest_first), EVALUATION_BATCH * world_size):
-            own = longest_first[start : start + EVALUATION_BATCH * world_size][rank::world_size]
+        for start in range(0, len(longest_first), step):
+            own = longest_first[start : start + step][rank::world_size]
             metrics.update(module, to_device(task.collate(split, own), device))
             after_batch()
     finally:

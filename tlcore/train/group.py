@@ -24,10 +24,14 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def rank_device() -> torch.device:
-    """The device this rank trains on: its local rank's GPU, or the CPU."""
+    """The device this rank trains on, its local rank's GPU or the CPU, and from here on the calling thread's own.
+
+    Called before a thread's first collective: NCCL puts what ranks tell each other on the thread's device, and two ranks of a node
+    that both leave it at the first GPU cannot talk.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # Ray narrows CUDA_VISIBLE_DEVICES to the worker's own; torchrun shows all and says which.
+    # Ray Train shows a worker all GPUs of its node's workers, torchrun all there are, and both say which is whose.
     local = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
@@ -39,8 +43,8 @@ def process_group() -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    backend = "nccl" if rank_device().type == "cuda" else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     else:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tlcore.checkpoint import CheckpointRef
 from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
-from tlcore.recipe import Recipe, trial_recipe_from_dict
+from tlcore.recipe import Recipe, plan_batch, trial_recipe_from_dict
 from tlcore.tasks import Task, build_task
 from tlcore.train.evaluation import evaluate
 from tlcore.train.export import export_checkpoint
@@ -46,8 +46,9 @@ class TrainedModel:
         """The task's metrics on one split, named `<split>_<metric>`."""
         self.task.load_data((split,))
         device = rank_device()
+        micro = plan_batch(self.recipe, self.recipe.resources.workers).micro_batch_size
         with process_group():
-            found = evaluate(self.task, self.model.to(device=device), split, device)
+            found = evaluate(self.task, self.model.to(device=device), split, device, micro)
         return {f"{split}_{name}": value for name, value in found.items()}
 
     def examples(self, split: str, count: int) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Parts of a model by the names that a recipe gives them in `transfer.freeze` and `transfer.train`.
 
-Owns what such a name means: `embeddings` (all that feeds the blocks), `encoder` (all blocks, in decoders too), `encoder.3` and
-`encoder.0-5` (blocks by number from the input, both ends included), `head` (all that follows the last block), or a pattern over
-parameter names, in which `*` stands for anything; a module's name stands for all its parameters. Called by `strategies.py`.
+Owns what such a name means: `embeddings` (all that feeds the blocks), `encoder` (all blocks; those of a model that is a decoder
+alone too), `encoder.3` and `encoder.0-5` (blocks by number from the input, both ends included), `decoder`, `decoder.3` and
+`decoder.0-5` (of a model that has both, where `encoder` is its encoder), `head` (all that follows the last block), or a pattern
+over parameter names, in which `*` stands for anything; a module's name stands for all its parameters. Called by `strategies.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import nn
 from tlcore.errors import Fault, RecipeError
 from tlcore.transfer.structure import Structure
 
-_GROUP = re.compile(r"embeddings|head|encoder(?:\.(\d+)(?:-(\d+))?)?")
+_GROUP = re.compile(r"embeddings|head|(encoder|decoder)(?:\.(\d+)(?:-(\d+))?)?")
 _SHOWN = 5
 
 
@@ -48,13 +49,18 @@ def _group(structure: Structure, name: str, found: re.Match[str]) -> set[str]:
         return set(structure.before)
     if name == "head":
         return {*structure.after, *structure.head}
-    if found[1] is None:
-        first, last = 0, len(structure.blocks) - 1
+    blocks = _blocks_of(structure, found[1])
+    if found[2] is None:
+        first, last = 0, len(blocks) - 1
     else:
-        first, last = int(found[1]), int(found[2] or found[1])
-    if last >= len(structure.blocks):
+        first, last = int(found[2]), int(found[3] or found[2])
+    if last >= len(blocks):
         return set()
-    return {parameter for block in structure.blocks[first : last + 1] for parameter in block}
+    return {parameter for block in blocks[first : last + 1] for parameter in block}
+
+
+def _blocks_of(structure: Structure, part: str) -> tuple[tuple[str, ...], ...]:
+    return structure.blocks[: structure.encoders] if part == "encoder" else structure.blocks[structure.encoders :]
 
 
 def _matching(model: nn.Module, pattern: str) -> set[str]:
@@ -64,10 +70,12 @@ def _matching(model: nn.Module, pattern: str) -> set[str]:
 
 
 def _why_not(model: nn.Module, structure: Structure, name: str, group: re.Match[str] | None) -> str:
-    kind, there = type(model).__name__, len(structure.blocks)
-    if group and name.startswith("encoder"):
+    kind = type(model).__name__
+    if group and group[1]:
+        parts = [(part, len(_blocks_of(structure, part))) for part in ("encoder", "decoder")]
+        there = ", ".join(f"{part}.0-{count - 1}" for part, count in parts if count)
         return f"is not in {kind}, which has " + (
-            f"{there} blocks: encoder.0-{there - 1}" if there else "no list of like blocks; give a pattern"
+            f"{len(structure.blocks)} blocks: {there}" if there else "no list of like blocks; give a pattern"
         )
     if group:
         return f"is empty in {kind}; give a pattern over its parameters' names"
@@ -77,7 +85,7 @@ def _why_not(model: nn.Module, structure: Structure, name: str, group: re.Match[
 
 def _like(model: nn.Module, structure: Structure, name: str) -> list[str]:
     """Names close to a wrong one: groups, modules and parameters, whole or by their ends."""
-    known = ["embeddings", "encoder", "head"] + ([f"encoder.0-{len(structure.blocks) - 1}"] if structure.blocks else [])
+    known = ["embeddings", "encoder", "head"] + ([f"encoder.0-{structure.encoders - 1}"] if structure.blocks else [])
     parts = [part for part, module in model.named_modules() if part and next(module.parameters(), None) is not None]
     full = [*known, *parts, *(each for each, _ in model.named_parameters())]
     plain = name.strip("*.") or name

@@ -1,7 +1,8 @@
 """The parts of a model that transfer strategies speak of, found from the model itself.
 
-Owns where the blocks, the head and what lies between are. No names of families: blocks are the longest list of like modules, the
-head is what the pre-trained source does not carry or what lies outside the backbone. Called by `strategies.py`.
+Owns where the blocks, the head and what lies between are. No names of families: blocks are the longest list of like modules (of
+the encoder and of the decoder, in a model that has both), the head is what the pre-trained source does not carry or what lies
+outside the backbone. Called by `strategies.py`.
 """
 
 from __future__ import annotations
@@ -19,23 +20,27 @@ class Structure:
     """Parameter names by part; every parameter is in exactly one.
 
     `blocks` are in order from input to output, `before` is what feeds them (embeddings), `after` what follows them inside the
-    backbone (a final norm, a pooler), `head` what the task adds.
+    backbone (a final norm, a pooler), `head` what the task adds. Of a model of encoder and decoder the first `encoders` blocks are
+    the encoder's, whose last one has the encoder's final norm with it; elsewhere that is all of them.
     """
 
     before: tuple[str, ...]
     blocks: tuple[tuple[str, ...], ...]
     after: tuple[str, ...]
     head: tuple[str, ...]
+    encoders: int
 
 
 def read_structure(model: nn.Module) -> Structure:
     """Find the parts of `model`. A model without a list of like blocks has none, and all its backbone is `before`."""
     names = [name for name, _ in model.named_parameters()]
     head = _head(model, names)
-    block_prefixes = [f"{name}." for name in block_names(model)]
-    blocks = tuple(
-        tuple(name for name in names if name.startswith(prefix) and name not in head) for prefix in block_prefixes
-    )
+    towers = _towers(model)
+    block_prefixes = [f"{name}." for tower in towers for name in tower]
+    blocks = [[name for name in names if name.startswith(prefix) and name not in head] for prefix in block_prefixes]
+    encoders = len(towers[0])
+    if len(towers) > 1:
+        blocks[encoders - 1] += _finish_of(towers[0], names, blocks[encoders - 1])
     inside = {name for block in blocks for name in block}
     rest = [name for name in names if name not in inside and name not in head]
     last = max((index for index, name in enumerate(names) if name in inside), default=len(names))
@@ -43,9 +48,18 @@ def read_structure(model: nn.Module) -> Structure:
     embeddings = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Embedding))
     later = set(names[last + 1 :])
     after = tuple(name for name in rest if name in later and not name.startswith(embeddings))
+    before = tuple(name for name in rest if name not in after)
     return Structure(
-        tuple(name for name in rest if name not in after), blocks, after, tuple(n for n in names if n in head)
+        before, tuple(tuple(block) for block in blocks), after, tuple(name for name in names if name in head), encoders
     )
+
+
+def _finish_of(tower: list[str], names: list[str], last: list[str]) -> list[str]:
+    """What follows the last block inside the module that the tower is a list of."""
+    home = tower[-1].rpartition(".")[0].rpartition(".")[0]
+    later = names[names.index(last[-1]) + 1 :]
+    # BART registers the norm of its embeddings behind its blocks.
+    return [name for name in later if name.startswith(f"{home}.") and "embed" not in name]
 
 
 def _head(model: nn.Module, names: list[str]) -> set[str]:
@@ -84,12 +98,29 @@ def _layer(model: nn.Module, getter: str) -> nn.Module | None:
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """Names of the modules of the longest list of like modules; lists inside another list's modules (experts) do not count.
+    """Names of the modules of the list of like modules that is nearest the output: a decoder's, where there is an encoder too."""
+    return _towers(model)[-1]
 
-    Of two equally long (encoder and decoder), the later one, which is nearer the output.
-    """
+
+def _towers(model: nn.Module) -> list[list[str]]:
+    """The blocks of the model, or of its encoder and of its decoder, by their modules' names."""
+    is_both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    encoder = _layer(model, "get_encoder") if is_both else None
+    name = next((name for name, module in model.named_modules() if name and module is encoder), None)
+    if name is None:
+        return [_longest_list(model)]
+    first = [f"{name}.{block}" for block in _longest_list(model.get_submodule(name))]
+    second = _longest_list(model, without=name)
+    return [first, second] if first and second else [_longest_list(model)]
+
+
+def _longest_list(model: nn.Module, without: str | None = None) -> list[str]:
+    """Names of the modules of the longest list of like modules; lists inside another list's modules (experts) do not count, nor
+    those inside the module `without`. Of two equally long, the later one, which is nearer the output."""
     best: list[str] = []
     for name, modules in _outermost_lists(model, ""):
+        if without is not None and name.startswith(f"{without}."):
+            continue
         if len({type(module) for module in modules}) == 1 and len(modules) >= max(len(best), 1):
             best = [f"{name}.{index}" for index in range(len(modules))]
     return best

@@ -85,6 +85,7 @@ class SequenceBatchNorm(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    fp32_statistics = True
 
     def __init__(self, channels: int, momentum: float, eps: float) -> None:
         super().__init__()
