@@ -69,18 +69,18 @@ def make(assets: Path) -> Made:
     return files, said
 
 
-def fetch_photos(assets: Path) -> list[Photo]:
-    """All photos, by apt or from `assets`. Raises DataError when they can be had from neither."""
+def fetch_photos(assets: Path, kinds: Mapping[str, str] = KINDS) -> list[Photo]:
+    """All photos of some kinds, by apt or from `assets`. Raises DataError when they can be had from neither."""
     archive = fetch_by_apt(assets, PACKAGE, SHA256)
     with tempfile.TemporaryDirectory() as directory:
         unpack_deb(archive, Path(directory))
-        return read_photos(Path(directory) / _STAMPS)
+        return read_photos(Path(directory) / _STAMPS, kinds)
 
 
-def read_photos(stamps: Path) -> list[Photo]:
+def read_photos(stamps: Path, kinds: Mapping[str, str] = KINDS) -> list[Photo]:
     """The photos below a folder of stamps, each content once, in the order of their paths. Raises DataError."""
     found: dict[bytes, Photo] = {}
-    for label, folder in KINDS.items():
+    for label, folder in kinds.items():
         files = [
             file for file in sorted((stamps / folder).rglob("*.png")) if _DRAWN not in str(file.relative_to(stamps))
         ]
@@ -99,12 +99,17 @@ def cut(photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
     for label in KINDS:
         kind = sorted(
             (photo for photo in photos if photo.label == label),
-            key=lambda photo: hashlib.sha256(photo.id.encode()).digest(),
+            key=lambda photo: order_of(photo.id),
         )
         held = round(len(kind) * TEST_SHARE)
         test += kind[:held]
         train += kind[held:]
     return train, test
+
+
+def order_of(path: str) -> bytes:
+    """What photos are sorted by where their order shall say nothing of what they show."""
+    return hashlib.sha256(path.encode()).digest()
 
 
 def make_model() -> dict[str, bytes]:

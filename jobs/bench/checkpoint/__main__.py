@@ -22,7 +22,6 @@ that need a GPU are measured; neither Ray nor an object store is needed for that
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import signal
@@ -34,6 +33,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jobs.bench.absent import s3torchconnector_absent
 from jobs.bench.checkpoint.figures import (
     GPU_TARGETS,
     NO_GPU,
@@ -140,8 +140,8 @@ def _absent(device: str) -> dict[str, str]:
 def _not_measured(options: argparse.Namespace) -> dict[str, str]:
     """What this machine cannot measure, and why."""
     absent = _absent(options.device)
-    if "s3torchconnector" in options.peers and importlib.util.find_spec("s3torchconnector") is None:
-        absent["s3torchconnector"] = "not measured: not installed (pip install s3torchconnector)"
+    if "s3torchconnector" in options.peers and (reason := s3torchconnector_absent()):
+        absent["s3torchconnector"] = f"not measured: {reason}"
     return absent
 
 

@@ -29,10 +29,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from jobs.bench.absent import s3torchconnector_absent
 from jobs.bench.network.faults import Faults
 from jobs.bench.network.proxy import FaultProxy
 from tlcore.storage import EmbeddedStore, ObjectStore, open_store
@@ -66,8 +66,8 @@ class Turn:
 def available(tools: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """The tools that can run here, and why the others cannot."""
     absent = {}
-    if "s3torch" in tools and find_spec("s3torchconnector") is None:
-        absent["s3torch"] = "s3torchconnector is not installed"
+    if "s3torch" in tools and (reason := s3torchconnector_absent()):
+        absent["s3torch"] = reason
     return [tool for tool in tools if tool not in absent], absent
 
 

@@ -1,12 +1,11 @@
 """Whether `tlcore select` ranks sources as fine-tuning does: Kendall's tau between its scores and real results.
 
-    python -m jobs.bench.select --json      six candidates, three seeds each; 25 minutes beside other work
+    python -m jobs.bench.select --json                  seven sources for movie snippets, three seeds each
+    python -m jobs.bench.select --target photos --json  six for photos of six kinds
 
-Owns the design and what is said of it; the candidates are `select_sources.py`'s. The movie snippets are fetched once
-(`jobs.prepare_sentiment`). Each candidate is scored on the training snippets as the command does, then fine-tuned on them by the
-sentiment recipe, under each seed; its result is the mean accuracy on the test snippets, which no score has seen. After one epoch of
-480 snippets (27 steps) the cut models still gave every snippet the same class, so that their results were no order: hence two
-epochs of 960 (108 steps).
+Owns the comparison and what is said of it; the sources and their data are `snippets.py`'s and `photos.py`'s, the trials
+`candidates.py`'s. Each candidate is scored on the training rows as the command does, then fine-tuned on them by the target's
+recipe, under each seed; its result is the mean accuracy on the test rows, which no score has seen.
 
 The order that `select` prints is compared with that of the results, and each score by itself. The p is exact: the share of all
 orders of so many candidates that agree as well with the results, so six in full agreement give 1/720.
@@ -23,112 +22,68 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from jobs.bench.agreement import Agreement, kendall
-from jobs.bench.snippets import prepare_snippets
-from tlcore.recipe import Recipe, apply_point, load_recipe, recipe_from_dict
+from jobs.bench.select.candidates import RESULT, Candidates, Size, fine_tune
+from jobs.bench.select.photos import PHOTOS
+from jobs.bench.select.snippets import SNIPPETS
+from tlcore.recipe import Recipe
 
 if TYPE_CHECKING:
     from tlcore.transfer.select import Candidate
 
-RECIPE: Final = Path(__file__).resolve().parents[1] / "recipes" / "sentiment_minilm.yaml"
+TARGETS: Final[Mapping[str, Candidates]] = {"snippets": SNIPPETS, "photos": PHOTOS}
 TARGET_P: Final = 0.05
 SCORES: Final = ("logme", "h_score", "probe", "similarity")
-RESULT: Final = "test_accuracy"
-_HELD_OUT: Final = 0.1
-"""Of the training rows: no result is taken from them, but training asks for some."""
-_TUNING_EPOCHS: Final = 1
-
-
-@dataclass(frozen=True)
-class Size:
-    """Rows to train on and for how many epochs, rows to judge by, seeds."""
-
-    train_rows: int
-    epochs: int
-    test_rows: int
-    seeds: int
-
-
-FULL: Final = Size(960, 2, 800, 3)
-QUICK: Final = Size(64, 1, 64, 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    figures = measure(QUICK if options.quick else FULL)
+    candidates = TARGETS[options.target]
+    unknown = sorted(set(options.without) - set(candidates.names))
+    if unknown:
+        print(f"--without: no source {unknown[0]!r}; there are {', '.join(candidates.names)}", file=sys.stderr)
+        return 2
+    figures = measure(candidates, candidates.quick if options.quick else candidates.full, frozenset(options.without))
     print(json.dumps(figures, indent=1) if options.json else table(figures))
     return 0 if figures["p_order"] < TARGET_P else 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.select", description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--target", choices=tuple(TARGETS), default="snippets", help="what the sources are for")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="SOURCE", help="leave these out: smollm2 takes longest"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--quick", action="store_true", help="one seed of few rows: does it run at all")
     return parser.parse_args(arguments)
 
 
-def measure(size: Size) -> dict[str, Any]:
+def measure(candidates: Candidates, size: Size, without: frozenset[str]) -> dict[str, Any]:
     """Score every candidate, fine-tune every candidate, compare."""
     from tlcore.engine.process import prepare_process
 
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tlcore-bench-") as name:
         home = Path(name)
-        prepare(home, size)
+        candidates.prepare(home, size)
         prepare_process(threads=2)
-        from jobs.bench.select_sources import make_candidates
         from tlcore.train.group import process_group
         from tlcore.transfer.select import rank_sources
 
         with process_group():
-            sources = make_candidates(home / "sources", tuning(home))
-            recipes = {each: recipe_of(home, source, epochs=size.epochs) for each, source in sources.items()}
-            ranked = rank_sources(recipes["minilm"], list(recipes.values()), size.train_rows)
+            sources = candidates.make(home, without)
+            recipes = {each: candidates.recipe_of(home, source, size.epochs) for each, source in sources.items()}
+            ranked = rank_sources(next(iter(recipes.values())), list(recipes.values()), size.train_rows)
             for each in ranked:
                 print(json.dumps(each.to_dict()), file=sys.stderr, flush=True)
             results = fine_tune_all(recipes, size.seeds)
     named = {source: each for each, source in sources.items()}
     figures = summarize({named[each.source]: each for each in ranked}, results)
     return {**figures, "size": vars(size), "wall_s": round(time.monotonic() - began)}
-
-
-def prepare(home: Path, size: Size) -> None:
-    """Movie and product snippets below a directory, of movies as many as the size has. Raises RuntimeError."""
-    import pyarrow.parquet as pq
-
-    for domain in ("movie", "product"):
-        prepare_snippets(home, domain)
-    for name, rows in (("train", size.train_rows), ("test", size.test_rows)):
-        path = home / "movie" / f"{name}.parquet"
-        pq.write_table(pq.read_table(path).slice(0, rows), path)
-
-
-def recipe_of(home: Path, source: str, domain: str = "movie", epochs: int = 1) -> Recipe:
-    """The sentiment recipe in one process, from a source, on a part of a domain's snippets."""
-    recipe = load_recipe(RECIPE).to_dict()
-    data = {"train": f"{home / domain}/train.parquet", "test": f"{home / domain}/test.parquet", "validation": _HELD_OUT}
-    changes: dict[str, Any] = {
-        "name": "bench-select",
-        "model": {"source": source},
-        "data": data,
-        "train": {"epochs": epochs, "global_batch_size": 16},
-        "resources": {"workers": 1},
-        "storage": str(home / "store"),
-    }
-    for section, values in changes.items():
-        recipe[section] = {**recipe[section], **values} if isinstance(values, Mapping) else values
-    return recipe_from_dict({**recipe, "search": {}})
-
-
-def tuning(home: Path) -> Recipe:
-    """How the tuned candidate came about."""
-    from jobs.bench.select_sources import MINILM
-
-    return recipe_of(home, MINILM, "product", _TUNING_EPOCHS)
 
 
 def fine_tune_all(recipes: Mapping[str, Recipe], seeds: int) -> dict[str, list[float]]:
@@ -138,19 +93,6 @@ def fine_tune_all(recipes: Mapping[str, Recipe], seeds: int) -> dict[str, list[f
         for name, recipe in recipes.items():
             found[name].append(fine_tune(recipe, seed, name))
     return found
-
-
-def fine_tune(recipe: Recipe, seed: int, name: str) -> float:
-    """The result under a seed, which draws the head, the held-out rows and the order."""
-    from jobs.bench.select_sources import open_session
-
-    session = open_session(apply_point(recipe, {"train.seed": seed}))
-    while session.step < session.total_steps:
-        session.train_step()
-    result: float = session.test()[RESULT]
-    session.close()
-    print(f"{name}, seed {seed}: {RESULT} {result:.4f}", file=sys.stderr, flush=True)
-    return result
 
 
 def summarize(ranked: Mapping[str, Candidate], results: Mapping[str, Sequence[float]]) -> dict[str, Any]:

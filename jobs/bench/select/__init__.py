@@ -1,0 +1,1 @@
+"""Whether `tlcore select` ranks sources as fine-tuning does; see `__main__.py`."""
