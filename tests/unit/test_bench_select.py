@@ -90,7 +90,11 @@ def test_candidates_train_by_the_sentiment_recipe_from_their_own_source(tmp_path
 def test_photo_candidates_train_by_the_photos_recipe_alone(tmp_path: Path) -> None:
     recipe = photos.recipe_of(tmp_path, "a/source", 3)
     assert (recipe.model.source, recipe.data.train) == ("a/source", f"{tmp_path}/photos/train.parquet")
-    assert (recipe.resources.workers, recipe.train.epochs, recipe.data.test) == (1, 3, f"{tmp_path}/photos/test.parquet")
+    assert (recipe.resources.workers, recipe.train.epochs, recipe.data.test) == (
+        1,
+        3,
+        f"{tmp_path}/photos/test.parquet",
+    )
     assert recipe.search.space == {} and photos.recipe_of(tmp_path, "a/source", 1, "others").data.test is None
 
 

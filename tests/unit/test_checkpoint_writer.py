@@ -8,12 +8,13 @@ from memory_store import Gate, MemoryStore, puts
 
 from tlcore.checkpoint import (
     WriterSettings,
+    claim_attempt,
     list_manifests,
     read_manifest,
     verify,
 )
 from tlcore.checkpoint.upload import UNCOMMITTED_REUSE_S, Reusable
-from tlcore.errors import CheckpointError
+from tlcore.errors import CheckpointError, StaleWriter, StorageFull
 
 pytestmark = pytest.mark.unit
 
@@ -157,6 +158,64 @@ def test_only_the_last_commit_and_the_last_hour_are_relied_on():
     now[0] = UNCOMMITTED_REUSE_S
     assert "a" not in known
     assert "c" in known
+
+
+# -- the next attempt ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_step_that_one_rank_failed_to_save_is_saved_again_by_all(store, failed):
+    """What the other rank had put at the first try, its index above all, is no part of the second."""
+    state, ranks = State(), writers(store, 2)
+    refuse = [StorageFull("no space left")]
+
+    def hook(kind, key):
+        if refuse and kind == "put" and key.endswith(f"rank-000{failed}-0001.json"):
+            raise refuse.pop()
+
+    store.before = hook
+    save(ranks, state, 200)
+    reports = [report for writer in ranks for report in writer.settle()]
+    assert reports[0].outcome == "failed"
+    claim = ranks[0].claim_next(200)
+    for writer in ranks:
+        writer.renew(claim)
+    save(ranks, state, 200)
+    assert all(report.committed and report.bytes_new == 0 for report in wait(ranks, 200))
+    close(ranks)
+    manifest = read_manifest(store, "t000", 200)
+    assert (manifest.attempt, {ref.key[-9:] for ref in manifest.indexes}) == (2, {"0002.json"})
+    assert verify(store, manifest) == []
+    assert same(restored(store, state)[0], state)
+
+
+def test_a_writer_renewed_before_its_first_commit_still_knows_its_parent(store):
+    state = State()
+    saved(store, state, step=100)
+    parent = read_manifest(store, "t000", 100)
+    ranks = writers(store, 2, attempt=2, parent=parent)
+    claim = ranks[0].claim_next(200)
+    for writer in ranks:
+        writer.renew(claim, parent)
+    save(ranks, state, 200)
+    assert [report.bytes_new for report in wait(ranks)] == [0, 0]
+    close(ranks)
+
+
+def test_the_next_attempt_is_claimed_once_however_often_it_is_asked_for(store):
+    [writer] = writers(store, 1)
+    claims = [writer.claim_next(1), writer.claim_next(1)]
+    assert claims[0] == claims[1] and claims[0].attempt == 2
+    assert store.keys("trials/t000/writers/") == ["trials/t000/writers/0002"]
+    writer.close()
+
+
+def test_an_attempt_that_another_writer_has_claimed_is_not_taken(store):
+    [writer] = writers(store, 1, attempt=claim_attempt(store, "t000").attempt)
+    claim_attempt(store, "t000")
+    with pytest.raises(StaleWriter, match="trial t000 step 7: attempt 2 owns the trial, not attempt 1"):
+        writer.claim_next(7)
+    writer.close()
 
 
 # -- settings ------------------------------------------------------------------------------------------------------------

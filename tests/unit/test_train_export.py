@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from tiny_text_model import save_tiny_bert, tiny_recipe
+from trained_text_model import Trained, load
 
 from tests.stored_model import store_model
 from tlcore.commands.models import size_bytes
@@ -19,7 +20,6 @@ from tlcore.models.four_bit import unpack
 from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
 from tlcore.storage import open_store
 from tlcore.tasks import build_task
-from tlcore.train import places
 from tlcore.train.adapter import export_adapter
 from tlcore.train.export import export_checkpoint, write_weights
 from tlcore.train.places import open_place
@@ -103,37 +103,6 @@ def test_shards_hold_what_transformers_itself_saves(recipe: Any, tmp_path: Path,
     index = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in ours.values())
     assert set(index["weight_map"]) == set(ours)
-
-
-class Trained:
-    """A tiny BERT classifier whose weights, adapters too, are not those it began with, and its checkpoint."""
-
-    def __init__(self, home: Path, **changes: Any) -> None:
-        self.recipe = tiny_recipe(home, **changes)
-        self.task = build_task(self.recipe, facts={"labels": ["neg", "pos"]})
-        self.model: Any = self.task.build_model(from_scratch=False)
-        apply_strategy(self.model, self.recipe)
-        torch.manual_seed(9)
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn_like(parameter) * 0.1)
-        self.model.eval()
-        self.store = open_store(f"file://{home}/run")
-        self.url = store_model(self.store, self.model, self.recipe)
-
-    def logits(self, model: Any) -> torch.Tensor:
-        tokens = torch.tensor([[2, 4, 6, 3], [2, 7, 5, 3]])
-        with torch.no_grad():
-            found: torch.Tensor = model.eval()(input_ids=tokens).logits.float()
-        return found
-
-
-def load(directory: Path) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    with quiet():
-        return AutoModelForSequenceClassification.from_pretrained(directory)
 
 
 def test_an_export_is_a_whole_model_directory(tmp_path: Path) -> None:
@@ -303,45 +272,6 @@ def test_an_adapter_of_a_base_in_four_bits_loads_with_peft_on_that(tmp_path: Pat
 def test_a_run_without_an_adapter_has_none_to_export(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"has no adapter: it was trained with transfer\.strategy full"):
         export_adapter(Trained(tmp_path).url, str(tmp_path / "adapter"))
-
-
-def test_an_export_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    trained = Trained(tmp_path)
-    export_checkpoint(trained.url, str(tmp_path / "out"))
-    before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    chunk = next(key for each in trained.store.list("cas/") if (key := each.key))
-    trained.store.delete([chunk])
-    from tlcore.errors import CheckpointCorrupt
-
-    with pytest.raises(CheckpointCorrupt):
-        export_checkpoint(trained.url, str(tmp_path / "out"), dtype="bf16")
-    with pytest.raises(CheckpointCorrupt):
-        export_checkpoint(trained.url, str(tmp_path / "new"))
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
-    assert not (tmp_path / "new").exists()
-    assert not list(tmp_path.glob(".*partial"))
-
-
-def test_nothing_but_an_earlier_export_is_written_over(tmp_path: Path) -> None:
-    trained = Trained(tmp_path)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(RequestError, match="exists and is no exported model"):
-        export_checkpoint(trained.url, str(tmp_path / "mine"))
-    assert (tmp_path / "mine" / "thesis.txt").exists()
-    export_checkpoint(trained.url, str(tmp_path / "out"), max_shard_bytes=SHARD)
-    export_checkpoint(trained.url, str(tmp_path / "out"))
-    assert [path.name for path in (tmp_path / "out").glob("*.safetensors*")] == ["model.safetensors"]
-
-
-def test_a_file_that_no_store_would_take_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "LARGEST_PUT_BYTES", 10)
-    place = places.StorePrefix(f"file://{tmp_path}/store")
-    place.write("small", b"0123456789")
-    with pytest.raises(RequestError, match="large has 11 bytes, and an object store takes at most 10 in one request"):
-        place.write("large", b"0123456789+")
-    place.abandon()
-    assert not list((tmp_path / "store").rglob("*"))
 
 
 def test_a_source_that_changed_is_said_by_name_and_shapes(tmp_path: Path) -> None:

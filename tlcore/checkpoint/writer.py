@@ -7,7 +7,8 @@ Does not own what is done: `plan.py`, `snapshot.py`, `background.py` (and below 
 A save passes through: plan (once per topology), snapshot into reused memory, then in one background thread hashing and
 PUTs, the rank's index, and on rank 0 the commit. One save goes through the background at a time, the next waits with
 its snapshot taken: two in flight. A failed save leaves the committed checkpoints as they were, and training decides
-through `poll` how many failures it bears.
+through `poll` how many failures it bears. It may save the same step again as the trial's next attempt (`claim_next` on rank 0,
+`renew` on all): whatever the failed save left in the store, or still puts there, then has other keys than what the new one puts.
 
 Eager: `save` returns when the snapshot is taken; its stall is that of one copy in memory. Lazy: `save` keeps buffers and
 `common` and returns, a thread copies the rest while the next forward and backward pass run, which change none of it,
@@ -34,6 +35,7 @@ from typing import Any, Self
 from tlcore.checkpoint.background import Save, SaveRunner
 from tlcore.checkpoint.commit import Committer, Identity
 from tlcore.checkpoint.device import Device, HostMemory, StatePiece
+from tlcore.checkpoint.fence import Claim, new_claim, stale
 from tlcore.checkpoint.intervals import Row
 from tlcore.checkpoint.manifest import Manifest
 from tlcore.checkpoint.patience import Patience
@@ -44,6 +46,7 @@ from tlcore.checkpoint.snapshot import SlotPool, Snapshot, Stash, passes_through
 from tlcore.checkpoint.upload import ChunkSender, Reusable
 from tlcore.errors import CheckpointError, TlcoreError
 from tlcore.storage.base import ObjectStore
+from tlcore.storage.keys import claim_key
 
 MAX_IN_FLIGHT = 2
 
@@ -80,8 +83,8 @@ class CheckpointWriter:
         claim: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._store = store
         self._settings = settings or WriterSettings()
-        self._identity = identity = Identity(trial, rank, world_size, attempt, claim)
         self._patience = Patience(self._settings.attempts)
         self._device = device or HostMemory()
         self._slots = SlotPool(self._settings.chunk_bytes, 0, self._device.empty)
@@ -91,14 +94,11 @@ class CheckpointWriter:
         self._copier = ThreadPoolExecutor(1, "checkpoint-copy")
         self._hashers = ThreadPoolExecutor(self._settings.hashers, "checkpoint-hash")
         self._puts = PutPool(store, self._settings.connections, self._patience)
-        reusable = Reusable(clock)
-        sender = ChunkSender(reusable, self._hashers, self._puts)
-        self._committer = Committer(store, identity, self._patience, self._settings.commit_deadline_s)
-        self._runner = SaveRunner(
-            store, identity, self._committer, sender, self._puts, reusable, self._patience, parent
-        )
+        self._reusable = Reusable(clock)
+        self._sender = ChunkSender(self._reusable, self._hashers, self._puts)
         self._planned: tuple[tuple[Row, ...], tuple[bool, ...], tuple[PlannedChunk, ...]] | None = None
-        self._saves: dict[int, Save] = {}
+        self._next: Claim | None = None
+        self._become(Identity(trial, rank, world_size, attempt, claim), parent)
         self._limit = MAX_IN_FLIGHT
         self._copying: tuple[Save, Future[None]] | None = None
         self._closed = False
@@ -188,6 +188,38 @@ class CheckpointWriter:
             reports.append(report)
         return reports
 
+    def settle(self) -> list[SaveReport]:
+        """Wait until every save has ended on this rank, whether or not rank 0 has committed it; the reports are those of `poll`."""
+        self.before_update()
+        wait_for([save.future for save in self._saves.values()])
+        return self.poll()
+
+    def failure(self, step: int) -> CheckpointError:
+        """Why the save of `step`, which was reported as failed, did."""
+        return self._saves[step].as_checkpoint_error()
+
+    def claim_next(self, step: int) -> Claim:
+        """Rank 0: claim the attempt after this one, to save `step` again; all ranks then `renew`.
+
+        Only that number: had another writer claimed it, the trial would be that one's. Raises StaleWriter then, and StorageError.
+        """
+        trial, attempt = self._identity.trial, self._identity.attempt
+        # One text for all tries: the answer to the first may have been lost.
+        if self._next is None:
+            self._next = new_claim(attempt + 1)
+        claim = self._next
+        key, text = claim_key(trial, claim.attempt), claim.text.encode()
+        if not self._patience.ask(lambda: self._store.put_if_absent(key, text)):
+            raise self._patience.ask(lambda: stale(self._store, trial, step, attempt, claim.attempt))
+        return claim
+
+    def renew(self, claim: Claim, parent: Manifest | None = None) -> None:
+        """Go on as the attempt of `claim`, after `settle`: every step may be saved again.
+
+        `parent`: as the constructor takes it, where nothing was committed since; else what was sent lately is known.
+        """
+        self._become(replace(self._identity, attempt=claim.attempt, claim=claim.text), parent)
+
     def close(self) -> None:
         """Complete what is in flight, then stop the threads. Failures stay to be polled."""
         self._closed = True
@@ -210,6 +242,23 @@ class CheckpointWriter:
             self.close()
         else:
             self.abandon()
+
+    def _become(self, identity: Identity, parent: Manifest | None) -> None:
+        """Write as `identity` from here on, with the memory, threads and known chunks that there are."""
+        self._identity = identity
+        self._committer = Committer(self._store, identity, self._patience, self._settings.commit_deadline_s)
+        self._runner = SaveRunner(
+            self._store,
+            identity,
+            self._committer,
+            self._sender,
+            self._puts,
+            self._reusable,
+            self._patience,
+            parent,
+        )
+        self._saves: dict[int, Save] = {}
+        self._next = None
 
     def _plan(self, pieces: Sequence[StatePiece]) -> tuple[PlannedChunk, ...]:
         rows = tuple(piece.row for piece in pieces)

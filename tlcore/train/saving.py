@@ -8,13 +8,16 @@ drop different ones, and a checkpoint needs all of them. So a writer waits where
 
 A restart of a trial claims a number of its own in the store (`attempt`), before it looks for a checkpoint: its rank indexes then
 never meet those of a killed predecessor at the same step, and a predecessor that is not dead after all commits nothing more.
+A save that is waited for and has failed is begun again, as the next attempt for the same reason. Whether it is a checkpoint, and
+whether it is begun again, is rank 0's word on every rank: it alone commits, and no rank tries again alone.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,16 +32,19 @@ from tlcore.checkpoint import (
 )
 from tlcore.checkpoint.device import Device
 from tlcore.engine.sharded import ShardedModel
-from tlcore.errors import CheckpointError
+from tlcore.errors import CheckpointError, StaleWriter, StorageError
 from tlcore.recipe import Recipe
 from tlcore.storage import ObjectStore
-from tlcore.train.group import decide
+from tlcore.train.group import agree, decide
 from tlcore.train.notes import TrialNotes
 
 CONNECTIONS_PER_HOST = 32
 """PUTs in flight from one host where the recipe says `auto`: where each connection is capped (S3: some 50 to 90 MB/s), a
 host of 25 Gbit/s needs as many; a store on the same machine is as fast with 8."""
 FEWEST_CONNECTIONS = 4
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 20.0
+"""Before a failed save is begun again. Ten tries are two minutes then, besides what each of them waits for the store."""
 
 
 def writer_settings(recipe: Recipe, ranks_on_host: int) -> WriterSettings:
@@ -89,6 +95,15 @@ class SaveTotals:
         return {name: value for name, value in asdict(self).items() if not name.startswith("last_")}
 
 
+@dataclass(frozen=True)
+class FailedSave:
+    """The newest save, where it is no checkpoint: the error, what it says without its step, and how many failed in a row then."""
+
+    error: CheckpointError
+    why: str
+    times: int
+
+
 class Saver:
     """Saves one trial's state.
 
@@ -116,7 +131,10 @@ class Saver:
         self._rank = rank
         self._parent = parent
         keep, search = recipe.checkpoint, recipe.search
-        retention = Retention(store, trial, keep.keep_last, keep.keep_best, search.metric, search.mode)
+
+        def retention() -> Retention:
+            return Retention(store, trial, keep.keep_last, keep.keep_best, search.metric, search.mode)
+
         self._notes = TrialNotes(store, trial, retention) if rank == 0 else None
         self.tell({"kind": "started", "world_size": world_size, "from_step": parent.step if parent else 0})
         if claim is None:
@@ -129,6 +147,7 @@ class Saver:
         self.totals = SaveTotals()
         self._saved_step = self.committed_step
         self._failures = 0
+        self._failed: FailedSave | None = None
 
     def prepare(self, model: ShardedModel) -> None:
         """Make the memory of snapshots ready behind the next steps; to be called once the optimizer has its state."""
@@ -156,21 +175,38 @@ class Saver:
         began = time.monotonic()
         common = self._common(model, step, data, metrics) if self._rank == 0 else None
         self._writer.save(step, model.pieces(), common, began)
-        self._saved_step = step
+        self._saved_step, self._failed = step, None
 
     def poll(self) -> None:
         """Take note of saves that ended; raises CheckpointError once too many have failed, StorageError where the history
         cannot be written."""
-        self._note(self._writer.poll())
+        reports = self._writer.poll()
+        self._note(reports)
+        failed = [report for report in reports if report.outcome == "failed"]
+        if failed and self._failures > self._recipe.failures.max_storage:
+            raise self._too_many(self._failures, failed[-1].step, failed[-1].error)
         if self._notes is not None:
             self._notes.check()
 
-    def wait(self) -> int | None:
-        """Wait for every save under way, and for what is written down about them. Returns the newest committed step. Raises
-        CheckpointError when one failed."""
-        self._note(self._writer.wait())
-        if self._notes is not None:
-            self._notes.flush()
+    def wait(self, again: Callable[[], None] | None = None) -> int | None:
+        """Wait for every save under way, and for what is written down about them. Returns the newest committed step, the same on
+        all ranks.
+
+        Args:
+            again: begins the newest save again, its state being still what is in memory. It is called, after a pause, where that
+                save failed, as long as no more fail in a row than the recipe allows; without it there is no second try.
+
+        Raises, on all ranks, CheckpointError when the newest save failed for good, StaleWriter when another writer owns the trial,
+        StorageError where the history cannot be written.
+        """
+        while (failed := self._newest_failed()) is not None:
+            if again is None or isinstance(failed.error, StaleWriter):
+                raise failed.error
+            if failed.times > self._recipe.failures.max_storage:
+                raise self._too_many(failed.times, self._saved_step, failed.why) from failed.error
+            if self._take_up_next(failed):
+                again()
+        decide(self._flush)
         return self.committed_step
 
     def close(self) -> None:
@@ -183,6 +219,8 @@ class Saver:
     def abandon(self) -> None:
         """Stop the writer now; what was under way stays invisible."""
         self._writer.abandon()
+        if self._notes is not None:
+            self._notes.abandon()
 
     def tell(self, record: Mapping[str, Any]) -> None:
         """Append one record to the trial's history, soon. On other ranks than 0 nothing happens."""
@@ -206,22 +244,58 @@ class Saver:
         for report in reports:
             self.totals.add(report)
             self.tell({"kind": "save", **report.to_dict()})
-            if report.outcome in ("committed", "uploaded"):
-                self._failures = 0
+            if report.outcome == "failed":
+                self._failures += 1
+                if report.step == self._saved_step:
+                    self._failed = FailedSave(self._writer.failure(report.step), report.error, self._failures)
+                continue
+            self._failures = 0
             if report.committed:
                 self.committed_step = max(self.committed_step or 0, report.step)
                 if self._notes is not None:
                     self._notes.committed(report.step)
-            elif report.outcome == "failed":
-                self._count_failure(report)
 
-    def _count_failure(self, report: SaveReport) -> None:
-        self._failures += 1
-        most = self._recipe.failures.max_storage
-        if self._failures > most:
-            raise CheckpointError(
-                f"trial {self._trial}: {self._failures} saves in a row failed, the last at step {report.step}: {report.error}",
-                hint=f"see that {self._store.url} can be written; failures.max_storage is {most}",
-                trial=self._trial,
-                step=report.step,
+    def _newest_failed(self) -> FailedSave | None:
+        """Wait until every save has ended. Returns None where the newest is a checkpoint; the same on all ranks."""
+        self._note(self._writer.settle())
+        self._failed = agree(self._failed)
+        if self._failed is None and self._saved_step is not None:
+            # also on a rank whose own part was stored without its knowing: rank 0 has found it
+            self.committed_step, self._failures = self._saved_step, 0
+        return self._failed
+
+    def _take_up_next(self, failed: FailedSave) -> bool:
+        """Become the trial's next attempt, after a pause; False where that fails, which counts as a save that did."""
+        step = self._saved_step or 0
+        if self._rank == 0:
+            logging.getLogger(__name__).warning(
+                "trial %s: the save of step %s failed and is begun again: %s", self._trial, step, failed.why
             )
+
+        def claim_later() -> Claim:
+            time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failed.times - 1, 10)))
+            return self._writer.claim_next(step)
+
+        try:
+            claim = decide(claim_later)
+        except StorageError as refused:
+            self._failures += 1
+            why = f"it could not be begun again: {refused.message}"
+            self._failed = FailedSave(CheckpointError(why, hint=refused.hint, step=step), why, self._failures)
+            return False
+        # Where nothing of this session is stored yet, what it was restored from is the newest, and kept.
+        self._writer.renew(claim, None if self.totals.saves else self._parent)
+        self._saved_step = self._failed = None
+        return True
+
+    def _flush(self) -> None:
+        if self._notes is not None:
+            self._notes.flush()
+
+    def _too_many(self, times: int, step: int | None, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"trial {self._trial}: {times} saves in a row failed, the last at step {step}: {why}",
+            hint=f"see that {self._store.url} can be written; failures.max_storage is {self._recipe.failures.max_storage}",
+            trial=self._trial,
+            step=step,
+        )

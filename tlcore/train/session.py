@@ -26,7 +26,7 @@ from tlcore.tasks import build_task
 from tlcore.train.cadence import Cadence
 from tlcore.train.evaluation import evaluate
 from tlcore.train.features import with_features
-from tlcore.train.group import decide, sum_over_ranks
+from tlcore.train.group import decide, rank_device, sum_over_ranks
 from tlcore.train.making import EngineMaker
 from tlcore.train.progress import Progress, Report, finite
 from tlcore.train.saving import Saver
@@ -62,7 +62,7 @@ class TrialSession:
         inherits: the trial once took over another one's state: the checkpoint may have been written with another global batch
             (training goes on at the same sample) and with other parameters trained (`ShardedModel.restore`).
 
-    `step`, `phase` and `ticks` (batches of evaluations) say where it is, to another thread that looks on.
+    `step`, `phase` and `ticks` (batches of evaluations, saves begun) say where it is, to another thread that looks on.
 
     Raises:
         RecipeError, DataError, ModelError: what the recipe names cannot be used on this many ranks.
@@ -81,6 +81,7 @@ class TrialSession:
     ) -> None:
         self.recipe, self.run_url, self.trial = recipe, run_url, trial
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        rank_device()
         self._on_progress = on_progress or (lambda progress: None)
         self._store = open_store(run_url)
         self.task = build_task(recipe)
@@ -104,8 +105,7 @@ class TrialSession:
         if self._fell_back:
             self._saver.tell({"kind": "fell_back", "step": self.step, "passed_over": self._fell_back})
         self._stepper = self._new_stepper()
-        self._prepared = False
-        self._due = False
+        self._prepared, self._due, self._target = False, False, 0
         self._losses: list[torch.Tensor] = []
         self._samples, self._since, self._samples_per_s = 0, time.monotonic(), 0.0
         self._saved_at = time.monotonic()
@@ -123,16 +123,16 @@ class TrialSession:
 
     def advance(self, fraction: float, commit: bool = False) -> Report:
         """Train to `fraction` of the trial's own epochs, evaluate on the validation examples, and begin to save; at the
-        trial's end, and with `commit`, the save is waited for. Once a rank was interrupted, all stop at the same step, commit
-        what they have, and the report says so.
+        trial's end, and with `commit`, the save is waited for, and begun again where it fails. Once a rank was interrupted, all
+        stop at the same step, commit what they have, and the report says so.
 
         Raises:
             Diverged: the loss is not finite.
             CheckpointError: more saves failed in a row than the recipe allows.
         """
-        target = self._step_at(fraction)
+        self._target = self._step_at(fraction)
         self._agree_to_leave()
-        while self.step < target and not self._leaves:
+        while self.step < self._target and not self._leaves:
             self.train_step()
         self._look()
         if self._leaves:
@@ -140,9 +140,7 @@ class TrialSession:
         self.phase = "evaluate"
         metrics = self._evaluate()
         self.phase = "save"
-        self._save(metrics)
-        if commit or self.step == self.total_steps:
-            self._saver.wait()
+        self._save(metrics, wait=commit or self.step == self.total_steps)
         self.phase = "first step" if not self._prepared else "train"
         report = Report(
             self.step,
@@ -168,17 +166,9 @@ class TrialSession:
     def _leave(self) -> Report:
         self.phase = "save"
         if self.step:
-            self._save({})
-            self._saver.wait()
-        return Report(
-            self.step,
-            self.total_steps,
-            self.step / self.total_steps,
-            finite(self._loss),
-            self._samples_per_s,
-            self._saver.committed_step,
-            interrupted=True,
-        )
+            self._save({}, wait=True)
+        stand = self.step, self.total_steps, self.step / self.total_steps
+        return Report(*stand, finite(self._loss), self._samples_per_s, self._saver.committed_step, interrupted=True)
 
     def _agree_to_leave(self) -> None:
         """Whether any rank was interrupted: the same answer on all."""
@@ -190,13 +180,13 @@ class TrialSession:
 
     def test(self) -> dict[str, float]:
         """Metrics on the test examples, named `test_<metric>`; for the final figures alone."""
-        found = evaluate(self.task, self.model.module, "test", self.model.device, self.rank, self.world_size)
+        found = self._measure("test")
         return {f"test_{name}": value for name, value in found.items()}
 
     def save(self, wait: bool = True) -> CheckpointRef | None:
         """Save the present step if that has not been done. With `wait`, returns the newest committed checkpoint, once it is."""
-        self._save({})
-        committed = self._saver.wait() if wait else self._saver.committed_step
+        self._save({}, wait)
+        committed = self._saver.committed_step
         return None if committed is None else CheckpointRef(self.run_url, self.trial, committed)
 
     def close(self) -> None:
@@ -226,7 +216,8 @@ class TrialSession:
         if self.step % PROGRESS_EVERY_STEPS == 0 or due or self.step == 1:
             overdue, has_room = self._look()
             self._due = self._due or due or overdue
-            if self._due and not self._leaves:
+            # At the report's own step the save is the report's: one without metrics is never among the best.
+            if self._due and not self._leaves and self.step != self._target:
                 self._save_if_due(has_room)
         elif self._is_slow:
             self._agree_to_leave()
@@ -310,20 +301,28 @@ class TrialSession:
         )
 
     def _evaluate(self) -> dict[str, float]:
-        model = self.model
-        found = evaluate(
-            self.task, model.module, "validation", model.device, self.rank, self.world_size, self._count_batch
-        )
+        found = self._measure("validation")
         for name, value in found.items():
             if not math.isfinite(value):
                 self._fail_diverged(f"eval_{name}", value)
         return {f"eval_{name}": value for name, value in found.items()}
 
+    def _measure(self, split: str) -> dict[str, float]:
+        model, micro = self.model, self._batch.micro_batch_size
+        ranks = self.rank, self.world_size
+        return evaluate(self.task, model.module, split, model.device, micro, *ranks, self._count_batch)
+
     def _count_batch(self) -> None:
         self.ticks += 1
 
-    def _save(self, metrics: dict[str, float]) -> None:
-        self._saver.save(self.model, self.step, {**self._position(), "loss": finite(self._loss)}, metrics)
+    def _save(self, metrics: dict[str, float], wait: bool = False) -> None:
+        def begin() -> None:
+            self.ticks += 1  # to begin again is no standing still
+            self._saver.save(self.model, self.step, {**self._position(), "loss": finite(self._loss)}, metrics)
+
+        begin()
+        if wait:
+            self._saver.wait(begin)
         self._due, self._saved_at = False, time.monotonic()
 
     def _position(self) -> dict[str, Any]:

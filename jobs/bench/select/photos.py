@@ -95,7 +95,9 @@ def _lite0(whole: str) -> Any:
     from transformers import AutoModelForImageClassification
 
     from tlcore.models import quiet
+    from tlcore.models.families import register_families
 
+    register_families()
     with quiet():
         return AutoModelForImageClassification.from_pretrained(whole)
 
