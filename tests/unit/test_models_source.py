@@ -41,6 +41,17 @@ def test_a_directory_gives_config_tokenizer_and_digest(bert: Path) -> None:
     assert found.digest == hashlib.sha256((bert / "model.safetensors").read_bytes()).hexdigest()
 
 
+def test_other_labels_than_the_sources_own_are_nothing_to_warn_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers import BertConfig
+
+    BertConfig(num_labels=7).save_pretrained(tmp_path)
+    found = resolve_source(str(tmp_path))
+    named = found.load_config(num_labels=2, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
+    assert (named.num_labels, named.id2label) == (2, {0: "a", 1: "b"})
+    assert found.load_config(num_labels=3).num_labels == 3
+    assert "incompatible" not in "".join(capfd.readouterr())
+
+
 def test_the_digest_follows_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"one")

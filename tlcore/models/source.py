@@ -102,6 +102,10 @@ class ModelSource:
         from transformers import AutoConfig
 
         register_for(self.directory)
+        count = changes.pop("num_labels", None)
+        if count is not None:
+            # Their number follows from the names; given beside a source's own, transformers warns that they do not fit.
+            changes = {**_nameless_labels(count), **changes}
         try:
             return AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code, **changes)
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -306,6 +310,11 @@ def _hub_directory(source: str, revision: str | None, trust_remote_code: bool) -
             hint="check the network or HF_ENDPOINT, or give a directory, a package: or an s3:// source",
         ) from error
     return Path(path)
+
+
+def _nameless_labels(count: int) -> dict[str, Any]:
+    names = {index: f"LABEL_{index}" for index in range(count)}
+    return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
 
 
 @lru_cache(maxsize=64)
