@@ -41,7 +41,9 @@ def test_a_directory_gives_config_tokenizer_and_digest(bert: Path) -> None:
     assert found.digest == hashlib.sha256((bert / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_other_labels_than_the_sources_own_are_nothing_to_warn_of(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_labels_than_the_sources_own_are_nothing_to_warn_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from transformers import BertConfig
 
     BertConfig(num_labels=7).save_pretrained(tmp_path)

@@ -46,6 +46,27 @@ def test_nothing_but_an_earlier_export_is_written_over(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").glob("*.safetensors*")] == ["model.safetensors"]
 
 
+def test_an_empty_directory_is_taken_and_a_file_is_not(tmp_path: Path) -> None:
+    trained = Trained(tmp_path)
+    (tmp_path / "out").mkdir()
+    export_checkpoint(trained.url, str(tmp_path / "out"))
+    assert {"config.json", "model.safetensors"} <= held(tmp_path / "out")
+    (tmp_path / "note").write_text("years of work")
+    with pytest.raises(RequestError, match="note exists and is no exported model"):
+        export_checkpoint(trained.url, str(tmp_path / "note"))
+
+
+def test_the_model_that_was_trained_from_is_not_written_over(tmp_path: Path) -> None:
+    trained = Trained(tmp_path)
+    source = Path(trained.recipe.model.source)
+    before = (source / "model.safetensors").read_bytes()
+    (tmp_path / "link").symlink_to(source)
+    for destination in (str(source), f"file://{source}/", str(tmp_path / "link")):
+        with pytest.raises(RequestError, match="is the model that this checkpoint was trained from"):
+            export_checkpoint(trained.url, destination)
+    assert (source / "model.safetensors").read_bytes() == before
+
+
 def held(directory: Path) -> set[str]:
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 

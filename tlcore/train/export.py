@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from tlcore.checkpoint import CheckpointRef
+from tlcore.errors import RequestError
 from tlcore.models import quiet
 from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
+from tlcore.storage.urls import real_place
 from tlcore.tasks import Task, build_task
 from tlcore.train.places import Place, open_place
 from tlcore.train.shards import Layout, Part, cut, plan_parts, revert, shard_names
@@ -49,11 +51,14 @@ def export_checkpoint(
         on_shard: called with (shards written, shards in all).
 
     Raises:
-        RequestError: no such URL, or the destination holds something else. CheckpointError: no such checkpoint, or damaged.
-        CheckpointIncompatible, ModelError: the model that it belongs to cannot be built any more.
+        RequestError: no such URL, or the destination holds something else, or is what the checkpoint was trained from.
+        CheckpointError: no such checkpoint, or damaged. CheckpointIncompatible, ModelError: the model that it belongs to cannot be
+            built any more.
     """
     store, manifest = CheckpointRef.parse(ref).open()
-    task = build_task(StoredWeights(store, manifest).recipe, facts=manifest.common["task"])
+    recipe = StoredWeights(store, manifest).recipe
+    _check_is_not_source(destination, recipe.model.source)
+    task = build_task(recipe, facts=manifest.common["task"])
     model = skeleton(task)
     stored = StoredWeights(store, manifest, transposed_layers(model))
     stored.check(weights_of(model))
@@ -69,6 +74,17 @@ def export_checkpoint(
         place.abandon()
         raise
     return place.url
+
+
+def _check_is_not_source(destination: str, source: str) -> None:
+    """It looks like an earlier export, and is what other recipes start from."""
+    try:
+        is_source = real_place(destination) == real_place(source)
+    except RequestError:
+        return  # a hub id, a package, another form that is no place
+    if is_source:
+        text = f"{destination} is the model that this checkpoint was trained from (model.source {source!r})"
+        raise RequestError(text, hint="name another directory or prefix")
 
 
 def skeleton(task: Task) -> Any:

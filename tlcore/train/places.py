@@ -93,7 +93,7 @@ class LocalDirectory:
         self._path = path
         self._held = frozenset(each.name for each in path.iterdir()) if path.is_dir() else frozenset()
         self._is_new = not path.exists()
-        if not self._is_new:
+        if self._held or path.is_file():  # an empty directory is as good as none
             _check_earlier(self._held, f"{path} exists", "name a directory that does not exist")
         # Inside what is there already: beside it may be another file system.
         self._partial = path.with_name(f".{path.name}.partial") if self._is_new else path / UNFINISHED
