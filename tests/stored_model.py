@@ -11,9 +11,14 @@ from tlcore.storage import ObjectStore
 
 
 def store_model(
-    store: ObjectStore, model: Any, recipe: Recipe, labels: tuple[str, ...] = ("neg", "pos"), step: int = 5
+    store: ObjectStore,
+    model: Any,
+    recipe: Recipe,
+    labels: tuple[str, ...] = ("neg", "pos"),
+    step: int = 5,
+    metrics: dict[str, float] | None = None,
 ) -> str:
-    """Commit the model's weights (no moments) as `step` of trial t000, and return the checkpoint's URL."""
+    """Commit the model's weights (no moments) as `step` of trial t000, where `metrics` were measured; returns its URL."""
     import torch
 
     from tlcore.checkpoint import CheckpointRef, CheckpointWriter, Piece, Row, WriterSettings, next_attempt
@@ -36,6 +41,7 @@ def store_model(
         "precision": "fp32",
         "recipe": recipe.to_dict(),
         "task": {"labels": list(labels)},
+        "metrics": metrics or {},
     }
     settings = WriterSettings(memory_bytes=128 << 20)
     with CheckpointWriter(store, "t000", 0, 1, next_attempt(store, "t000"), settings) as writer:

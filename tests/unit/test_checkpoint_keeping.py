@@ -104,6 +104,10 @@ def test_what_somebody_needs_is_never_deleted(case):
         best = state.best(policy.metrics[0], policy.modes[0])
         if best is not None and best.trial == trial:
             assert newest <= staying
+            known = [each for each in mine if each.metrics.get("acc", -1) >= 0]
+            if known and len(policy.metrics) == 1:  # what is exported and tested at the end
+                value = (max if policy.modes[0] == "max" else min)(each.metrics["acc"] for each in known)
+                assert any(each.metrics["acc"] == value for each in known if each.place in staying)
         if len(policy.metrics) > 1 and trial in {each.trial for each in state.front(policy.metrics, policy.modes)}:
             assert newest <= staying
     assert pins <= staying

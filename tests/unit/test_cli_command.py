@@ -285,7 +285,7 @@ def test_a_job_says_how_to_get_the_model_and_writes_none_where_nobody_finds_it(
 
     def finish_sweep(outcome, destination):
         asked.append(destination)
-        return Finals("s3://b/r/1/trials/t0/step-5", destination, {}, [])
+        return Finals("s3://b/r/1/trials/t0/step-5", 5, 9, destination, {}, [])
 
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     for name, value in environment.items():
@@ -295,7 +295,7 @@ def test_a_job_says_how_to_get_the_model_and_writes_none_where_nobody_finds_it(
     test = ("--set", "data.test=test.csv")
     code, out, err = run(capsys, "sweep", recipe_file, "--storage", str(tmp_path / "runs"), *test)
     assert (code, err, asked) == (0, "", [destination])
-    assert said in out
+    assert f"{said}\n  checkpoint of step 5 of 9, the best of this trial\n" in out
     assert out.splitlines()[-1].startswith("data.test: not touched, since the sweep did not end")
 
 

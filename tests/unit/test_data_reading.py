@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def test_a_json_line_may_be_longer_than_pyarrow_reads_at_once(tmp_path: Path) ->
     assert read(write_rows(tmp_path / "a.jsonl", rows)) == rows
 
 
+def test_a_json_file_may_be_one_array_of_objects_or_lines(tmp_path: Path) -> None:
+    (tmp_path / "array.json").write_text("\n  " + json.dumps([*ROWS, {"text": "so-so", "label": 2}], indent=1))
+    assert read(tmp_path / "array.json") == [*wanted(ROWS), {"text": "so-so", "label": 2}]
+    assert read(write_rows(tmp_path / "lines.json", ROWS)) == wanted(ROWS)
+
+
+def test_cells_may_be_empty_where_that_is_said(tmp_path: Path) -> None:
+    rows = [{"text": "a", "more": None}, {"text": "b"}]
+    found = read_split(
+        str(write_rows(tmp_path / "a.jsonl", rows)), ["text", "more"], texts=["more"], may_be_empty=["more"]
+    )
+    assert found["more"][:] == [None, None]
+
+
 def test_a_directory_and_a_pattern_read_all_their_files_in_name_order(tmp_path: Path) -> None:
     write_rows(tmp_path / "part-2.jsonl", ROWS[1:])
     write_rows(tmp_path / "part-1.jsonl", ROWS[:1])
@@ -82,6 +97,8 @@ BAD = {
     "not text": ("a.jsonl", b'{"text": 3, "label": 1}\n', "{path}: column 'text' holds int64, not text"),
     "not parquet": ("a.parquet", b"text,label\n", "cannot read {path} as parquet: "),
     "not json lines": ("a.jsonl", b'[{"text": "a"}]\n', "cannot read {path} as jsonl: "),
+    "array cut short": ("a.json", b'[{"text": "a"}, {"te', "cannot read {path} as a JSON array: "),
+    "array of no objects": ("a.json", b'[{"text": "a"}, 3]', "{path}: item 1 of its array is '3', not an object"),
     "ragged": ("a.csv", b"text,label\na,1,2\n", "cannot read {path} as csv: "),
     "latin-1": ("a.csv", "text,label\ncaf\xe9,1\n".encode("latin-1"), "cannot read {path} as csv: "),
 }

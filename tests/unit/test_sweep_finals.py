@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tiny_text_model import snippets, tiny_recipe, write_rows
 
 from tests.stored_model import store_model
 from tlcore.recipe import Recipe
+from tlcore.report.checkpoints import choose_checkpoint
+from tlcore.report.runs import read_run, show_json, show_parts
 from tlcore.storage import RunRef, create_run
 from tlcore.storage.journal import Journal, SweepState, read_journal
 from tlcore.sweep.finals import finish_sweep
@@ -105,6 +109,48 @@ def test_while_trials_are_left_the_test_examples_are_not_touched(run: RunRef, re
     assert found is not None and found.exported == tmp_path / "best"
     assert (found.metrics, found.examples) == ({}, [])
     assert finals_of(run) == []
+
+
+@pytest.mark.parametrize(
+    ("search", "later", "chosen"),
+    [
+        ({}, 0.5, 5),
+        ({"metric": "eval_loss"}, 0.5, 10),
+        ({}, 0.75, 10),
+        ({}, None, 5),
+        ({"metric": ["eval_accuracy", "eval_f1"], "mode": ["max", "max"]}, 0.5, 10),
+    ],
+)
+def test_an_overfitted_trial_gives_its_best_checkpoint_and_everything_names_that_one(
+    tmp_path: Path, search: dict[str, Any], later: float | None, chosen: int
+) -> None:
+    """Steps 5 and 10 of one trial; 10 is worse, equal, or was not evaluated."""
+    test = str(write_rows(tmp_path / "test.jsonl", snippets(6)))
+    recipe = tiny_recipe(tmp_path, data__test=test, **{f"search__{key}": value for key, value in search.items()})
+    run = create_run(recipe.storage, recipe.name, {"recipe": recipe.to_dict(), "kind": "train"}, NOW, "one")
+    model = build_task(recipe).build_model(from_scratch=False)
+    write(run, "suggested", "t000", point={}, of=1)
+    for step, accuracy in ((5, 0.75), (10, later)):
+        measured = {} if accuracy is None else dict.fromkeys(("eval_accuracy", "eval_f1", "eval_loss"), accuracy)
+        store_model(run.open(), model, recipe, step=step, metrics=measured)
+        reported = measured or {"eval_accuracy": 0.5, "eval_loss": 0.5}
+        write(run, "result", "t000", step=step, fraction=step / 10, metrics=reported, checkpoint_step=step)
+    write(run, "completed", "t000")
+    write(run, "finished", best="t000")
+    for before in (True, False):  # the figures are taken, and nothing changes by it
+        shown = read_run(run)
+        checkpoint = f"{run.url}/trials/t000/step-{chosen:08d}"
+        console = Console(file=io.StringIO(), width=500)
+        words = {5: "checkpoint of step 5 of 10, the best of this trial", 10: "its newest checkpoint"}[chosen]
+        assert f"{words}: {checkpoint}" in [str(part) for part in show_parts(shown, console)]
+        assert show_json(shown)["checkpoint"] == checkpoint
+        assert choose_checkpoint(recipe.name, recipe.storage)[1].step == chosen
+        assert choose_checkpoint(f"{recipe.name}/{run.run_id}/t000", recipe.storage)[1].step == chosen
+        assert choose_checkpoint(f"{run.url}/t000", "")[1].step == chosen
+        if before:
+            found = finish_sweep(outcome_of(run, recipe), tmp_path / "best")
+            assert found is not None and (found.checkpoint, found.step, found.last_step) == (checkpoint, chosen, 10)
+            assert [final["checkpoint"] for final in finals_of(run)] == [checkpoint]
 
 
 def test_without_a_destination_nothing_is_exported(run: RunRef, recipe: Recipe, tmp_path: Path) -> None:

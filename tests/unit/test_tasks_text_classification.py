@@ -153,7 +153,7 @@ def test_the_next_trial_of_a_process_does_not_tokenize_again(home: Path, monkeyp
     calls = []
     real = text_classification.tokenize
     monkeypatch.setattr(text_classification, "_prepared", Recent(4))
-    monkeypatch.setattr(text_classification, "tokenize", lambda *given: calls.append(1) or real(*given))
+    monkeypatch.setattr(text_classification, "tokenize", lambda *given, **more: calls.append(1) or real(*given, **more))
     task_of(home).load_data()
     task_of(home, train__seed=4).load_data()
     assert len(calls) == 1

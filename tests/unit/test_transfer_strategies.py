@@ -209,8 +209,9 @@ def test_what_a_model_computes_for_itself_never_trains(tmp_path: Path) -> None:
 
 
 TIED = {
-    "lora": (lambda name: ".lora_" in name or name == "model.norm.weight"),
-    "dora": (lambda name: ".lora_" in name or name == "model.norm.weight"),
+    # the final norm is the source's: in an adapter it would be a module to save, which servers refuse
+    "lora": (lambda name: ".lora_" in name),
+    "dora": (lambda name: ".lora_" in name),
     "last_n": (lambda name: name.startswith(("model.layers.1.", "model.norm."))),
 }
 
@@ -237,7 +238,8 @@ def test_an_output_layer_that_the_source_has_is_left_alone_by_what_trains_little
     apply_strategy(model, recipe)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert ("lm_head.weight" in trained) == (strategy == "head")
-    assert "model.norm.weight" in trained
+    # beside updates only a head's own input trains whole, and there is no such head
+    assert ("model.norm.weight" in trained) == (strategy in ("bitfit", "head"))
 
 
 def test_the_blocks_of_a_model_are_kept_in_four_bits(home: Path) -> None:

@@ -90,5 +90,5 @@ def tiny_recipe(directory: Path, **changes: Any) -> Recipe:
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        data[section][name] = value
+        data.setdefault(section, {})[name] = value
     return recipe_from_dict(data)

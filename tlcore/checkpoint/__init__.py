@@ -5,6 +5,7 @@ Owns the format and everything that happens between live memory and the store. K
 neither torch nor DeepSpeed: `engine/` turns its state into `Piece`s and takes it back from them.
 """
 
+from tlcore.checkpoint.choosing import best_step
 from tlcore.checkpoint.clone import clone_checkpoint
 from tlcore.checkpoint.exchange import Peers
 from tlcore.checkpoint.fence import Claim, claim_attempt, next_attempt
@@ -39,6 +40,7 @@ __all__ = [
     "SaveReport",
     "TrialGarbage",
     "WriterSettings",
+    "best_step",
     "check_grace",
     "claim_attempt",
     "clone_checkpoint",

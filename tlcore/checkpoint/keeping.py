@@ -8,8 +8,8 @@ Never deleted, whatever the policy says:
 
 * of a trial that may go on (running, waiting, paused): its newest checkpoint, the one that its last report named, and both
   ends of a takeover after which it has not been started yet;
-* of the best trial, or of each trial on the front where there are several metrics: the newest, which export and the test
-  figures read; and the `best_overall` best checkpoints of all trials;
+* of the best trial, or of each trial on the front where there are several metrics: the newest, and with one metric the best
+  as well, which export and the test figures read; and the `best_overall` best checkpoints of all trials;
 * what is pinned: a donor that is being cloned, a checkpoint that another run names as its `model.source`;
 * everything of a trial that the journal does not know.
 
@@ -122,6 +122,8 @@ def protected(state: SweepState, checkpoints: Sequence[Kept], policy: KeepPolicy
             safe |= {(last.parent, last.step), (trial.trial, last.step)}
     for best in _best_trials(state, policy):
         safe |= _newest(by_trial[best.trial])
+        if len(policy.metrics) == 1:
+            safe |= {each.place for each in _best(by_trial[best.trial], policy)[:1]}
     return safe | {each.place for each in _best(checkpoints, policy)[: policy.best_overall]}
 
 

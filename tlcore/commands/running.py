@@ -124,11 +124,13 @@ def _run_on_ray(
 
 def _print_finals(outcome: SweepOutcome, finals: Finals | None) -> None:
     """Where the best model is, what it answers, and why there are no test figures yet."""
-    from tlcore.report.tables import prediction_lines
+    from tlcore.report.tables import chosen_words, prediction_lines
 
     if finals is not None:
         again = f"as files: tlcore export {finals.checkpoint} DIR"
         typer.echo(f"\nbest model {f'exported to {finals.exported}' if finals.exported else again}")
+        if said := chosen_words(finals.step, finals.last_step):
+            typer.echo(f"  {said}")
         for line in prediction_lines(finals.examples):
             typer.echo(line)
     if outcome.recipe.data.test is not None and not outcome.complete:

@@ -127,7 +127,7 @@ def fetch(
     where: Annotated[
         str,
         typer.Argument(
-            metavar="CHECKPOINT", help="A checkpoint's URL, or a trial's or run's: its newest, of the best trial."
+            metavar="CHECKPOINT", help="A checkpoint's URL, or a trial's or run's: its best, of the best trial."
         ),
     ],
     destination: Annotated[str, typer.Argument(metavar="DEST", help="A directory, or another s3:// prefix.")],

@@ -10,7 +10,7 @@ from tlcore.data.files import find_files, fingerprint, hub_dataset
 from tlcore.data.labels import encode_labels, find_label_names
 from tlcore.data.media import MediaRows, Opener, bytes_read, read_media
 from tlcore.data.order import Order, split_batch
-from tlcore.data.reading import read_split
+from tlcore.data.reading import class_names, read_split, read_text
 from tlcore.data.splitting import hold_out
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Opener",
     "Order",
     "bytes_read",
+    "class_names",
     "encode_labels",
     "find_files",
     "find_label_names",
@@ -27,5 +28,6 @@ __all__ = [
     "hub_dataset",
     "read_media",
     "read_split",
+    "read_text",
     "split_batch",
 ]

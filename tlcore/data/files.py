@@ -16,9 +16,12 @@ from pathlib import Path
 from tlcore.errors import DataError
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-KNOWN = "parquet, csv, jsonl"
+KNOWN = "parquet, csv, jsonl, json"
 
-_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<split>\w+))?")
+_PART = r"[A-Za-z0-9][\w.-]*"
+_HUB_ID = re.compile(
+    rf"((?P<owned>{_PART}/{_PART})(/(?P<config>{_PART}))?(:(?P<split>[^/\s:]+))?|(?P<bare>{_PART}):(?P<its_split>[^/\s:]+))"
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,28 @@ class DataFile:
         return FORMATS[_suffix(self.path)]
 
 
-def hub_dataset(url: str) -> tuple[str, str | None] | None:
-    """(id, split) when `url` is a hub dataset `owner/name` or `owner/name:split`, else None."""
+@dataclass(frozen=True)
+class HubDataset:
+    """A dataset on the hub; `config` is None where the place names none, and so is `split`."""
+
+    id: str
+    config: str | None
+    split: str | None
+
+
+def hub_dataset(url: str) -> HubDataset | None:
+    """The hub dataset that `url` names (`owner/name`, `owner/name/config`, either with `:split`, or `name:split`), else None.
+
+    What is on this machine goes first: a file or directory of that name, and anything below a directory that is there. A split is
+    whatever `datasets` takes for one (`train.clean.100`, `train[:10%]`).
+    """
     match = _HUB_ID.fullmatch(url)
-    if match is None or _suffix(match["id"]) in FORMATS or Path(url).exists() or Path(url).parent.is_dir():
+    if match is None or Path(url).exists():
         return None
-    return match["id"], match["split"]
+    place, first = url.partition(":")[0], url.partition(":")[0].partition("/")[0]
+    if _suffix(place) in FORMATS or Path(first).exists():
+        return None
+    return HubDataset(match["owned"] or match["bare"], match["config"], match["split"] or match["its_split"])
 
 
 def find_files(url: str) -> tuple[DataFile, ...]:

@@ -10,10 +10,13 @@ and its csv reader turns texts such as "None" and "NA" into missing cells. Hub d
 from __future__ import annotations
 
 import difflib
+import io
+import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tlcore.data.files import DataFile, find_files, hub_dataset
+from tlcore.data.files import DataFile, HubDataset, find_files, hub_dataset
 from tlcore.errors import DataError
 from tlcore.models.hub import hub_answers
 
@@ -22,14 +25,23 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SHOWN = 20
+_CONFIGS = re.compile(r"(?:available configs|Available): (\[.*?\])")
+"""Where `datasets` lists the configurations of a dataset, in its message about one that is missing or unknown."""
 
 
-def read_split(url: str, columns: Sequence[str], texts: Sequence[str] = (), split: str = "train") -> datasets.Dataset:
+def read_split(
+    url: str,
+    columns: Sequence[str],
+    texts: Sequence[str] = (),
+    split: str = "train",
+    may_be_empty: Sequence[str] = (),
+) -> datasets.Dataset:
     """Read `columns` of the examples at `url`, in file order.
 
     Args:
-        url: a file, directory or pattern at `s3://` or on this machine (parquet, csv, jsonl), or a hub id, `owner/name[:split]`.
-        columns: what to read; every cell must hold something.
+        url: a file, directory or pattern at `s3://` or on this machine (parquet, csv, jsonl, a json array), or a hub id,
+            `owner/name[/config][:split]` or `name:split`.
+        columns: what to read; every cell must hold something, but those of `may_be_empty`.
         texts: those of them that must be text (a csv column of digits is then read as text).
         split: which split of a hub dataset, where the id names none.
 
@@ -41,27 +53,32 @@ def read_split(url: str, columns: Sequence[str], texts: Sequence[str] = (), spli
 
     hub = hub_dataset(url)
     if hub is not None:
-        dataset = _read_hub(url, hub[0], hub[1] or split, columns)
+        dataset = _read_hub(url, hub, hub.split or split, columns)
         table = dataset.data.table
     else:
         table = _read_files(url, find_files(url), columns, texts)
         dataset = datasets.Dataset(datasets.table.InMemoryTable(table))
-    _check(table, url, texts)
+    _check(table, url, texts, may_be_empty)
     return dataset
 
 
+def read_text(place: str) -> str:
+    """The text of one file at `s3://` or on this machine. Raises DataError: no such file, or it is not UTF-8."""
+    try:
+        with _filesystem(place).open(place.removeprefix("file://"), "rb") as stream:
+            text: str = stream.read().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read {place}: {_first_line(error)}",
+            hint="give a file of UTF-8 text, in the store or on this machine",
+        ) from error
+    return text
+
+
 def _read_files(url: str, files: Sequence[DataFile], columns: Sequence[str], texts: Sequence[str]) -> pa.Table:
-    import fsspec
     import pyarrow as pa
 
-    if url.startswith("s3://"):
-        from tlcore.storage import fsspec_options
-
-        # A cached listing would hide a file that was replaced since.
-        filesystem = fsspec.filesystem("s3", use_listings_cache=False, **fsspec_options(url))
-    else:
-        filesystem = fsspec.filesystem("file")
-    tables = []
+    filesystem, tables = _filesystem(url), []
     for file in files:
         try:
             with filesystem.open(file.path, "rb") as stream:
@@ -70,12 +87,48 @@ def _read_files(url: str, files: Sequence[DataFile], columns: Sequence[str], tex
             raise DataError(
                 f"cannot read {file.path} as {file.format}: {_first_line(error)}", hint=_HINTS[file.format]
             ) from error
+    _check_same_classes(tables, url)
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(
             f"the files at {url} do not fit together: {_first_line(error)}", hint="give their columns the same types"
         ) from error
+
+
+def _filesystem(url: str) -> Any:
+    import fsspec
+
+    if not url.startswith("s3://"):
+        return fsspec.filesystem("file")
+    from tlcore.storage import fsspec_options
+
+    # A cached listing would hide a file that was replaced since.
+    return fsspec.filesystem("s3", use_listings_cache=False, **fsspec_options(url))
+
+
+def class_names(table: pa.Table, column: str) -> tuple[str, ...] | None:
+    """What the numbers in a column stand for, in lists or not: by the `ClassLabel` that `datasets` noted there; None without one."""
+    import datasets
+
+    feature: Any = datasets.Features.from_arrow_schema(table.schema).get(column)
+    while isinstance(feature, datasets.List | datasets.LargeList):
+        feature = feature.feature
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) and feature.names else None
+
+
+def _check_same_classes(tables: Sequence[pa.Table], url: str) -> None:
+    """One number means one class in all files: only the first file's names are kept."""
+    if len(tables) < 2:
+        return
+    for column in tables[0].column_names:
+        known = {names for table in tables if (names := class_names(table, column)) is not None}
+        if len(known) > 1:
+            raise DataError(
+                f"the files at {url} number the classes of column {column!r} differently",
+                hint="write them with one ClassLabel, or with the classes' names as text",
+                column=column,
+            )
 
 
 _HINTS = {
@@ -112,14 +165,37 @@ def _read_file(stream: Any, file: DataFile, columns: Sequence[str], texts: Seque
     else:
         import pyarrow.json
 
+        stream, size_bytes = _json_lines(stream, file)
         # One block: pyarrow refuses a line that does not fit its block, and guesses types from the first one alone.
-        options = pyarrow.json.ReadOptions(block_size=max(1 << 20, min(file.size_bytes + 1, 2**31 - 1)))
+        options = pyarrow.json.ReadOptions(block_size=max(1 << 20, min(size_bytes + 1, 2**31 - 1)))
         table = pyarrow.json.read_json(stream, read_options=options)
     _check_columns(table.column_names, columns, file.path)
     return table.select(list(columns))
 
 
-def _read_hub(url: str, name: str, split: str, columns: Sequence[str]) -> datasets.Dataset:
+def _json_lines(stream: Any, file: DataFile) -> tuple[Any, int]:
+    """The file as JSON lines, and its size in bytes: as it is, or of a `.json` file that holds one array, its objects."""
+    is_array = file.path.lower().endswith(".json") and stream.read(4096).lstrip()[:1] == b"["
+    stream.seek(0)
+    if not is_array:
+        return stream, file.size_bytes
+    try:
+        rows = json.load(stream)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"cannot read {file.path} as a JSON array: {error}", hint="check that the file is whole"
+        ) from error
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{file.path}: item {number} of its array is {str(row)[:80]!r}, not an object",
+                hint="each item is one example: an object with a value for each column",
+            )
+    lines = "\n".join(map(json.dumps, rows)).encode()
+    return io.BytesIO(lines), len(lines)
+
+
+def _read_hub(url: str, hub: HubDataset, split: str, columns: Sequence[str]) -> datasets.Dataset:
     import datasets
     from huggingface_hub import constants
 
@@ -129,19 +205,37 @@ def _read_hub(url: str, name: str, split: str, columns: Sequence[str]) -> datase
             hint="check the network or HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what the hub cache holds",
         )
     try:
-        dataset = datasets.load_dataset(name, split=split)
+        dataset = datasets.load_dataset(hub.id, hub.config, split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(
             f"{url}: no such file here, and no such dataset on the hub (or no access to it)",
             hint="files are s3://... or paths; a private dataset needs `hf auth login`",
         ) from error
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"cannot read hub dataset {name}, split {split!r}: {_first_line(error)}",
-            hint="name a split: owner/name:split",
-        ) from error
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise _unreadable(hub, split, error) from error
     _check_columns(dataset.column_names, columns, url)
     return dataset.select_columns(list(columns))
+
+
+def _unreadable(hub: HubDataset, split: str, error: Exception) -> DataError:
+    if isinstance(error, RuntimeError) and "scripts" in str(error):
+        return DataError(
+            f"hub dataset {hub.id} is made by a script that comes with it, and no such script is run",
+            hint="look for a copy of it in parquet on the hub, or make parquet files of it once and name those",
+        )
+    if configs := _CONFIGS.search(str(error)):
+        names = re.findall(r"'([^']+)'", configs[1])
+        named = "needs a configuration" if hub.config is None else f"has no configuration {hub.config!r}"
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return DataError(
+            f"hub dataset {hub.id} {named}",
+            hint=f"name it as {hub.id}/<configuration>:{split}; there are {', '.join(names[:_SHOWN])}{more}",
+        )
+    place = hub.id if hub.config is None else f"{hub.id}/{hub.config}"
+    return DataError(
+        f"cannot read hub dataset {place}, split {split!r}: {_first_line(error)}",
+        hint=f"name a split, and a configuration where there are several: {hub.id}/<configuration>:<split>",
+    )
 
 
 def _check_columns(there: Sequence[str], wanted: Sequence[str], where: str) -> None:
@@ -157,15 +251,15 @@ def _check_columns(there: Sequence[str], wanted: Sequence[str], where: str) -> N
             )
 
 
-def _check(table: pa.Table, url: str, texts: Sequence[str]) -> None:
-    """Rows there are, cells hold something, texts are text."""
+def _check(table: pa.Table, url: str, texts: Sequence[str], may_be_empty: Sequence[str]) -> None:
+    """Rows there are, cells hold something where they must, texts are text."""
     import pyarrow as pa
 
     if table.num_rows == 0:
         raise DataError(f"{url} has no rows", hint="a header alone is no data")
     for name in table.column_names:
         column = table.column(name)
-        if column.null_count:
+        if column.null_count and name not in may_be_empty:
             row = column.is_null().index(True).as_py()
             raise DataError(
                 f"{url}: column {name!r} is empty in {column.null_count} of {table.num_rows} rows, first in row {row + 1}",
@@ -175,6 +269,8 @@ def _check(table: pa.Table, url: str, texts: Sequence[str]) -> None:
     for name in texts:
         kind = table.schema.field(name).type
         value = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_null(value) and name in may_be_empty:
+            continue
         if not (pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)):
             raise DataError(
                 f"{url}: column {name!r} holds {kind}, not text", hint="check which column data.text names", column=name

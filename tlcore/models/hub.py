@@ -1,6 +1,6 @@
-"""Whether the model hub answers at all.
+"""Whether the model hub answers at all, and which files it has of a model.
 
-Owns one question, asked before anything is wanted of the hub: huggingface_hub and datasets wait without limit, or retry for half
+Owns the question asked before anything is wanted of the hub: huggingface_hub and datasets wait without limit, or retry for half
 a minute, where a request has to fail within ten seconds. Called by `source.py` and by `data/reading.py`.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 import urllib.error
 import urllib.request
+from functools import lru_cache
 
 TIMEOUT_S = 5.0
 
@@ -32,3 +33,18 @@ def hub_answers() -> bool:
         return isinstance(error.reason, ssl.SSLError)
     except OSError:
         return False
+
+
+@lru_cache(maxsize=64)
+def hub_files(model: str, revision: str) -> tuple[str, ...]:
+    """Every file of a model on the hub, fetched or not; none where the hub cannot be asked, or refuses. Asked once per process."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    if not hub_answers():
+        return ()
+    try:
+        found = HfApi().model_info(model, revision=revision, timeout=TIMEOUT_S).siblings or ()
+    except (HTTPError, OSError):
+        return ()
+    return tuple(file.rfilename for file in found)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from tlcore.errors import ModelError
 from tlcore.models.families import register_for
 from tlcore.models.fetch import fetch_prefix
 from tlcore.models.gguf_source import gguf_directory, gguf_file
-from tlcore.models.hub import hub_answers
+from tlcore.models.hub import hub_answers, hub_files
 from tlcore.models.torchvision_source import SCHEME as TORCHVISION
 from tlcore.models.torchvision_source import torchvision_directory
 from tlcore.recipe import trial_recipe_from_dict
@@ -37,6 +38,13 @@ FORMS = (
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HASH_BLOCK_BYTES = 8 << 20
+_HUB_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm", "*.codes", "*.tiktoken")
+"""What is fetched of a hub id: configurations, weights, chat templates, and every form that transformers' tokenizers keep their
+words in (`source.spm` of Marian, `bpe.codes` of PhoBERT and BERTweet, `qwen.tiktoken`)."""
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
+"""What a training run leaves beside its weights."""
+_CONVERT = "convert it once with transformers: from_pretrained(...).save_pretrained(directory), and name that directory"
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,16 @@ class ModelSource:
         )
         if files:
             return files
-        pickled = sorted(path.name for path in self.directory.glob("*.bin")) + sorted(
-            path.name for path in self.directory.glob("*.pt*")
-        )
-        if pickled:
+        if pickled := _pickled([path.name for path in self.directory.iterdir()]):
             raise ModelError(
                 f"model source {self.name!r} has its weights in {pickled[0]}, a pickle; only safetensors are read",
-                hint="convert it once with transformers: from_pretrained(...).save_pretrained(directory), and name that directory",
+                hint=_CONVERT,
+            )
+        if self.revision is not None and (pickled := _pickled(hub_files(self.name, self.revision))):
+            raise ModelError(
+                f"model source {self.name!r} has only {pickled[0]}, a pickle; only safetensors are read",
+                hint=f"{_CONVERT}; or, where the hub's conversion bot opened a pull request (see the model's Community page), "
+                "give model.revision: refs/pr/<its number>",
             )
         raise ModelError(
             f"model source {self.name!r} has no *.safetensors file in {self.directory}",
@@ -280,7 +291,7 @@ def _hub_directory(source: str, revision: str | None, trust_remote_code: bool) -
             hint="set model.revision to the commit whose code you have read",
         )
     # Files of the top level only: subfolders hold other formats (onnx, openvino) of the same weights.
-    wanted = ["*.json", "model*.safetensors", "*.txt", "*.model", *(["*.py"] if trust_remote_code else [])]
+    wanted = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
     skipped = ["*/*", "*.fp16*.safetensors"]
     try:
         path = snapshot_download(
@@ -304,12 +315,24 @@ def _hub_directory(source: str, revision: str | None, trust_remote_code: bool) -
             f"model source {source!r}: no such directory here, and no such model on the hub (or no access to it)",
             hint=f"give {FORMS}; a private model needs `hf auth login`",
         ) from error
+    except hub_errors.IncompleteSnapshotError as error:
+        raise ModelError(
+            f"model source {source!r}: the hub cache lacks some of its files, and the hub cannot be reached",
+            hint="run once where the hub can be reached: what is fetched may have grown since that cache was filled",
+        ) from error
     except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled, hub_errors.HfHubHTTPError) as error:
         raise ModelError(
             f"model source {source!r}: no such directory here, not in the hub cache, and the hub cannot be reached",
             hint="check the network or HF_ENDPOINT, or give a directory, a package: or an s3:// source",
         ) from error
     return Path(path)
+
+
+def _pickled(names: Sequence[str]) -> list[str]:
+    """Those of the top level's files that are weights as pickles, in name order."""
+    return sorted(
+        name for name in names if "/" not in name and name.endswith(_PICKLES) and not name.startswith(_NO_WEIGHTS)
+    )
 
 
 def _nameless_labels(count: int) -> dict[str, Any]:

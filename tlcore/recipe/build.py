@@ -17,7 +17,7 @@ from tlcore.recipe.credentials import credential_faults, shown
 from tlcore.recipe.faults import from_pydantic
 from tlcore.recipe.fields import sections
 from tlcore.recipe.schema import Recipe
-from tlcore.recipe.task_table import with_main_metric
+from tlcore.recipe.task_table import with_main_metric, with_target
 from tlcore.recipe.unbuilt import unbuilt_faults
 
 
@@ -39,7 +39,7 @@ def build(data: Any, source: str) -> Recipe:
     given = {key: value for key, value in data.items() if value is not None or key not in sections()}
     faults = [*credential_faults(given), *unbuilt_faults(given)]
     try:
-        recipe = Recipe.model_validate(with_main_metric(given))
+        recipe = Recipe.model_validate(with_main_metric(with_target(given)))
     except ValidationError as error:
         raise RecipeError(_first_of_each([*faults, *from_pydantic(error, given)]), source) from None
     if faults := _first_of_each([*faults, *faults_between(recipe)]):

@@ -14,14 +14,17 @@ from typing import Final
 from tlcore.errors import Fault, RecipeError
 from tlcore.recipe.batch import divisors, plan_batch
 from tlcore.recipe.credentials import shown
+from tlcore.recipe.data_schema import DataSection
 from tlcore.recipe.fields import close_to, literal_values
 from tlcore.recipe.owned import owned_faults
 from tlcore.recipe.rungs import scheduler_fractions, world_sizes
-from tlcore.recipe.schema import DataSection, Recipe
+from tlcore.recipe.schema import Recipe
 from tlcore.recipe.task_table import TASK_TABLE, takers
 from tlcore.recipe.transfer_checks import transfer_faults
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_HUB_DATA: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?/[A-Za-z0-9][\w-]*")
+"""Looks like a hub dataset's id, and not like a file."""
 _BUCKET: Final = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9](?:/.*)?")
 
 
@@ -51,8 +54,8 @@ def _texts(recipe: Recipe) -> Iterator[Fault]:
     """Texts that must say something."""
     data = recipe.data
     columns = {f"data.{key}": getattr(data, key) for key in TASK_TABLE[recipe.task].columns}
-    must = {"model.source": recipe.model.source, "data.train": data.train, **columns}
-    for path, value in must.items():
+    must = {"model.source": recipe.model.source, "data.train": data.train, "data.chat_template": data.chat_template}
+    for path, value in (must | columns).items():
         if value is not None and not value.strip():
             yield Fault(path, f"got {shown(value)}; give a text that is not empty")
 
@@ -71,9 +74,11 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
     data = recipe.data
     for key in ("validation", "test"):
         if getattr(data, key) == data.train:
+            split = f", or {data.train}:{key} of a hub dataset" if _HUB_DATA.fullmatch(data.train) else ""
             yield Fault(
                 f"data.{key}",
-                f"got {shown(data.train)}, the same as data.train; give other examples, or a fraction for validation",
+                f"got {shown(data.train)}, the same as data.train; "
+                f"give other examples, or a fraction for validation{split}",
             )
     if data.test is not None and data.test == data.validation:
         yield Fault(
@@ -81,6 +86,8 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
             f"got {shown(data.test)}, the same as data.validation; the test examples are for the final figures alone",
         )
     yield from _columns(recipe)
+    if recipe.task == "text-generation":
+        yield from _learned(recipe)
     if data.labels is not None:
         if len(data.labels) < 2 and recipe.task != "object-detection":  # which tells one kind from nothing
             yield Fault(
@@ -104,6 +111,22 @@ def _columns(recipe: Recipe) -> Iterator[Fault]:
             *others, last = takers(key)
             only = f"{', '.join(others)} and {last} take" if others else f"{last} takes"
             yield Fault(f"data.{key}", f"got {shown(value)} with task {recipe.task}; only {only} it, so take it out")
+
+
+def _learned(recipe: Recipe) -> Iterator[Fault]:
+    """A row is a text, a prompt with its answer, or a conversation."""
+    data = recipe.data
+    if data.messages is not None and data.target is not None:
+        text = f"got {shown(data.target)} with data.messages {shown(data.messages)}"
+        yield Fault(
+            "data.target", f"{text}; a row is a prompt and its answer or a conversation, so take one of them out"
+        )
+    if data.input is not None and data.target is None:
+        text = f"got {shown(data.input)} without data.target; it is part of a prompt"
+        yield Fault("data.input", f"{text}: name the column with the answers, or take it out")
+    if data.chat_template is not None and data.messages is None and data.target is None:
+        text = f"got {shown(data.chat_template)} with plain texts, which it does not write"
+        yield Fault("data.chat_template", f"{text}: name data.messages, or data.target, or take it out")
 
 
 def _batch(recipe: Recipe) -> Iterator[Fault]:

@@ -57,8 +57,8 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
     ),
     "text-generation": TaskRow(
         {"eval_loss": "min", "eval_perplexity": "min", "eval_accuracy": "max"},
-        ("text", "messages"),
-        ("packing", "max_length"),
+        ("text", "target", "input", "messages"),
+        ("packing", "max_length", "chat_template"),
     ),
     "masked-language-modeling": TaskRow(
         {"eval_loss": "min", "eval_perplexity": "min", "eval_accuracy": "max"},
@@ -100,6 +100,20 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
 def takers(key: str) -> tuple[str, ...]:
     """The tasks that take `data.<key>`."""
     return tuple(task for task, row in TASK_TABLE.items() if row.takes(key))
+
+
+def with_target(data: dict[str, Any]) -> dict[str, Any]:
+    """A raw recipe, with no `data.target` where text generation names none: its `text` is then learned whole.
+
+    What an earlier version stored has every setting of its own, so a `target` that it did not read, and no `input`.
+    """
+    section = data.get("data")
+    if data.get("task") != "text-generation" or not isinstance(section, dict):
+        return data
+    stored = "input" not in section and {"tokens", "objects", "mask"} <= section.keys()
+    if "target" in section and not (stored and section["target"] == "target"):
+        return data
+    return {**data, "data": {**section, "target": None}}
 
 
 def with_main_metric(data: dict[str, Any]) -> dict[str, Any]:

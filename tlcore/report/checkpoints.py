@@ -18,13 +18,15 @@ from tlcore.checkpoint import CheckpointRef, GcReport, Manifest, Problem, read_m
 from tlcore.checkpoint.prune import Pruned
 from tlcore.errors import CheckpointError, ObjectMissing, RequestError
 from tlcore.report import figures
-from tlcore.report.runs import committed_steps, find_run, read_run
-from tlcore.storage import ObjectStore, open_store
+from tlcore.report.runs import committed_steps, find_run, read_run, storage_of
+from tlcore.storage import ObjectStore, RunRef, open_store
 from tlcore.storage.keys import RUN_JSON, TRIALS_PREFIX, is_run_id, manifest_key
 
 _THREADS = 16
 _OF_TRIAL = re.compile(rf"(?P<run>.+)/{TRIALS_PREFIX}(?P<trial>[^/]*)/*\Z")
 """A trial's URL, from its end: what comes before may hold anything."""
+_SHORT = re.compile(r"(?P<run>.+)/(?P<trial>t\d{3,})/*\Z")
+"""The same as people write it, `<run>/t003`; no run's id looks like it, but a directory may."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def find_checkpoints(where: str, storage: str, trial: str | None = None) -> Foun
     """The committed checkpoints that a word names.
 
     Args:
-        where: a checkpoint's URL, a trial's (`<run>/trials/<trial>`), or whatever `find_run` takes.
+        where: a checkpoint's URL, a trial's (`<run>/trials/<trial>` or `<run>/<trial>`), or whatever `find_run` takes.
         trial: only those of this trial.
 
     Raises ObjectMissing for a run, trial or checkpoint that is not there, naming those that are.
@@ -63,7 +65,8 @@ def find_checkpoints(where: str, storage: str, trial: str | None = None) -> Foun
         if not (found.manifests or found.damaged):
             raise _no_checkpoint(store, ref.trial, ref.step)
         return found
-    store, trial = _split(where, storage, trial)
+    ref, trial = _split(where, storage, trial)
+    store = ref.open()
     steps = committed_steps(store)
     if not steps:
         require_run(store)
@@ -82,42 +85,60 @@ def require_run(store: ObjectStore) -> None:
 
 
 def choose_checkpoint(where: str, storage: str, trial: str | None = None) -> tuple[ObjectStore, Manifest]:
-    """The one checkpoint that a word means: the one it names, or the newest of the trial it names, or of the run's best
-    trial.
+    """The one checkpoint that a word means: the one it names, or the best of the trial it names, or of the run's best trial; which
+    one is best `StoredRun.chosen_step` says.
 
     Raises ObjectMissing as `find_checkpoints`, RequestError where a run of several trials has no best one yet;
     CheckpointCorrupt where its manifest cannot be read.
     """
     if CheckpointRef.is_one(where):
         return CheckpointRef.parse(where).open()
-    store, trial = _split(where, storage, trial)
+    ref, trial = _split(where, storage, trial)
+    store = ref.open()
     steps = committed_steps(store)
     if trial is None:
-        trial = _best_trial(where, storage, steps)
+        trial = _best_trial(where, ref, steps)
     if trial not in steps:
         raise _no_checkpoint(store, trial)
-    return store, read_manifest(store, trial, steps[trial][-1])
+    return store, read_manifest(store, trial, _chosen_step(ref, trial, steps[trial]))
 
 
-def _best_trial(where: str, storage: str, steps: Mapping[str, Sequence[int]]) -> str:
+def _best_trial(where: str, ref: RunRef, steps: Mapping[str, Sequence[int]]) -> str:
     if len(steps) == 1:
         return next(iter(steps))
-    best = read_run(find_run(where, storage), checkpoints=False).best
+    best = read_run(ref, checkpoints=False).best
     if best is None:
         raise RequestError(
             f"{where}: no trial has reported yet, so none is the best",
-            hint=f"choose one with --trial; with checkpoints: {', '.join(steps) or 'none'}",
+            hint=f"name one, as {where.rstrip('/')}/<trial>; with checkpoints: {', '.join(steps) or 'none'}",
         )
     return best.trial
 
 
-def _split(where: str, storage: str, trial: str | None) -> tuple[ObjectStore, str | None]:
-    """The run's store, and the trial that the URL or the option names."""
+def _chosen_step(ref: RunRef, trial: str, steps: Sequence[int]) -> int:
+    """The newest where nothing says what the run was after: checkpoints alone were copied here."""
+    if len(steps) == 1:
+        return steps[0]
+    try:
+        ref.identity()
+    except ObjectMissing:
+        return steps[-1]
+    chosen = read_run(ref).chosen_step(trial)
+    return steps[-1] if chosen is None else chosen
+
+
+def _split(where: str, storage: str, trial: str | None) -> tuple[RunRef, str | None]:
+    """The run, and the trial that the word or the option names."""
     run, named = where, ""
     match = _OF_TRIAL.match(where)
-    if match is not None and not is_run_id(match["trial"]):  # a recipe may be named `trials`
+    if match is not None and is_run_id(match["trial"]):  # a recipe may be named `trials`
+        match = None
+    if match is None and (short := _SHORT.match(where)) is not None:
+        is_short = storage_of(where, storage) != where or is_run_id(short["run"].rpartition("/")[2])
+        match = short if is_short else None
+    if match is not None:
         run, named = match["run"], match["trial"]
-    return find_run(run, storage).open(), trial or named or None
+    return find_run(run, storage), trial or named or None
 
 
 def _no_checkpoint(store: ObjectStore, trial: str, step: int | None = None) -> ObjectMissing:

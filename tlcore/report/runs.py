@@ -17,12 +17,13 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tlcore.checkpoint import CheckpointRef, best_step
 from tlcore.errors import ObjectMissing, RecipeError, StorageError
 from tlcore.recipe import Recipe, apply_point, difference, recipe_from_dict
 from tlcore.report import figures
 from tlcore.report.findings import front_table, lineage_json, lineage_lines, loss_lines, warmed_line
 from tlcore.report.rows import RUNNING, UNFINISHED, TrialRow
-from tlcore.report.tables import best_lines, final_table, gain_line
+from tlcore.report.tables import best_lines, chosen_words, final_table, gain_line
 from tlcore.report.usage import usage_lines
 from tlcore.report.view import SweepView
 from tlcore.storage import ObjectStore, RunRef, list_runs, newest_run, parse_run_url
@@ -52,9 +53,24 @@ class StoredRun:
     @property
     def final(self) -> Mapping[str, float]:
         """Metrics of the best trial on the test data, empty when they were not taken: of what was the best one once they may be."""
+        return self._final_entry.get("metrics") or {}
+
+    @property
+    def _final_entry(self) -> Entry:
         finals = (entry for entry in reversed(self.entries) if entry["kind"] == "final")
         of_best = (entry for entry in finals if self.best is None or entry.get("trial") == self.best.trial)
-        return next((entry.get("metrics") or {} for entry in of_best), {})
+        return next(of_best, {})
+
+    def chosen_step(self, trial: str) -> int | None:
+        """Step of the checkpoint to use of a trial, None for one without any: what the test figures are of, where they were taken
+        and it is still there; else its best. Raises StorageError."""
+        steps, final = self.checkpoints.get(trial, ()), self._final_entry
+        if steps and final.get("trial") == trial:
+            named = final.get("checkpoint")  # a run without Ray took them of its last state, and did not say so
+            step = CheckpointRef.parse(named).step if named else steps[-1]
+            if step in steps:
+                return step
+        return best_step(self.ref.open(), trial, *self.metrics, steps=steps)
 
     def rows(self) -> list[TrialRow]:
         """One row per trial, with the newest checkpoint that the store really has; what runs may also be dead."""
@@ -225,7 +241,10 @@ def show_json(run: StoredRun) -> dict[str, Any]:
         trials.append(facts)
     metrics, modes = run.metrics
     front = [trial.trial for trial in run.view.state.front(metrics, modes)] if len(metrics) > 1 else None
-    return {**run_json(run), "identity": dict(run.identity), "trials": trials, "front": front}
+    step = None if run.best is None else run.chosen_step(run.best.trial)
+    chosen = None if run.best is None or step is None else str(CheckpointRef(run.ref.url, run.best.trial, step))
+    facts = {"identity": dict(run.identity), "trials": trials, "front": front, "checkpoint": chosen}
+    return {**run_json(run), **facts}
 
 
 def show_parts(run: StoredRun, console: Console) -> list[RenderableType]:
@@ -266,9 +285,10 @@ def _findings(run: StoredRun) -> list[str]:
         lines.append(f"on the test data: {said}")
     if said := _saves(view.rows()):
         lines.append(said)
-    steps = run.checkpoints.get(best.trial)
-    if steps:
-        lines.append(f"its newest checkpoint: {run.ref.url}/trials/{best.trial}/step-{steps[-1]:08d}")
+    step = run.chosen_step(best.trial)
+    if step is not None:
+        name = chosen_words(step, run.checkpoints[best.trial][-1]) or "its newest checkpoint"
+        lines.append(f"{name}: {CheckpointRef(run.ref.url, best.trial, step)}")
     return lines
 
 

@@ -156,6 +156,11 @@ def _shortened(text: str, limit: int = 72) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
+def chosen_words(step: int, last: int) -> str:
+    """Which checkpoint of its trial is the chosen one; empty for the newest."""
+    return "" if step == last else f"checkpoint of step {step} of {last}, the best of this trial"
+
+
 def resume_line(words: Sequence[str]) -> str:
     """How to go on after an interrupt: the words after `tlcore` as they were given, with `--resume`."""
     kept = [word for word in words if word != "--resume"]

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tlcore.checkpoint import CheckpointRef, newest_step
+from tlcore.checkpoint import CheckpointRef, best_step, newest_step
 from tlcore.engine.process import prepare_process
 from tlcore.storage import ObjectStore
 from tlcore.storage.journal import Journal, read_journal
@@ -23,20 +23,24 @@ EXAMPLES = 2
 
 @dataclass(frozen=True)
 class Finals:
-    """`exported` is the directory written, None where none was asked for; `metrics` are of the test examples, empty where there are
-    none or trials are left; each example has `input`, `expected` and the task's answer."""
+    """`checkpoint` is the best of its trial, of `step`; that trial's newest is of `last_step`. `exported` is the directory written,
+    None where none was asked for; `metrics` are of the test examples, empty where there are none or trials are left; each example
+    has `input`, `expected` and the task's answer."""
 
     checkpoint: str
+    step: int
+    last_step: int
     exported: Path | None
     metrics: dict[str, float]
     examples: list[dict[str, Any]]
 
 
 def finish_sweep(outcome: SweepOutcome, destination: Path | None) -> Finals | None:
-    """Export the best trial's newest checkpoint, evaluate it on the test examples, and answer two of them.
+    """Export the best trial's best checkpoint, evaluate it on the test examples, and answer two of them.
 
-    The test examples are left alone while trials are left to run. Figures that an earlier driver journalled of this checkpoint
-    are kept.
+    Its best is the one with the best value of the search's metric, of those still there (`checkpoint.keep_best` keeps it); the
+    newest where the search has several metrics. The test examples are left alone while trials are left to run. Figures that an
+    earlier driver journalled of this checkpoint are kept.
 
     Args:
         destination: directory for the exported model; an earlier export there is replaced. None: no export.
@@ -47,26 +51,29 @@ def finish_sweep(outcome: SweepOutcome, destination: Path | None) -> Finals | No
     if outcome.best is None:
         return None
     store = outcome.run.open()
-    step = newest_step(store, outcome.best.trial)
-    if step is None:
+    last_step = newest_step(store, outcome.best.trial)
+    search = outcome.recipe.search
+    step = best_step(store, outcome.best.trial, search.metrics, search.modes)
+    if step is None or last_step is None:
         return None
     checkpoint = str(CheckpointRef(outcome.run.url, outcome.best.trial, step))
+    place = (checkpoint, step, max(step, last_step))
     is_tested = outcome.complete and outcome.recipe.data.test is not None
     if destination is None and not is_tested:
-        return Finals(checkpoint, None, {}, [])
+        return Finals(*place, None, {}, [])
     prepare_process(os.cpu_count() or 1)
     from tlcore.train.offline import TrainedModel
 
     trained = TrainedModel(checkpoint)
     exported = None if destination is None else trained.export(destination)
     if not is_tested:
-        return Finals(checkpoint, exported, {}, [])
+        return Finals(*place, exported, {}, [])
     metrics = _journalled(store, checkpoint.removeprefix(outcome.run.url))
     if metrics is None:
         metrics = trained.evaluate("test")
         journal = Journal(store, lambda: datetime.now(UTC), start=outcome.state.entries)
         outcome.state.apply(journal.append("final", outcome.best.trial, metrics=metrics, checkpoint=checkpoint))
-    return Finals(checkpoint, exported, metrics, trained.examples("test", EXAMPLES))
+    return Finals(*place, exported, metrics, trained.examples("test", EXAMPLES))
 
 
 def _journalled(store: ObjectStore, checkpoint: str) -> dict[str, float] | None:

@@ -20,7 +20,7 @@ from tlcore.tasks.logits import mean_binary_cross_entropy, mean_cross_entropy
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tlcore.recipe.schema import DataSection
+    from tlcore.recipe.data_schema import DataSection
     from tlcore.tasks.sample_labels import SampleLabels
     from tlcore.tasks.splits import Splits
 
@@ -47,7 +47,7 @@ class Choice(Generic[Read]):
     ) -> None:
         self._many = data.multi_label
         self._splits, self._labels = splits, labels
-        self._classes = Classes(data, facts, lambda: labels(splits.read_training_place()).values)
+        self._classes = Classes(data, facts, lambda: labels(splits.read_training_place()))
         self._of_split: dict[str, tuple[SampleLabels, npt.NDArray[np.int64]]] = {}
 
     def check(self, split: str) -> None:
@@ -113,5 +113,5 @@ class Choice(Generic[Read]):
         if split not in self._of_split:
             chosen = self._splits[split]
             labels = self._labels(chosen.read)
-            self._of_split[split] = labels, self._classes.encode(labels.values, chosen.place)
+            self._of_split[split] = labels, self._classes.encode(labels, chosen.place)
         return self._of_split[split]

@@ -7,6 +7,7 @@ those tasks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import encode_labels, find_files, find_label_names, hub_dataset, read_split
-from tlcore.tasks.sample_labels import SampleLabels
+from tlcore.errors import DataError
+from tlcore.tasks.sample_labels import Labels, SampleLabels
 from tlcore.tasks.splits import given_places
 
 if TYPE_CHECKING:
-    from tlcore.recipe.schema import DataSection
+    from tlcore.recipe.data_schema import DataSection
 
 MOST_CHECKED_BYTES: Final = 256 << 20
 """Largest place that is read before workers start; what is larger, and hub datasets, the workers find faults in."""
@@ -27,30 +29,36 @@ ASSUMED: Final = ("0", "1")
 
 
 class Classes:
-    """Names in index order: those known from a checkpoint, those of `data.labels`, or the training data's, sorted.
+    """Names in index order: those known from a checkpoint, those of `data.labels`, those that the training data gives its numbers
+    (`ClassLabel`), or the labels of the training data, sorted.
 
     Args:
         facts: of an earlier `Task.facts()`, or None.
-        training_values: gives the distinct labels of the training data.
+        training_labels: gives the labels of the training data.
     """
 
     def __init__(
-        self, data: DataSection, facts: Mapping[str, Any] | None, training_values: Callable[[], Sequence[Any]]
+        self, data: DataSection, facts: Mapping[str, Any] | None, training_labels: Callable[[], Labels]
     ) -> None:
-        self._data, self._training_values = data, training_values
-        self._known = None if facts is None else tuple(facts["labels"])
+        self._data, self._training_labels = data, training_labels
+        self._known = None if facts is None else _Named(tuple(facts["labels"]), facts.get("numbered", False))
 
-    @cached_property
+    @property
     def names(self) -> tuple[str, ...]:
         """Raises DataError: no classes in the training data, or labels that cannot name any."""
+        return self._found.names
+
+    @cached_property
+    def _found(self) -> _Named:
         if self._known is not None:
             return self._known
-        values = () if self._data.labels is not None else self._training_values()
-        return find_label_names(values, self._data.labels, self._where(self._data.train))
+        if self._data.labels is not None:
+            return _Named(tuple(self._data.labels))
+        return _found_in(self._training_labels(), self._where(self._data.train))
 
-    def encode(self, values: Sequence[Any], place: str) -> npt.NDArray[np.int64]:
-        """Class index of each of these distinct values. Raises DataError."""
-        return encode_labels(values, self.names, self._data.labels is not None, self._where(place))
+    def encode(self, labels: Labels, place: str) -> npt.NDArray[np.int64]:
+        """Class index of each distinct one. Raises DataError."""
+        return self._found.encode(labels, self._data, self._where(place))
 
     def as_config(self) -> dict[str, Any]:
         """What a transformers configuration calls the classes."""
@@ -68,10 +76,44 @@ class Classes:
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of them."""
-        return {"labels": list(self.names)}
+        return {"labels": list(self.names), **({"numbered": True} if self._found.numbered else {})}
 
     def _where(self, place: str) -> str:
         return f"{place}, column {self._data.label!r}"
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Classes in index order. `numbered`: the training data had their numbers, so that a number in data that says nothing of its
+    meaning is one of those."""
+
+    names: tuple[str, ...]
+    numbered: bool = False
+
+    def encode(self, labels: Labels, data: DataSection, where: str) -> npt.NDArray[np.int64]:
+        if data.labels is not None:
+            return encode_labels(labels.values, self.names, True, where)
+        meaning = labels.names or (self.names if self.numbered else None)
+        values = labels.values if meaning is None else [self._meant(value, meaning, where) for value in labels.values]
+        return encode_labels(values, self.names, False, where)
+
+    def _meant(self, value: Any, meaning: Sequence[str], where: str) -> Any:
+        if not isinstance(value, int):
+            return value
+        if not 0 <= value < len(meaning):
+            raise DataError(
+                f"{where}: label {value} is outside 0..{len(meaning) - 1}, the range of its {len(meaning)} classes",
+                hint="a published test split often has -1 for labels that are kept back; name another split",
+            )
+        # A checkpoint from before names were read calls its classes by their numbers.
+        return value if meaning[value] not in self.names and str(value) in self.names else meaning[value]
+
+
+def _found_in(labels: Labels, where: str) -> _Named:
+    """The classes of training data. Raises DataError."""
+    if labels.names is not None and len(labels.names) > 1:
+        return _Named(labels.names, numbered=True)
+    return _Named(find_label_names(labels.values, None, where))
 
 
 def assumed_labels(data: DataSection) -> dict[str, Any]:
@@ -91,33 +133,33 @@ def check_labelled(
     Raises DataError, StorageError.
     """
 
-    def distinct(split: str, place: str) -> Sequence[Any] | None:
+    def distinct(split: str, place: str) -> Labels | None:
         if size_bytes(place) > MOST_CHECKED_BYTES:
             return None
         table = read_split(place, [*others, data.label], texts=texts, split=split).data.table
-        return SampleLabels.read(table.column(data.label), data.multi_label).values
+        return SampleLabels.read(table, data.label, data.multi_label)
 
     check_distinct(data, places, distinct)
 
 
 def check_distinct(
-    data: DataSection, places: Sequence[tuple[str, str]], distinct: Callable[[str, str], Sequence[Any] | None]
+    data: DataSection, places: Sequence[tuple[str, str]], distinct: Callable[[str, str], Labels | None]
 ) -> None:
     """See that every label is a class of the training data's. Raises DataError, and what `distinct` raises.
 
     Args:
         places: (split, place), the training one first.
-        distinct: the labels of a split and place, each once; None for a place that is not looked at.
+        distinct: the labels of a split and place; None for a place that is not looked at.
     """
-    names = data.labels
+    classes = None if data.labels is None else _Named(tuple(data.labels))
     for split, place in places:
-        values = distinct(split, place)
-        if values is None:
+        labels = distinct(split, place)
+        if labels is None:
             continue
         where = f"{place}, column {data.label!r}"
-        if names is None or split == "train":
-            names = find_label_names(values, data.labels, where)
-        encode_labels(values, names, data.labels is not None, where)
+        if classes is None:
+            classes = _found_in(labels, where)
+        classes.encode(labels, data, where)
 
 
 def checked_places(data: DataSection) -> list[tuple[str, str]]:

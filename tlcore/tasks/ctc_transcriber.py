@@ -27,7 +27,8 @@ from tlcore.tasks.error_rates import ErrorRates, Heard
 from tlcore.tasks.long_sounds import windows
 from tlcore.tasks.sound_inputs import SoundInputs, model_inputs, output_lengths
 from tlcore.tasks.sound_models import load_sound_config
-from tlcore.tasks.sounds import Pcm, Sounds, is_rank_0
+from tlcore.tasks.sounds import Pcm, Sounds
+from tlcore.tasks.telling import is_rank_0
 from tlcore.tasks.tokens import store_tokens
 from tlcore.tasks.transcriber import REFERENCES, decode_references
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tlcore.models import ModelSource
-    from tlcore.recipe.schema import DataSection
+    from tlcore.recipe.data_schema import DataSection
 
 _OWN_TOKENIZER: Final = ("vocab.json", "tokenizer.json", "tokenizer_config.json")
 _SIGNS_PER_SECOND: Final = 20

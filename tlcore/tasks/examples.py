@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tlcore.data import read_split
+from tlcore.data import class_names, read_split
+from tlcore.tasks.sample_labels import named
 
 if TYPE_CHECKING:
-    from tlcore.recipe.schema import DataSection
+    from tlcore.recipe.data_schema import DataSection
 
 
 def plain_examples(
@@ -24,4 +25,7 @@ def plain_examples(
     columns = [given] if expected is None else [given, expected]
     found = read_split(place, columns, texts=[given] if texts else [], split=split)
     rows = found.select(range(min(count, len(found))))
-    return list(zip(rows[given], rows[expected] if expected else [None] * len(rows), strict=True))
+    if expected is None:
+        return [(cell, None) for cell in rows[given]]
+    names = class_names(found.data.table, expected) if data.labels is None else None
+    return [(cell, named(label, names)) for cell, label in zip(rows[given], rows[expected], strict=True)]

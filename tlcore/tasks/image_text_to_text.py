@@ -27,6 +27,7 @@ from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.picture_prompts import Asked, PicturePrompts
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits, given_places
+from tlcore.tasks.telling import tell_cut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -134,7 +135,9 @@ class ImageTextToText(ModelTask[AskedPictures]):
         if split not in dict(given_places(data)):
             return []
         rows = self._splits[split].read.rows
-        asked, answered = (picture_examples(rows, data.image_column, count, text) for text in (data.text, data.target))
+        asked, answered = (
+            picture_examples(rows, data.image_column, count, text) for text in (data.text, data.target_column)
+        )
         return [
             ({"image": path, "text": text}, answer) for (path, text), (_, answer) in zip(asked, answered, strict=True)
         ]
@@ -148,24 +151,25 @@ class ImageTextToText(ModelTask[AskedPictures]):
 
     def _rows(self, place: str, split: str) -> MediaRows:
         data = self._recipe.data
-        texts = [data.text, data.target]
+        texts = [data.text, data.target_column]
         return read_media(place, [data.image_column], ENDINGS, others=texts, texts=texts, split=split)
 
     def _read(self, place: str, split: str) -> AskedPictures:
         data = self._recipe.data
-        key = (fingerprint(place), split, data.image_column, data.text, data.target, data.max_length)
+        key = (fingerprint(place), split, data.image_column, data.text, data.target_column, data.max_length)
         return _prepared.get((*key, self._source.fingerprint), lambda: self._prepare(place, split))
 
     def _prepare(self, place: str, split: str) -> AskedPictures:
         rows = self._rows(place, split)
-        texts = [rows.table.column(name).to_pylist() for name in (self._recipe.data.text, self._recipe.data.target)]
-        return AskedPictures(
-            rows,
-            [
-                self._prompts.sample(asked, answer, f"{place}, row {row + 1}")
-                for row, (asked, answer) in enumerate(zip(*texts, strict=True))
-            ],
-        )
+        texts = [
+            rows.table.column(name).to_pylist() for name in (self._recipe.data.text, self._recipe.data.target_column)
+        ]
+        samples = [
+            self._prompts.sample(asked, answer, f"{place}, row {row + 1}")
+            for row, (asked, answer) in enumerate(zip(*texts, strict=True))
+        ]
+        tell_cut(place, [sample.whole for sample in samples], self._recipe.data.max_length)
+        return AskedPictures(rows, samples)
 
 
 def _told(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from tlcore.tasks.sample_labels import SampleLabels
 from tlcore.tasks.splits import Splits, given_places
 
 if TYPE_CHECKING:
-    from tlcore.recipe.schema import DataSection
+    from tlcore.recipe.data_schema import DataSection
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LabelledMedia:
 def read_labelled(data: DataSection, column: str, endings: Sequence[str], place: str, split: str) -> LabelledMedia:
     """The samples at a place. Raises as `read_media`."""
     rows = read_media(place, [column], endings, label=data.label, split=split)
-    return LabelledMedia(rows, SampleLabels.read(rows.table.column(data.label), data.multi_label))
+    return LabelledMedia(rows, SampleLabels.read(rows.table, data.label, data.multi_label))
 
 
 def labelled_splits(data: DataSection, column: str, endings: Sequence[str]) -> Splits[LabelledMedia]:
@@ -61,17 +61,17 @@ def check_labelled_media(
         check: takes a place's distinct labels and the place, instead of the rule that they are classes.
     """
 
-    def distinct(split: str, place: str) -> Sequence[Any] | None:
+    def distinct(split: str, place: str) -> SampleLabels | None:
         if bytes_read(place) > MOST_CHECKED_BYTES:
             return None
         found = read_labelled(data, column, endings, place, split)
         found.rows.check_present(column)
-        return found.labels.values
+        return found.labels
 
     places = given_places(data)
     if check is None:
         check_distinct(data, places, distinct)
         return
     for split, place in places:
-        if (values := distinct(split, place)) is not None:
-            check(values, place)
+        if (labels := distinct(split, place)) is not None:
+            check(labels.values, place)

@@ -156,4 +156,4 @@ class MaskedLanguageModeling(TextTask[Texts]):
     def _prepare(self, place: str, hub_split: str) -> Texts:
         data = self._recipe.data
         column = read_split(place, [data.text], texts=[data.text], split=hub_split).data.table.column(data.text)
-        return Texts(tokenize(self._text.tokenizer, column.to_pylist(), self._text.max_length))
+        return Texts(tokenize(self._text.tokenizer, column.to_pylist(), self._text.max_length, place=place))

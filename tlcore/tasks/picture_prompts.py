@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """`text` with the picture's mark in it, `tokens` of it with the picture as one, the last `learned` of which are the answer."""
+    """`text` with the picture's mark in it, `tokens` of it with the picture as one, the last `learned` of which are the answer;
+    `whole` tokens there were before it was cut."""
 
     text: str
     tokens: int
     learned: int
+    whole: int
 
 
 class PicturePrompts:
@@ -112,7 +114,7 @@ class PicturePrompts:
                 f"{where}: the question alone has {asking} tokens", hint=f"raise data.max_length ({self._max_length})"
             )
         kept = ends[: self._max_length]
-        return Asked(whole[: kept[-1]] if len(kept) < len(ends) else whole, len(kept), len(kept) - asking)
+        return Asked(whole[: kept[-1]] if len(kept) < len(ends) else whole, len(kept), len(kept) - asking, len(ends))
 
     def _check_mark(self, text: str, where: str) -> None:
         mark = getattr(self.processor, "image_token", None)

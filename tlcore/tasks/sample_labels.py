@@ -6,11 +6,14 @@ which classes there are `classes.py`'s. Called by tasks that choose classes of p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from tlcore.data import class_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,26 +22,48 @@ BETWEEN: Final = "|"
 """Between classes in a cell of text, with `data.multi_label`."""
 
 
+class Labels(Protocol):
+    """The labels of one place."""
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """Each distinct one, as it stands in the data."""
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """What numbers among them stand for, where the data says so (`ClassLabel`)."""
+
+
 @dataclass(frozen=True)
 class SampleLabels:
-    """`values`: the distinct labels; sample i has `values[index[offsets[i]:offsets[i + 1]]]`."""
+    """`values`: the distinct labels; sample i has `values[index[offsets[i]:offsets[i + 1]]]`. `names` as in `Labels`."""
 
     values: tuple[Any, ...]
     index: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
+    names: tuple[str, ...] | None = None
 
     @classmethod
-    def read(cls, column: pa.ChunkedArray, multi_label: bool) -> SampleLabels:
-        """Of a column of labels; with `multi_label` of lists, or of texts with `|` between labels, either of which may be empty."""
-        cells = column.combine_chunks()
+    def read(
+        cls, table: pa.Table, column: str, multi_label: bool, rows: npt.NDArray[np.int64] | None = None
+    ) -> SampleLabels:
+        """Of a table's column of labels; with `multi_label` of lists, or of texts with `|` between labels, either of which may be
+        empty.
+
+        Args:
+            rows: which samples' labels, in which order; None for all.
+        """
+        names = class_names(table, column)
+        chosen = table.column(column)
+        cells = (chosen if rows is None else chosen.take(rows)).combine_chunks()
         if not multi_label:
             encoded = cells.dictionary_encode()
             index = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-            return cls(tuple(encoded.dictionary.to_pylist()), index, np.arange(len(cells) + 1, dtype=np.int64))
+            return cls(tuple(encoded.dictionary.to_pylist()), index, np.arange(len(cells) + 1, dtype=np.int64), names)
         numbers: dict[Any, int] = {}
         each = [[numbers.setdefault(label, len(numbers)) for label in _labels(cell)] for cell in cells.to_pylist()]
         offsets = np.cumsum([0, *(len(some) for some in each)], dtype=np.int64)
-        return cls(tuple(numbers), np.array([one for some in each for one in some], dtype=np.int64), offsets)
+        return cls(tuple(numbers), np.array([one for some in each for one in some], dtype=np.int64), offsets, names)
 
     def one_of(self, rows: npt.NDArray[np.int64], class_of: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Class of each row [B], where each has one label.
@@ -62,3 +87,12 @@ def _labels(cell: Any) -> list[Any]:
     if isinstance(cell, str):
         return [part for part in (each.strip() for each in cell.split(BETWEEN)) if part]
     return cell if isinstance(cell, list) else [cell]
+
+
+def named(cell: Any, names: Sequence[str] | None) -> Any:
+    """A label, or a list of them, with the name of each number that has one."""
+    if names is None:
+        return cell
+    if isinstance(cell, list):
+        return [named(one, names) for one in cell]
+    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else cell

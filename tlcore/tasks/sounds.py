@@ -26,9 +26,10 @@ from tlcore.tasks.classes import MOST_CHECKED_BYTES, check_distinct
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.sample_labels import SampleLabels
 from tlcore.tasks.splits import given_places
+from tlcore.tasks.telling import is_rank_0
 
 if TYPE_CHECKING:
-    from tlcore.recipe.schema import DataSection
+    from tlcore.recipe.data_schema import DataSection
 
 ENDINGS: Final = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
 """What is taken from a folder; libsndfile reads all of them."""
@@ -127,7 +128,7 @@ class Sounds:
 
     def labels(self, column: str, multi_label: bool) -> SampleLabels:
         """Of a column, one entry for each sample."""
-        return SampleLabels.read(self.rows.table.column(column).take(self.kept), multi_label)
+        return SampleLabels.read(self.rows.table, column, multi_label, self.kept)
 
 
 _read: Recent[Sounds] = Recent(_KEPT_PLACES)
@@ -194,13 +195,6 @@ def _say_left_out(place: str, count: int, samples: int, max_seconds: float) -> N
         )
 
 
-def is_rank_0() -> bool:
-    """Whether this process is the one that speaks for all ranks."""
-    from torch import distributed
-
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-
-
 def open_sound(given: Any, rate_hz: int) -> Pcm:
     """One sound as a prediction is asked for: a path, an `s3://` URL, a file's bytes or `{bytes, path}`. Raises DataError."""
     opener = Opener()
@@ -227,12 +221,12 @@ def sound_examples(data: DataSection, split: str, count: int, expected: str | No
 def check_sounds(data: DataSection, label: str | None = None, texts: Sequence[str] = ()) -> None:
     """What `check_data` promises of small places: columns, files on this machine, labels; no sound is decoded."""
 
-    def distinct(split: str, place: str) -> Sequence[Any] | None:
+    def distinct(split: str, place: str) -> SampleLabels | None:
         if bytes_read(place) > MOST_CHECKED_BYTES:
             return None
         rows = read_media(place, [data.audio], ENDINGS, label, texts, texts, split)
         rows.check_present(data.audio)
-        return () if label is None else SampleLabels.read(rows.table.column(label), data.multi_label).values
+        return None if label is None else SampleLabels.read(rows.table, label, data.multi_label)
 
     places = given_places(data)
     if label is not None:

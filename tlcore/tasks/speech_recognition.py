@@ -122,7 +122,7 @@ class SpeechRecognition(ModelTask[SpokenTexts]):
 
     @property
     def _column(self) -> str:
-        return self._recipe.data.target if self._translates else self._recipe.data.text
+        return self._recipe.data.target_column if self._translates else self._recipe.data.text
 
     @property
     def _translates(self) -> bool:

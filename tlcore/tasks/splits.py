@@ -17,7 +17,7 @@ from tlcore.data import hold_out
 from tlcore.errors import DataError
 
 if TYPE_CHECKING:
-    from tlcore.recipe.schema import DataSection
+    from tlcore.recipe.data_schema import DataSection
 
 Read = TypeVar("Read", bound=Sized)
 
@@ -69,9 +69,13 @@ class Splits(Generic[Read]):
         read = self._read(str(place), "train" if held_out and name == "validation" else name)
         rows = np.arange(len(read), dtype=np.int64)
         if isinstance(data.validation, float) and name != "test":
-            kept, held = hold_out(len(rows), data.validation)
+            kept, held = self._hold_out(read, data.validation)
             rows = kept if name == "train" else held
         return Split(str(place), read, rows)
+
+    def _hold_out(self, read: Read, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Samples to train on and samples held out, both ascending. Raises DataError where there would be none."""
+        return hold_out(len(read), share)
 
 
 def given_places(data: DataSection) -> list[tuple[str, str]]:

@@ -143,6 +143,6 @@ class TextClassification(TextTask[LabelledTexts]):
     def _prepare(self, place: str, hub_split: str) -> LabelledTexts:
         data = self._recipe.data
         table = read_split(place, [data.text, data.label], texts=[data.text], split=hub_split).data.table
-        labels = SampleLabels.read(table.column(data.label), data.multi_label)
-        texts = tokenize(self._text.tokenizer, table.column(data.text).to_pylist(), self._text.max_length)
+        labels = SampleLabels.read(table, data.label, data.multi_label)
+        texts = tokenize(self._text.tokenizer, table.column(data.text).to_pylist(), self._text.max_length, place=place)
         return LabelledTexts(texts, labels)

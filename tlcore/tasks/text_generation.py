@@ -1,7 +1,7 @@
 """Language modelling and chat, through transformers' causal language models.
 
-Owns the task: texts or conversations as tokens with what is learned of them, packing, collation, loss, metrics, generation and
-export. Called through `build_task`. How a conversation becomes tokens is `conversations.py`'s.
+Owns the task: texts, prompts with their answers, or conversations; collation, loss, metrics, generation and export. Called through
+`build_task`. How a conversation becomes tokens is `conversations.py`'s, which texts make a sample is `learned_texts.py`'s.
 
 Loss is the mean over all learned tokens of the global batch (`weights`), as the field has it: independent of micro-batches and
 ranks. A packed sample has position ids that begin anew with every text and no attention mask: that is how transformers' masks know
@@ -10,27 +10,33 @@ that texts must not see each other, in every family whose attention takes positi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import fingerprint, read_split
+from tlcore.data import fingerprint, read_split, read_text
 from tlcore.errors import DataError
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import checked_places
-from tlcore.tasks.conversations import encode_conversation, encode_prompt
+from tlcore.tasks.conversations import (
+    Encoded,
+    check_learnable,
+    encode_conversation,
+    encode_pair,
+    encode_prompt,
+    encode_question,
+    read_conversation,
+    template_of,
+)
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.generate import generate
+from tlcore.tasks.learned_texts import LearnedTexts, RowSplits, group_texts
 from tlcore.tasks.logits import logits_of, mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
-from tlcore.tasks.packing import pack
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TokenStore, store_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,19 +44,10 @@ if TYPE_CHECKING:
     from tlcore.recipe import Recipe
 
 _KEPT: Final = 4
-
-
-@dataclass(frozen=True)
-class LearnedTexts:
-    """Texts as tokens and, parallel to them, whether a token is learned; each sample is a group of texts."""
-
-    texts: TokenStore
-    learned: npt.NDArray[np.bool_]
-    groups: list[npt.NDArray[np.int64]]
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
+_LOOKED_AT: Final = 100
+"""First conversations of a place that are looked at before workers start."""
+_TEMPLATE: Final = "chat_template"
+"""Name among a checkpoint's facts: the file that the recipe names may be gone when a model is exported."""
 
 _prepared: Recent[LearnedTexts] = Recent(_KEPT)
 
@@ -62,13 +59,22 @@ class TextGeneration(TextTask[LearnedTexts]):
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(recipe)
-        self._splits = Splits(recipe.data, self._read)
+        self._template = (facts or {}).get(_TEMPLATE)
+        self._splits = RowSplits(recipe.data, self._read)
 
     def check_data(self) -> None:
         data = self._recipe.data
-        column = data.messages or data.text
+        if data.chat_template not in (None, "chatml"):
+            read_text(data.chat_template)
         for split, place in checked_places(data):
-            read_split(place, [column], texts=[] if data.messages else [column], split=split)
+            rows = self._rows(place, split)
+            for number, cell in enumerate(rows[data.messages][:_LOOKED_AT] if data.messages else (), start=1):
+                where = f"{place}, row {number}"
+                check_learnable(read_conversation(cell, where), where)
+
+    def facts(self) -> dict[str, Any]:
+        """The chat template, where the recipe names one."""
+        return {} if self._recipe.data.chat_template is None else {_TEMPLATE: self._tokenizer.chat_template}
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
@@ -126,11 +132,11 @@ class TextGeneration(TextTask[LearnedTexts]):
         return TokenCounts(_told)
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Go on from each text, or answer each conversation (a list of messages, or one user turn), greedily."""
+        """Go on from each text, answer each prompt, or answer each conversation (a list of messages, or one user turn), greedily."""
         import torch
 
         answers = []
-        tokenizer = self._text.tokenizer
+        tokenizer = self._tokenizer
         for number, given in enumerate(inputs):
             prompt, room = self._fitted(self._prompt(given, number))
             ids = torch.tensor([prompt])
@@ -146,10 +152,14 @@ class TextGeneration(TextTask[LearnedTexts]):
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
         data = self._recipe.data
-        if data.messages is None:
-            return [(given, None) for given, _ in plain_examples(data, split, count, data.text, None)]
-        found = plain_examples(data, split, count, data.messages, None, texts=False)
-        return [_question(messages) for messages, _ in found]
+        if data.messages is not None:
+            found = plain_examples(data, split, count, data.messages, None, texts=False)
+            return [_question(messages) for messages, _ in found]
+        if data.input is None:
+            return plain_examples(data, split, count, data.text, data.target)
+        asked = plain_examples(data, split, count, data.text, data.target)
+        about = plain_examples(data, split, count, data.text, data.input)
+        return [(_joined(text, more), answer) for (text, answer), (_, more) in zip(asked, about, strict=True)]
 
     def _sample(
         self, read: LearnedTexts, row: int
@@ -172,43 +182,73 @@ class TextGeneration(TextTask[LearnedTexts]):
         return kept, min(most, positions - len(kept))
 
     def _prompt(self, given: Any, number: int) -> list[int]:
-        tokenizer = self._text.tokenizer
-        if self._recipe.data.messages is None:
-            if not isinstance(given, str) or not given:
-                raise DataError(f"input {number} is {given!r}, not a text", hint="give one text per input")
-            return list(tokenizer(given)["input_ids"])
-        messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
-        return encode_prompt(tokenizer, messages)
+        data, where = self._recipe.data, f"input {number}"
+        if data.messages is not None:
+            messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+            return encode_prompt(self._tokenizer, messages, where)
+        if not isinstance(given, str) or not given:
+            raise DataError(f"{where} is {given!r}, not a text", hint="give one text per input")
+        if data.target is not None:
+            return encode_question(self._tokenizer, given, where)
+        return list(self._tokenizer(given)["input_ids"])
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The source's, with the recipe's chat template."""
+        tokenizer, given = self._text.tokenizer, self._recipe.data.chat_template
+        if given is not None:
+            tokenizer.chat_template = self._template or template_of(given, tokenizer)
+        return tokenizer
+
+    def _processors(self) -> list[Any]:
+        return [self._tokenizer]
+
+    def _rows(self, place: str, hub_split: str) -> Any:
+        """The columns that are learned from, as a Dataset."""
+        data = self._recipe.data
+        if data.messages is not None:
+            return read_split(place, [data.messages], split=hub_split)
+        columns = [name for name in (data.text, data.target, data.input) if name is not None]
+        may_be_empty = [] if data.input is None else [data.input]
+        return read_split(place, columns, texts=columns, split=hub_split, may_be_empty=may_be_empty)
 
     def _read(self, place: str, hub_split: str) -> LearnedTexts:
         data = self._recipe.data
-        key = (fingerprint(place), hub_split, data.text, data.messages, data.packing, self._text.max_length)
-        return _prepared.get((*key, self._source.fingerprint), lambda: self._prepare(place, hub_split))
+        share = data.validation if isinstance(data.validation, float) else None
+        template = None if data.chat_template is None else self._tokenizer.chat_template
+        columns = data.text, data.target, data.input, data.messages, template
+        key = (fingerprint(place), hub_split, columns, share, data.packing, self._text.max_length)
+        return _prepared.get((*key, self._source.fingerprint), lambda: self._prepare(place, hub_split, share))
 
-    def _prepare(self, place: str, hub_split: str) -> LearnedTexts:
+    def _prepare(self, place: str, hub_split: str, share: float | None) -> LearnedTexts:
+        most = self._text.max_length
+        rows = [
+            [(ids[:most], learned[:most]) for ids, learned in self._encode(row, f"{place}, row {number}")]
+            for number, row in enumerate(self._rows(place, hub_split), start=1)
+        ]
+        found = group_texts(rows, most if self._recipe.data.packing else None, share)
+        if not found.learned.any():
+            raise DataError(
+                f"{place}: nothing is left to be learned of any row, once each is cut at {most} tokens",
+                hint="raise data.max_length: what is learned stands at the end",
+            )
+        return found
+
+    def _encode(self, row: Mapping[str, Any], where: str) -> list[Encoded]:
         data = self._recipe.data
-        column = data.messages or data.text
-        texts = [] if data.messages else [column]
-        cells = read_split(place, [column], texts=texts, split=hub_split).data.table.column(column).to_pylist()
-        encode = self._encode_messages if data.messages else self._encode_text
-        encoded = [encode(cell, f"{place}, row {row + 1}") for row, cell in enumerate(cells)]
-        store = store_tokens([ids for ids, _ in encoded])
-        learned = np.concatenate([np.asarray(each, dtype=np.bool_) for _, each in encoded])
-        alone = [np.array([text]) for text in range(len(encoded))]
-        return LearnedTexts(store, learned, pack(store.lengths, self._text.max_length) if data.packing else alone)
+        if data.messages is not None:
+            return encode_conversation(self._tokenizer, row[data.messages], where)
+        if data.target is None:
+            return [self._encode_text(row[data.text])]
+        prompt = _joined(row[data.text], row[data.input] if data.input else None)
+        return encode_pair(self._tokenizer, prompt, row[data.target], where)
 
-    def _encode_text(self, text: str, where: str) -> tuple[list[int], list[bool]]:
+    def _encode_text(self, text: str) -> Encoded:
         """The text and the token that ends it, which is what tells the model to stop."""
-        most, end = self._text.max_length, self._text.tokenizer.eos_token_id
-        ids = self._text.tokenizer(text)["input_ids"]
-        ids = [*ids, *([end] if end is not None and ids[-1:] != [end] else [])][:most]
+        end = self._tokenizer.eos_token_id
+        ids = self._tokenizer(text)["input_ids"]
+        ids = [*ids, *([end] if end is not None and ids[-1:] != [end] else [])]
         return ids, [True] * len(ids)
-
-    def _encode_messages(self, cell: Any, where: str) -> tuple[list[int], list[bool]]:
-        messages = json.loads(cell) if isinstance(cell, str) else cell
-        messages = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
-        ids, learned = encode_conversation(self._text.tokenizer, messages, where)
-        return ids[: self._text.max_length], learned[: self._text.max_length]
 
 
 def _told(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -226,8 +266,13 @@ def _sums(values: npt.NDArray[Any], groups: Sequence[npt.NDArray[np.int64]]) -> 
     return np.add.reduceat(values[np.concatenate(groups)], starts)
 
 
+def _joined(prompt: str, about: str | None) -> str:
+    """A prompt and what it is about."""
+    return f"{prompt}\n\n{about}" if about else prompt
+
+
 def _question(messages: Any) -> tuple[Any, Any]:
     """A conversation up to its last assistant turn, and that turn."""
-    turns = json.loads(messages) if isinstance(messages, str) else list(messages)
+    turns = read_conversation(messages, "example")
     last = max(at for at, turn in enumerate(turns) if turn["role"] == "assistant")
     return turns[:last], turns[last]["content"]

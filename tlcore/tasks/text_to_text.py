@@ -63,7 +63,7 @@ class TextToText(TextTask[TextPairs]):
     def check_data(self) -> None:
         data = self._recipe.data
         for split, place in checked_places(data):
-            read_split(place, [data.text, data.target], texts=[data.text, data.target], split=split)
+            read_split(place, [data.text, data.target_column], texts=[data.text, data.target_column], split=split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
@@ -120,7 +120,7 @@ class TextToText(TextTask[TextPairs]):
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
         data = self._recipe.data
-        return plain_examples(data, split, count, data.text, data.target)
+        return plain_examples(data, split, count, data.text, data.target_column)
 
     def _config(self) -> Any:
         config = self._text.load_config()
@@ -163,22 +163,21 @@ class TextToText(TextTask[TextPairs]):
         kept = [labels[labels != IGNORED].tolist() for labels in batch["labels"]]
         return [self._text.tokenizer.decode(ids, skip_special_tokens=True) for ids in kept if ids]
 
-    def _tokens(self, texts: Sequence[str]) -> TokenStore:
+    def _tokens(self, texts: Sequence[str], place: str | None = None) -> TokenStore:
         prefix = self._recipe.data.prefix
-        return tokenize(self._text.tokenizer, [prefix + text for text in texts], self._text.max_length)
+        return tokenize(self._text.tokenizer, [prefix + text for text in texts], self._text.max_length, place=place)
 
     def _read(self, place: str, hub_split: str) -> TextPairs:
         data = self._recipe.data
-        key = (fingerprint(place), hub_split, data.text, data.target, data.prefix, data.max_target_length)
+        key = (fingerprint(place), hub_split, data.text, data.target_column, data.prefix, data.max_target_length)
         return _prepared.get(
             (*key, self._text.max_length, self._source.fingerprint), lambda: self._prepare(place, hub_split)
         )
 
     def _prepare(self, place: str, hub_split: str) -> TextPairs:
         data = self._recipe.data
-        columns = [data.text, data.target]
+        columns = [data.text, data.target_column]
         table = read_split(place, columns, texts=columns, split=hub_split).data.table
-        targets = tokenize(
-            self._text.tokenizer, table.column(data.target).to_pylist(), data.max_target_length, as_target=True
-        )
-        return TextPairs(self._tokens(table.column(data.text).to_pylist()), targets)
+        expected = table.column(data.target_column).to_pylist()
+        targets = tokenize(self._text.tokenizer, expected, data.max_target_length, as_target=True, place=place)
+        return TextPairs(self._tokens(table.column(data.text).to_pylist(), place), targets)

@@ -8,15 +8,16 @@ Loss is the mean over the labelled words of the global batch (`weights`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import fingerprint, read_split
+from tlcore.data import class_names, fingerprint, read_split
 from tlcore.errors import DataError
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator, SumOverRanks
 from tlcore.tasks.classes import Classes, assumed_labels, checked_places
@@ -26,7 +27,8 @@ from tlcore.tasks.logits import logits_of, mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TokenStore, store_tokens
+from tlcore.tasks.telling import is_rank_0, tell_cut
+from tlcore.tasks.tokens import TokenStore, store_tokens, whole_lengths
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,11 +40,13 @@ _KEPT: Final = 4
 
 @dataclass(frozen=True)
 class LabelledWords:
-    """Texts as tokens; parallel to them the index into `values` of a word's label on its first token, -1 on all others."""
+    """Texts as tokens; parallel to them the index into `values` of a word's label on its first token, -1 on all others. `names` as
+    in `Labels`."""
 
     texts: TokenStore
     label_of: npt.NDArray[np.int64]
     values: tuple[Any, ...]
+    names: tuple[str, ...] | None
 
     def __len__(self) -> int:
         return len(self.texts.lengths)
@@ -59,7 +63,7 @@ class TokenClassification(TextTask[LabelledWords]):
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(recipe)
         self._splits = Splits(recipe.data, self._read)
-        self._classes = Classes(recipe.data, facts, lambda: self._splits.read_training_place().values)
+        self._classes = Classes(recipe.data, facts, self._training_labels)
         self._class_of: dict[str, npt.NDArray[np.int64]] = {}
 
     @staticmethod
@@ -70,7 +74,10 @@ class TokenClassification(TextTask[LabelledWords]):
         data = self._recipe.data
         for split, place in checked_places(data):
             table = read_split(place, [data.tokens, data.label], split=split).data.table
-            _check_words(table.column(data.tokens).to_pylist(), table.column(data.label).to_pylist(), place)
+            labels = table.column(data.label).to_pylist()
+            _check_words(table.column(data.tokens).to_pylist(), labels, place)
+            if split == "train" and data.labels is None and class_names(table, data.label) is None:
+                _check_tags(chain.from_iterable(labels), place)
 
     def _check_split(self, split: str) -> None:
         self._classes_of(split)
@@ -151,9 +158,16 @@ class TokenClassification(TextTask[LabelledWords]):
         """Class index of every token of the split's place; IGNORED where there is none."""
         if split not in self._class_of:
             chosen = self._splits[split]
-            encoded = np.append(self._classes.encode(chosen.read.values, chosen.place), IGNORED)
+            encoded = np.append(self._classes.encode(chosen.read, chosen.place), IGNORED)
             self._class_of[split] = encoded[chosen.read.label_of]
         return self._class_of[split]
+
+    def _training_labels(self) -> LabelledWords:
+        """Raises DataError: tags that are numbers of nothing known."""
+        found = self._splits.read_training_place()
+        if found.names is None:
+            _check_tags(found.values, self._recipe.data.train)
+        return found
 
     def _read(self, place: str, hub_split: str) -> LabelledWords:
         data = self._recipe.data
@@ -167,9 +181,10 @@ class TokenClassification(TextTask[LabelledWords]):
         _check_words(words, labels, place)
         values = tuple(dict.fromkeys(chain.from_iterable(labels)))
         index_of = {value: index for index, value in enumerate(values)}
-        encoded = self._text.tokenizer(
-            words, is_split_into_words=True, truncation=True, max_length=self._text.max_length
-        )
+        most = self._text.max_length
+        encoded = self._text.tokenizer(words, is_split_into_words=True, truncation=True, max_length=most)
+        if is_rank_0():
+            tell_cut(place, whole_lengths(encoded, most, partial(self._uncut, words)), most)
         label_of = []
         for row, given in enumerate(labels):
             own = np.full(len(encoded["input_ids"][row]), -1, dtype=np.int64)
@@ -178,7 +193,12 @@ class TokenClassification(TextTask[LabelledWords]):
             # by word, not by count: a word that the tokenizer drops whole (a zero-width space) has no token
             own[first] = [index_of[given[word_of[at]]] for at in first]
             label_of.append(own)
-        return LabelledWords(store_tokens(encoded["input_ids"]), np.concatenate(label_of), values)
+        names = class_names(table, data.label)
+        return LabelledWords(store_tokens(encoded["input_ids"]), np.concatenate(label_of), values, names)
+
+    def _uncut(self, words: Sequence[Sequence[str]], rows: Sequence[int]) -> Any:
+        some = [words[row] for row in rows]
+        return self._text.tokenizer(some, is_split_into_words=True, truncation=False, verbose=False)
 
 
 class EntityCounts:
@@ -244,3 +264,13 @@ def _check_words(words: Sequence[Any], labels: Sequence[Any], place: str) -> Non
             raise DataError(
                 f"{place}, row {row + 1}: {counts}", hint="data.tokens and data.label name lists of the same length"
             )
+
+
+def _check_tags(tags: Iterable[Any], place: str) -> None:
+    """Tags without names are no numbers: which of them is `O`, outside of every entity, nobody could tell."""
+    number = next((tag for tag in tags if isinstance(tag, int)), None)
+    if number is not None:
+        raise DataError(
+            f"{place}: the tags are numbers, such as {number}, and nothing says what they stand for; 0 would count as an entity",
+            hint="name them in data.labels, in the order of their numbers, such as [O, B-PER, I-PER]",
+        )

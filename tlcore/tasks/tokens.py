@@ -6,15 +6,16 @@ because lists of lists of a million snippets cost 30 times their tokens, and a b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tlcore.errors import Fault, ModelError, RecipeError
+from tlcore.tasks.telling import is_rank_0, tell_cut
 
 if TYPE_CHECKING:
     from tlcore.models import ModelSource
@@ -45,24 +46,56 @@ class TokenStore:
         return ids, mask.astype(np.int64)
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int, as_target: bool = False) -> TokenStore:
+def tokenize(
+    tokenizer: Any, texts: Sequence[str], max_length: int, as_target: bool = False, place: str | None = None
+) -> TokenStore:
     """Tokenize with the model's special tokens, cutting at `max_length` tokens; `as_target` with the vocabulary of what is
-    produced, where a tokenizer has two (Marian)."""
+    produced, where a tokenizer has two (Marian). `place`: where the texts are from; how many of them were cut is then said."""
     given = "text_target" if as_target else "text"
+    plain = {"return_attention_mask": False, "return_token_type_ids": False}
     parts: list[npt.NDArray[np.int32]] = []
     lengths: list[int] = []
+    whole: list[int] = []
     for start in range(0, len(texts), CHUNK_TEXTS):
-        encoded = tokenizer(
-            **{given: list(texts[start : start + CHUNK_TEXTS])},
-            truncation=True,
-            max_length=max_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-        lengths.extend(len(ids) for ids in encoded)
-        parts.append(np.fromiter((token for ids in encoded for token in ids), dtype=np.int32))
+        chunk = list(texts[start : start + CHUNK_TEXTS])
+        encoded = tokenizer(**{given: chunk}, truncation=True, max_length=max_length, **plain)
+        lengths.extend(len(ids) for ids in encoded["input_ids"])
+        parts.append(np.fromiter((token for ids in encoded["input_ids"] for token in ids), dtype=np.int32))
+        if place is not None and is_rank_0():
+            whole += whole_lengths(encoded, max_length, partial(_uncut, tokenizer, given, chunk))
+    if place is not None:
+        tell_cut(place, whole, max_length, *(("data.max_target_length", "targets") if as_target else ()))
     tokens = np.concatenate(parts) if parts else np.empty(0, np.int32)
     return TokenStore(tokens, _offsets(lengths))
+
+
+def whole_lengths(encoded: Any, max_length: int, uncut: Callable[[Sequence[int]], Any]) -> list[int]:
+    """Tokens that each text has, or words of a tokenizer by characters, of which no more than `max_length` were kept.
+
+    Args:
+        encoded: what the tokenizer gave, cut.
+        uncut: what it gives for these texts, by their numbers, without a limit; asked of a slow one, which keeps nothing of what
+            it cut off.
+    """
+    if getattr(encoded, "encodings", None) is not None:
+        return [len(each) + sum(map(_own_tokens, each.overflowing)) for each in encoded.encodings]
+    wide = getattr(encoded, "wide", 1)
+    lengths = [len(ids) // wide for ids in encoded["input_ids"]]
+    full = [row for row, length in enumerate(lengths) if length >= max_length]
+    if full:
+        for row, ids in zip(full, uncut(full)["input_ids"], strict=True):
+            lengths[row] = len(ids) // wide
+    return lengths
+
+
+def _uncut(tokenizer: Any, given: str, texts: Sequence[str], rows: Sequence[int]) -> Any:
+    # not `verbose`: it warns of texts longer than the model takes, which is what is asked
+    return tokenizer(**{given: [texts[row] for row in rows]}, truncation=False, verbose=False)
+
+
+def _own_tokens(encoding: Any) -> int:
+    """Without the special ones, which each piece of a cut text has anew."""
+    return len(encoding) - sum(encoding.special_tokens_mask)
 
 
 def store_tokens(texts: Sequence[Sequence[int]]) -> TokenStore:

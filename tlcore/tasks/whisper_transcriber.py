@@ -28,6 +28,7 @@ from tlcore.tasks.long_sounds import Window, join_texts, windows
 from tlcore.tasks.sound_inputs import LENGTHS, SoundInputs, model_inputs
 from tlcore.tasks.sound_models import load_sound_config
 from tlcore.tasks.sounds import Pcm, Sounds
+from tlcore.tasks.telling import tell_cut
 from tlcore.tasks.tokens import store_tokens
 from tlcore.tasks.transcriber import REFERENCES, decode_references
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tlcore.models import ModelSource
-    from tlcore.recipe.schema import DataSection
+    from tlcore.recipe.data_schema import DataSection
 
 _GENERATION: Final = "generation_config.json"
 _STEP_S: Final = 0.02
@@ -87,7 +88,10 @@ class WhisperTranscriber:
 
     def encode(self, texts: Sequence[str], sounds: Sounds) -> list[list[int]]:
         tokens = self.tokenizer([f" {text.strip()}" for text in texts], add_special_tokens=False)["input_ids"]
-        return [[*ids[: self._data.max_target_length - 1], self.tokenizer.eos_token_id] for ids in tokens]
+        most = self._data.max_target_length
+        # with the one that ends a text
+        tell_cut(sounds.rows.place, [len(ids) + 1 for ids in tokens], most, "data.max_target_length")
+        return [[*ids[: most - 1], self.tokenizer.eos_token_id] for ids in tokens]
 
     def batch(self, sounds: Sequence[Pcm], labels: Sequence[Sequence[int]]) -> Batch:
         import torch

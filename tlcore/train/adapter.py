@@ -2,12 +2,13 @@
 
 Owns the names and the configuration peft expects. Merging the updates into a whole model is `export.py`'s. Called by the command.
 
-Beside the updates, what was trained whole (the head and what follows the last block) goes along as peft's `modules_to_save`,
-module by module.
+Beside the updates, what was trained whole (a head, and what follows the last block with it) goes along as peft's
+`modules_to_save`, module by module; an adapter of a language model has none.
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -25,13 +26,24 @@ from tlcore.train.places import open_place
 
 _PREFIX: Final = "base_model.model."
 _PARTS: Final = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
-_PEFT_TASKS: Final = {"text-classification": "SEQ_CLS"}
+_PEFT_TASKS: Final = {
+    "text-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "question-answering": "QUESTION_ANS",
+    "summarization": "SEQ_2_SEQ_LM",
+    "translation": "SEQ_2_SEQ_LM",
+    "text-generation": "CAUSAL_LM",
+}
+"""What peft calls the tasks that it knows: with it, its `AutoPeftModelFor...` loads base and adapter at once."""
+_PACKAGE: Final = "package:"
 _NOT_OURS: Final = "config.json"
 """A directory with both is a whole model to some loaders."""
 
 
 def export_adapter(ref: str, destination: str) -> str:
     """Write the updates and what was trained whole, in fp32, and return where they are.
+
+    Says so in a line where peft cannot find the base elsewhere by the name that the adapter gives it.
 
     Args:
         ref, destination: as `export_checkpoint` takes them.
@@ -62,6 +74,8 @@ def export_adapter(ref: str, destination: str) -> str:
     except BaseException:
         place.abandon()
         raise
+    if line := _base_line(recipe.model.source):
+        logging.getLogger(__name__).warning("%s", line)
     return place.url
 
 
@@ -95,7 +109,8 @@ def _small_files(task: Task, recipe: Recipe, layers: list[str], whole: list[str]
             "lora_dropout": recipe.transfer.dropout or 0.0,
             "target_modules": layers,
             "use_dora": recipe.transfer.strategy == "dora",
-            "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}),
+            # None and not empty: that is what servers ask for
+            "modules_to_save": sorted({name.rpartition(".")[0] for name in whole}) or None,
             "bias": "none",
             "task_type": _PEFT_TASKS.get(recipe.task),
             "base_model_name_or_path": _base(recipe),
@@ -108,6 +123,19 @@ def _small_files(task: Task, recipe: Recipe, layers: list[str], whole: list[str]
 def _base(recipe: Recipe) -> str:
     """The source as other tools can load it: an installed package by its directory."""
     model = recipe.model
-    if not model.source.startswith("package:"):
+    if not model.source.startswith(_PACKAGE):
         return model.source
     return str(resolve_source(model.source, model.revision, model.trust_remote_code).directory)
+
+
+def _base_line(source: str) -> str | None:
+    """What to know of a base that peft does not find everywhere; None for a hub id."""
+    if CheckpointRef.is_one(source):
+        what = "is a checkpoint, which peft cannot load: export that one and give its directory"
+    elif source.startswith(_PACKAGE) or Path(source).exists():
+        what = "is a directory of this machine: elsewhere give one of the same weights"
+    elif ":" in source or source.startswith("~"):
+        what = "is no hub id nor directory, which is what peft can load: give one of the same weights"
+    else:
+        return None
+    return f"the adapter's base, {source!r}, {what} as base_model_name_or_path in adapter_config.json"

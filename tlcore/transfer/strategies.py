@@ -31,8 +31,9 @@ def apply_strategy(model: nn.Module, recipe: Recipe, joined: int | None = None) 
     trained its pooler, one epoch over 1,800 movie snippets gives 0.67 to 0.70 accuracy with it and 0.48 to 0.62 without.
 
     A language model whose output layer is its embedding has no head: it stays as it is, but for what follows the last block.
-    An output layer of its own, if the source has it, stays as it is under these and `bitfit`: it is as large as the
-    embedding, so trained whole it would be most of what these strategies are there to save.
+    An output layer of its own, if the source has it, stays as it is under `lora`, `dora`, `qlora` and `bitfit`: it is as large as
+    the embedding, so trained whole it would be most of what these strategies are there to save. Without another head nothing
+    but the updates trains under the first three.
 
     What the model's own code keeps fixed (Marian's sine positions) never trains.
 
@@ -81,7 +82,7 @@ def _trained(model: nn.Module, recipe: Recipe, joined: int | None) -> set[str] |
         case "lora" | "dora" | "qlora":
             if strategy == "qlora":
                 keep_blocks_in_four_bits(model, structure)
-            whole = top - learned_output(model)
+            whole = _whole_beside_updates(model, structure)
             return whole | add_updates(model, recipe, structure, whole)
         case "bitfit":
             return (top - learned_output(model)) | _biases(model, top)
@@ -91,6 +92,17 @@ def _trained(model: nn.Module, recipe: Recipe, joined: int | None) -> set[str] |
         case "last_n":
             return top | _last_blocks(structure, recipe.transfer.n or 1, type(model).__name__)
     return top
+
+
+def _whole_beside_updates(model: nn.Module, structure: Structure) -> set[str]:
+    """What trains itself where the blocks have updates: a head that is to learn the task, and what feeds it.
+
+    Without such a head nothing does: a final norm that the source carries would make an adapter of more than updates, which
+    servers (vLLM among them) refuse.
+    """
+    learned = learned_output(model)
+    head = set(structure.head) - learned
+    return (head | set(structure.after)) - learned if head else set()
 
 
 def _chosen(model: nn.Module, recipe: Recipe, structure: Structure) -> set[str] | None:
