@@ -46,6 +46,9 @@ def test_torchs_own_class_is_device_memory():
     [
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."), "device"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "device"),
+        (RuntimeError("NCCL error ... Last error:\nCuda failure 2 'out of memory'"), "device"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), "device"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"), "host"),
         (MemoryError(), "host"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "host"),
     ],

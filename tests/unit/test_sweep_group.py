@@ -7,7 +7,14 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 
 from tlcore.errors import OutOfMemory
 from tlcore.sweep.cluster.resources import Shape
-from tlcore.sweep.slots.group import COLLECTIVE_S, GroupLost, GroupSettings, WorkerGroup, why_dead
+from tlcore.sweep.slots.group import (
+    COLLECTIVE_S,
+    GroupLost,
+    GroupSettings,
+    WorkerGroup,
+    why_dead,
+    worker_environment,
+)
 from tlcore.sweep.slots.mailbox import RankInfo
 
 pytestmark = pytest.mark.unit
@@ -90,3 +97,10 @@ def test_a_group_serves_where_its_ranks_are_or_will_be_off_the_nodes_to_avoid(tm
     group._ranks = [rank(number, node) for number, node in enumerate(nodes)]
     assert group.serves(shape, avoid) is serves
     assert not group.serves(Shape(1, 1.0, 0.0, "pack"), avoid)
+
+
+def test_workers_see_the_gpus_that_they_were_given_and_no_others():
+    none, half, whole = (worker_environment(Shape(2, 1.0, gpus, "pack", (), None)) for gpus in (0.0, 0.5, 1.0))
+    assert none["CUDA_VISIBLE_DEVICES"] == "" and none["DS_ACCELERATOR"] == "cpu"
+    assert half["TLCORE_GPU_SHARE"] == "0.5" and "CUDA_VISIBLE_DEVICES" not in half
+    assert not {"TLCORE_GPU_SHARE", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"} & set(whole)

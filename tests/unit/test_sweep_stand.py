@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from traceback import FrameSummary
 
 import pytest
 
 from tlcore.sweep.slots.mailbox import Movement, Stand
-from tlcore.sweep.slots.stand import STILL_S, Lookout
+from tlcore.sweep.slots.stand import STILL_S, Lookout, waits_for_others
 
 pytestmark = pytest.mark.unit
 
@@ -90,3 +91,19 @@ def test_moving_again_forgets_the_stack():
         assert lookout.look().stack
         stand[0] = Stand(4, "train")
         assert lookout.look().stack == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "waits"),
+    [
+        ("/site-packages/torch/distributed/distributed_c10d.py", "work = group.allreduce()", True),
+        ("/site-packages/torch/cuda/__init__.py", "return torch._C._cuda_synchronize()", True),
+        ("/site-packages/deepspeed/runtime/zero/stage3.py", "norm = total_norm.item()", True),
+        ("/site-packages/deepspeed/runtime/engine.py", "get_accelerator().synchronize()", True),
+        ("/home/me/my_loss.py", "time.sleep(60)", False),
+        ("/home/me/my_loss.py", "items = sum(items)", False),
+    ],
+)
+def test_a_rank_waits_for_others_in_a_collective_or_for_a_device_that_has_one_queued(file, line, waits):
+    outer = FrameSummary("/tlcore/train/stepper.py", 73, "run", line="loss.item()")
+    assert waits_for_others([outer, FrameSummary(file, 1, "f", line=line)]) == waits

@@ -105,6 +105,7 @@ def test_deepspeed_gets_the_recipes_batch_and_stage() -> None:
     zero = config["zero_optimization"]
     assert (zero["stage"], zero["offload_optimizer"]["device"], zero["offload_param"]["device"]) == (3, "cpu", "cpu")
     assert zero["reduce_bucket_size"] == 1000
+    assert config["timers"]["throughput"]["enabled"] is False, "it waits for the device at every forward"
     odd = deepspeed_config(given, plan_batch(given, 2), "fp32", "cpu", trained_elements=999)
     assert odd["zero_optimization"]["allgather_bucket_size"] == 1000, "DeepSpeed refuses an odd one"
 

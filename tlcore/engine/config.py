@@ -32,6 +32,8 @@ def deepspeed_config(
         "gradient_accumulation_steps": batch.accumulation_steps,
         "gradient_clipping": recipe.train.gradient_clip or 0.0,
         "steps_per_print": _NEVER_PRINT,
+        # It waits for the device at every forward and every step, and so for a lazy snapshot's copy as well.
+        "timers": {"throughput": {"enabled": False}},
         "zero_allow_untested_optimizer": True,
         # torch's fused AdamW, not DeepSpeed's, also where the optimizer is offloaded: see optimizer.py.
         "zero_force_ds_cpu_optimizer": False,

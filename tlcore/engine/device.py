@@ -13,6 +13,7 @@ worker loop needs no other code.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +54,18 @@ class TorchDevice:
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
+    @contextlib.contextmanager
+    def _copying(self) -> Iterator[None]:
+        """On the copies' stream. The device too: a thread that is at the first GPU would come back to it, and open it for that."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            yield
+
     def copy(self, source: torch.Tensor, target: ByteArray) -> None:
         """Begin to copy a 1-D uint8 tensor into host memory of its size."""
-        with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
+        with self._copying():
             torch.from_numpy(target).copy_(source, non_blocking=True)
         if self._stream is not None:
             # Should its owner free it meanwhile, the allocator must not hand it out before the copy is done.

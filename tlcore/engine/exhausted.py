@@ -13,8 +13,19 @@ from collections.abc import Iterator
 
 from tlcore.errors import OutOfMemory
 
-_DEVICE_WORDS = ("CUDA out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "HIP out of memory")
-_HOST_WORDS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+_DEVICE_WORDS = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "HIP out of memory",
+    "Cuda failure 2 'out of memory'",  # NCCL
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, and cuDNN up to 8
+    "_DEVICE_ALLOCATION_FAILED",  # cuDNN 9
+)
+_HOST_WORDS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "_HOST_ALLOCATION_FAILED",
+)
 _ASKED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+) ?(bytes|[KMGT]i?B)")
 _UNITS = {"bytes": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

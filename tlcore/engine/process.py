@@ -19,6 +19,11 @@ import sys
 import warnings
 from pathlib import Path
 
+CUDA_BYTES = 600 << 20
+"""Of a device, for a process that uses it: its context, kernels and communicators, about."""
+GPU_SHARE = "TLCORE_GPU_SHARE"
+"""Environment variable: the part of its device that a worker may take, where that is not all."""
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _KEEP_BYTES = 2**31 - 1
 _TOP_PAD_BYTES = 64 * 2**20

@@ -90,6 +90,10 @@ class ShardedModel:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=build_optimizer(recipe, groups), config=config, dist_init_required=False
         )
+        if self.precision == "fp16":
+            # While the first steps overflow, the optimizer makes no state, and a checkpoint needs it.
+            prime_optimizer(self._engine, self.stage)
+            set_optimizer_steps(self._engine, self.stage, lambda names: 0)
         self.memory = TorchDevice(device)
         self.parameters = state.parameter_table(self._engine.module)
 

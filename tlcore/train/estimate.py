@@ -17,14 +17,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from tlcore.engine.process import prepare_process
+from tlcore.engine.process import CUDA_BYTES, prepare_process
 from tlcore.errors import TlcoreError
 from tlcore.recipe import Recipe, plan_batch, recipe_from_dict
 
 PROCESS_BYTES: Final = 900 << 20
 """Resident in a worker that has trained a model of no size: 0.85 to 0.95 GB with torch, transformers, DeepSpeed and Ray loaded."""
-CUDA_BYTES: Final = 600 << 20
-"""Of a device: its context, kernels and communicators, about."""
 _CPU_HALVES: Final = ("bf16", "fp16")
 
 

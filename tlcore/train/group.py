@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from tlcore.engine.process import end_process_group
+from tlcore.engine.process import CUDA_BYTES, GPU_SHARE, end_process_group
 from tlcore.errors import TlcoreError
 
 T = TypeVar("T")
@@ -34,6 +34,11 @@ def rank_device() -> torch.device:
     # Ray Train shows a worker all GPUs of its node's workers, torchrun all there are, and both say which is whose.
     local = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
     torch.cuda.set_device(local)
+    share = float(os.environ.get(GPU_SHARE, "1"))
+    if share < 1:
+        # Whoever has the rest of the device has been promised it; what CUDA itself takes is no memory of torch's.
+        total = torch.cuda.get_device_properties(local).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(0.0, share - CUDA_BYTES / total), local)
     return torch.device("cuda", local)
 
 

@@ -26,6 +26,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import remove_placement_group
 
+from tlcore.engine.process import GPU_SHARE
 from tlcore.errors import OutOfMemory, SlotFailed, SweepError, TlcoreError, TrainError
 from tlcore.sweep.cluster.growth import waits_for_room
 from tlcore.sweep.cluster.resources import Shape, label_selector
@@ -81,10 +82,15 @@ class GroupSettings:
 
 
 def worker_environment(shape: Shape) -> dict[str, str]:
-    """Environment of every rank, set before its first import: the device DeepSpeed uses and threads per rank."""
+    """Environment of every rank, set before its first import: the device DeepSpeed uses and threads per rank.
+
+    Ray leaves all GPUs of a node in view of workers that asked for none, and torch would take one.
+    """
     environment = {"OMP_NUM_THREADS": str(max(1, int(shape.cpus))), "TOKENIZERS_PARALLELISM": "false"}
     if not shape.gpus:
-        environment["DS_ACCELERATOR"] = "cpu"
+        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    elif shape.gpus < 1:
+        environment[GPU_SHARE] = f"{shape.gpus:g}"
     return environment
 
 

@@ -19,7 +19,9 @@ from tlcore.sweep.slots.mailbox import Stand
 STILL_S: Final = 3.0
 """Seconds without a move after which the stack is looked at; a look costs a tenth of a millisecond."""
 _FRAMES: Final = 8
-_WAITING_FILES: Final = ("/torch/distributed/", "/deepspeed/comm/")
+_WAITING_FILES: Final = ("/torch/distributed/", "/deepspeed/comm/", "/torch/cuda/")
+_WAITING_CALLS: Final = (".wait(", ".item(", ".tolist(", ".cpu(", "synchronize(")
+"""On a GPU a rank meets the others' absence where it next asks the device for something: the collective itself is only queued."""
 
 
 class Lookout:
@@ -50,11 +52,14 @@ class Lookout:
 
 
 def waits_for_others(frames: Sequence[traceback.FrameSummary]) -> bool:
-    """Whether the innermost frame waits for other ranks: inside torch.distributed, or on the handle of a collective."""
+    """Whether the innermost frame waits for other ranks: inside torch.distributed, on the handle of a collective, or on a device in
+    whose queue one stands. Where all ranks look so, none is blamed."""
     if not frames:
         return False
     inner = frames[-1]
-    return any(part in inner.filename for part in _WAITING_FILES) or ".wait(" in (inner.line or "")
+    return any(part in inner.filename for part in _WAITING_FILES) or any(
+        call in (inner.line or "") for call in _WAITING_CALLS
+    )
 
 
 def in_one_line(frames: Sequence[traceback.FrameSummary]) -> str:
