@@ -100,8 +100,8 @@ def test_moving_again_forgets_the_stack():
         ("/site-packages/torch/cuda/__init__.py", "return torch._C._cuda_synchronize()", True),
         ("/site-packages/deepspeed/runtime/zero/stage3.py", "norm = total_norm.item()", True),
         ("/site-packages/deepspeed/runtime/engine.py", "get_accelerator().synchronize()", True),
-        ("/home/me/my_loss.py", "time.sleep(60)", False),
-        ("/home/me/my_loss.py", "items = sum(items)", False),
+        ("my_loss.py", "time.sleep(60)", False),
+        ("my_loss.py", "items = sum(items)", False),
     ],
 )
 def test_a_rank_waits_for_others_in_a_collective_or_for_a_device_that_has_one_queued(file, line, waits):
