@@ -229,7 +229,7 @@ def test_the_command_chooses_by_trial_and_says_what_it_cannot_choose(capsys, run
     code, _, err = run(capsys, "checkpoints", "fetch", run_url, f"{tmp_path}/copy")
     assert code == 2
     assert "so none is the best" in err
-    assert "--trial; with checkpoints: t000, t001" in err
+    assert f"name one, as {run_url}/<trial>; with checkpoints: t000, t001" in err
     code, out, _ = run(capsys, "checkpoints", "fetch", run_url, f"{tmp_path}/copy", "--trial", "t001")
     assert code == 0, err
     assert out.splitlines()[-1].endswith("/trials/t001/step-00000200")

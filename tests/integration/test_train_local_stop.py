@@ -5,18 +5,22 @@ One gloo rank in this process, a real DeepSpeed engine, a directory as the store
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.small_model import make_small_bert
 from tlcore.engine.process import prepare_process
 from tlcore.errors import TrainError
 from tlcore.recipe import recipe_from_dict
 from tlcore.report.runs import read_run
+from tlcore.storage import newest_run
 from tlcore.storage.journal import read_journal
 from tlcore.train.local import run_local
 
@@ -74,6 +78,29 @@ def test_a_signal_ends_the_step_commits_it_and_the_resume_measures_what_the_whol
     assert read_journal(again.run.open())[5]["from_step"] == step
     assert reports(again.run) == reports(whole.run)
     assert read_run(again.run).view.used().worker_hours > 0
+
+
+def test_the_command_leaves_the_best_checkpoint_as_a_model_and_the_test_figures_are_its_own(
+    model, tmp_path, monkeypatch, capsys
+):
+    from tlcore import cli
+
+    given = recipe(model, tmp_path / "store").to_dict()
+    given["data"]["test"] = shutil.copy(DATA, tmp_path / "test.csv").as_posix()
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "recipe.yaml", "--local"]) == 0
+    out, _ = capsys.readouterr()
+    assert f"best model exported to {tmp_path}/runs/stopped/best" in out
+    assert (tmp_path / "runs" / "stopped" / "best" / "model.safetensors").is_file()
+    [final] = [
+        entry for entry in read_journal(newest_run(given["storage"], "stopped").open()) if entry["kind"] == "final"
+    ]
+    assert final["metrics"]["test_accuracy"] > 0
+    assert cli.main(["evaluate", "stopped", "--storage", given["storage"], "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"checkpoint: {final['checkpoint']}\n"
+    assert json.loads(out)["test_accuracy"] == pytest.approx(final["metrics"]["test_accuracy"])
 
 
 def test_a_budget_that_ends_it_before_its_first_report_is_an_error_and_a_higher_one_goes_on(model, tmp_path):

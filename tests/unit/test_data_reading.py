@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,56 @@ def test_csv_texts_may_be_digits_quoted_empty_and_of_several_lines(tmp_path: Pat
         ("", "NA"),
         ("two\nlines, quoted", "y"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (["True", "False"], ("False", "True")),
+        (["true", "false"], ("false", "true")),
+        (["007", "1"], ("007", "1")),
+        (["10", "2"], ("2", "10")),
+        (["1.0", "0"], ("0", "1")),
+        (["2024-05-01", "2023-05-01"], ("2023-05-01", "2024-05-01")),
+        (["1", "x"], ("1", "x")),
+    ],
+)
+def test_classes_of_a_csv_are_called_what_stands_there(
+    tmp_path: Path, cells: list[str], names: tuple[str, ...]
+) -> None:
+    for number, cell in enumerate(cells):  # each in a file of its own: what a column is shows from all of them
+        (tmp_path / f"{number}.csv").write_text(f"text,label\na,{cell}\n")
+    values = [row["label"] for row in read(tmp_path)]
+    assert find_label_names(values, None, "x") == names
+    assert sorted(encode_labels(values, names, False, "x").tolist()) == [0, 1]
+
+
+def test_a_csvs_number_with_a_fraction_is_no_class(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,0.5\nb,1\n")
+    with pytest.raises(DataError, match=r"label 0.5 is neither a text nor a whole number"):
+        find_label_names([row["label"] for row in read(tmp_path / "a.csv")], None, "x")
+
+
+def test_labels_that_were_read_as_numbers_still_mean_their_classes() -> None:
+    """Of a checkpoint from when a csv's `True` was 1, and of `data.labels`, whose names have an index."""
+    assert encode_labels(["True", "False"], ("0", "1"), False, "x").tolist() == [1, 0]
+    assert encode_labels(["True", "False"], ("no", "yes"), True, "x").tolist() == [1, 0]
+    assert encode_labels(["007"], ("1", "7"), False, "x").tolist() == [1]
+    with pytest.raises(DataError, match=r"label 'True' is none of the 2 classes of the training data"):
+        encode_labels(["True"], ("no", "yes"), False, "x")
+
+
+def test_tables_with_tabs_and_gzipped_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("more\ttext\tlabel\n0.5\tso good\t1\n1.5\tNone\t0\n")
+    assert read(tmp_path / "a.tsv") == wanted(ROWS)
+    (tmp_path / "b.csv").write_text("more,text,label\n0.5,so good,1\n1.5,None,0\n")
+    write_rows(tmp_path / "c.jsonl", ROWS)
+    (tmp_path / "d.json").write_text(json.dumps(ROWS))
+    for plain in ("a.tsv", "b.csv", "c.jsonl", "d.json"):
+        packed = tmp_path / plain[0] / f"{plain}.gz"
+        packed.parent.mkdir()
+        packed.write_bytes(gzip.compress((tmp_path / plain).read_bytes()))
+        assert read(packed) == read(packed.parent) == wanted(ROWS)
 
 
 def test_a_json_line_may_be_longer_than_pyarrow_reads_at_once(tmp_path: Path) -> None:
@@ -100,6 +151,9 @@ BAD = {
     "array cut short": ("a.json", b'[{"text": "a"}, {"te', "cannot read {path} as a JSON array: "),
     "array of no objects": ("a.json", b'[{"text": "a"}, 3]', "{path}: item 1 of its array is '3', not an object"),
     "ragged": ("a.csv", b"text,label\na,1,2\n", "cannot read {path} as csv: "),
+    "not gzip": ("a.csv.gz", b"text,label\na,1\n", "cannot read {path} as csv: "),
+    "cut gzip": ("a.csv.gz", gzip.compress(b"text,label\na,1\n" * 99)[:-12], "cannot read {path} as csv: "),
+    "gzipped parquet": ("a.parquet.gz", b"PAR1", "{path} is of no known format"),
     "latin-1": ("a.csv", "text,label\ncaf\xe9,1\n".encode("latin-1"), "cannot read {path} as csv: "),
 }
 

@@ -245,6 +245,60 @@ def test_overrides_that_cannot_be(tmp_path, path, text, fault):
     assert fault_of(tmp_path, EVERY_KEY, {path: text}) == fault
 
 
+GENERATES = {**parse_yaml(SMALLEST, "x"), "task": "text-generation"}
+
+
+def generates(**data):
+    return recipe_from_dict({**GENERATES, "data": {**GENERATES["data"], **data}})
+
+
+def test_text_generation_has_a_target_where_one_is_named_alone():
+    assert generates().data.target is None
+    assert generates(target="target", input="about").data.target == "target"
+    assert recipe_from_dict(generates(target="target").to_dict()) == generates(target="target")
+    assert recipe_from_dict({**GENERATES, "task": "summarization"}).data.target == "target"
+
+
+def test_the_target_that_an_earlier_version_stored_unread_is_none():
+    stored = {**generates().to_dict()}
+    stored["data"] = {key: value for key, value in stored["data"].items() if key not in ("input", "chat_template")}
+    stored["data"]["target"] = "target"
+    assert recipe_from_dict(stored) == generates()
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (
+            {"messages": "turns", "target": "answer"},
+            "data.target: got 'answer' with data.messages 'turns'; a row is a prompt and its answer or a conversation, "
+            "so take one of them out",
+        ),
+        (
+            {"input": "about"},
+            "data.input: got 'about' without data.target; it is part of a prompt: name the column with the answers, or take it out",
+        ),
+        (
+            {"chat_template": "chatml"},
+            "data.chat_template: got 'chatml' with plain texts, which it does not write: name data.messages, or data.target, "
+            "or take it out",
+        ),
+        ({"messages": "turns", "chat_template": " "}, "data.chat_template: got ' '; give a text that is not empty"),
+        ({"target": "text"}, "data.target: got 'text', the same column as data.text; name another one"),
+    ],
+)
+def test_settings_of_text_generation_that_do_not_go_together(data, fault):
+    with pytest.raises(RecipeError) as caught:
+        generates(**data)
+    assert [str(each) for each in caught.value.faults] == [fault]
+
+
+@pytest.mark.parametrize("key", ["input", "chat_template"])
+def test_what_text_generation_alone_takes_is_refused_elsewhere(key):
+    with pytest.raises(RecipeError, match="only text-generation takes it, so take it out"):
+        recipe_from_dict({**GENERATES, "task": "summarization", "data": {**GENERATES["data"], key: "x"}})
+
+
 def test_every_setting_is_described():
     for path, model in sections().items():
         for name, field in model.model_fields.items():

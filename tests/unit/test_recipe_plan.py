@@ -28,6 +28,8 @@ def test_every_recipe_of_ours_has_a_plan_without_holes(path: Path) -> None:
 def test_the_columns_that_are_read_are_named() -> None:
     assert "(columns text; " in rows(data={"train": "t.csv", "validation": 0.1, "text": "text"})["train data"]
     assert "(columns turns; " in rows(data={"train": "t.jsonl", "validation": 0.1, "messages": "turns"})["train data"]
+    pairs = {"train": "t.json", "validation": 0.1, "text": "ask", "input": "about", "target": "answer"}
+    assert "(columns ask, answer, about; " in rows(data=pairs)["train data"]
 
 
 def test_what_is_frozen_by_name_is_told() -> None:

@@ -124,9 +124,10 @@ def test_a_text_may_have_any_number_of_classes(home: Path) -> None:
     cells: list[list[str]] = [["sad", "long"], [], ["long"], ["sad"]] * 10
     texts = [row["text"] for row in snippets(40)]
     write_rows(home / "lists.jsonl", [{"text": text, "label": cell} for text, cell in zip(texts, cells, strict=True)])
-    lines = [f"{text},{'|'.join(cell) or '|'}" for text, cell in zip(texts, cells, strict=True)]
-    (home / "cells.csv").write_text("\n".join(["text,label", *lines]) + "\n")
-    for name in ("lists.jsonl", "cells.csv"):
+    for name, nothing in (("cells.csv", "|"), ("empty.csv", "")):
+        lines = [f"{text},{'|'.join(cell) or nothing}" for text, cell in zip(texts, cells, strict=True)]
+        (home / name).write_text("\n".join(["text,label", *lines]) + "\n")
+    for name in ("lists.jsonl", "cells.csv", "empty.csv"):
         task = task_of(home, data__train=str(home / name), data__multi_label=True)
         task.check_data()
         sizes = task.load_data()
@@ -147,6 +148,15 @@ def test_a_text_may_have_any_number_of_classes(home: Path) -> None:
         (answer,) = task.predict(model, [texts[0]])
         assert answer["labels"] == [label for label, score in answer["scores"].items() if score >= 0.5]
     assert task.largest_batch(3)["labels"].shape == (3, 2)
+
+
+def test_an_empty_cell_is_no_set_of_texts_nor_a_single_label(home: Path) -> None:
+    (home / "gaps.csv").write_text("text,label\na film,sad\n,long\n")
+    with pytest.raises(DataError, match=r"column 'text' is empty in 1 of 2 rows, first in row 2"):
+        task_of(home, data__train=str(home / "gaps.csv"), data__multi_label=True).check_data()
+    (home / "gaps.csv").write_text("text,label\na film,sad\na plot,\n")
+    with pytest.raises(DataError, match=r"column 'label' is empty in 1 of 2 rows, first in row 2"):
+        task_of(home, data__train=str(home / "gaps.csv")).check_data()
 
 
 def test_the_next_trial_of_a_process_does_not_tokenize_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tlcore.errors import DataError, ModelError
 from tlcore.recipe import recipe_from_dict
 from tlcore.tasks import Task, build_task
 from tlcore.tasks.base import IGNORED
-from tlcore.tasks.conversations import encode_conversation
+from tlcore.tasks.conversations import encode_conversation, template_of
 from tlcore.tasks.packing import pack
 
 pytestmark = pytest.mark.unit
@@ -39,6 +40,19 @@ def task_of(home: Path, name: str, **data: Any) -> Task:
     )
 
 
+def words_of(tokenizer: Any, encoded: tuple[list[int], list[bool]]) -> tuple[list[str], list[str]]:
+    """All words of a text, and the learned ones."""
+    words = tokenizer.convert_ids_to_tokens(encoded[0])
+    return words, [word for word, mark in zip(words, encoded[1], strict=True) if mark]
+
+
+def learned_words(task: Any, split: str, index: int) -> tuple[list[str], list[str]]:
+    batch = task.collate(split, [index])
+    tokenizer = task._text.tokenizer
+    marked = batch["labels"][0] != IGNORED
+    return tuple(tokenizer.convert_ids_to_tokens(ids) for ids in (batch["input_ids"][0], batch["labels"][0][marked]))  # type: ignore[return-value]
+
+
 def test_the_assistants_turns_alone_are_learned(tmp_path: Path) -> None:
     task = task_of(tmp_path, CHAT)
     batch = task.collate("train", [0])
@@ -55,11 +69,9 @@ def test_two_turns_are_both_found(tmp_path: Path) -> None:
     tokenizer = text.save_tokenizer(tmp_path, end="[SEP]")
     tokenizer.chat_template = text.TEMPLATE
     turns = [("user", "film"), ("assistant", "good"), ("user", "plot"), ("assistant", "bad slow")]
-    ids, learned = encode_conversation(
-        tokenizer, [{"role": role, "content": content} for role, content in turns], "row 1"
-    )
-    said = tokenizer.convert_ids_to_tokens([token for token, mark in zip(ids, learned, strict=True) if mark])
-    assert said == ["good", "[SEP]", "bad", "slow", "[SEP]"]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    [text_of_both] = encode_conversation(tokenizer, messages, "row 1")
+    assert words_of(tokenizer, text_of_both)[1] == ["good", "[SEP]", "bad", "slow", "[SEP]"]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +81,10 @@ def test_two_turns_are_both_found(tmp_path: Path) -> None:
         ([{"role": "boss", "content": "film"}], r"row 3: turn 0 is \{'role': 'boss'"),
         ([{"role": "assistant"}], r"row 3: turn 0 is \{'role': 'assistant'\}"),
         (["film"], "row 3: turn 0 is film"),
+        ([{"from": "boss", "value": "film"}], r"row 3: turn 0 is \{'from': 'boss'"),
+        ([{"role": "user", "content": "film"}, {"role": "assistant", "tool_calls": []}], "row 3: turn 1 is"),
+        ("film", "row 3: got a text that is no JSON"),
+        ({"role": "user", "content": "film"}, "row 3: got .*, not a list of turns"),
     ],
 )
 def test_bad_conversations_are_named(tmp_path: Path, messages: Any, said: str) -> None:
@@ -89,8 +105,171 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> No
 
 def test_no_chat_template_is_said(tmp_path: Path) -> None:
     tokenizer = text.save_tokenizer(tmp_path)
-    with pytest.raises(ModelError, match="has no chat template"):
+    with pytest.raises(ModelError, match="has no chat template") as caught:
         encode_conversation(tokenizer, [{"role": "assistant", "content": "good"}], "row 1")
+    assert caught.value.hint is not None and "data.chat_template" in caught.value.hint
+
+
+THINKING = (
+    "{% for m in messages %}[CLS] {{ m['role'] }} {% if m['role'] == 'assistant' and loop.last %}slow {% endif %}"
+    "{{ m['content'] }}{% for call in m['tool_calls'] or [] %}{{ call['name'] }}{% endfor %} [SEP]{% endfor %}"
+    "{% if add_generation_prompt %}[CLS] assistant{% endif %}"
+)
+"""Like Qwen3's: only the last turn of all has its thoughts, and a turn that others follow has not."""
+TWO_TURNS = [
+    {"role": "user", "content": "film"},
+    {"role": "assistant", "content": "good"},
+    {"role": "user", "content": "plot"},
+    {"role": "assistant", "content": "bad"},
+]
+
+
+def test_a_template_that_writes_earlier_turns_otherwise_gives_a_text_per_turn(tmp_path: Path) -> None:
+    tokenizer = text.save_tokenizer(tmp_path, end="[SEP]")
+    tokenizer.chat_template = THINKING
+    first, second = (words_of(tokenizer, each) for each in encode_conversation(tokenizer, TWO_TURNS, "row 1"))
+    assert first[1] == ["slow", "good", "[SEP]"] and first[0][-3:] == first[1]
+    assert second[1] == ["slow", "bad", "[SEP]"] and second[0].count("slow") == 1
+    assert "good" in second[0] and "plot" not in first[0]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_turns_of_one_conversation_are_held_out_together(tmp_path: Path, packing: bool) -> None:
+    (tmp_path / "thinking.jinja").write_text(THINKING)
+    words = [word for word in text.WORDS if word not in ("slow", "user", "assistant")]
+    rows = [
+        {"messages": [{"role": role, "content": word} for role in ("user", "assistant", "user", "assistant")]}
+        for word in words
+    ]
+    task: Any = task_of(
+        tmp_path / "home",
+        CHAT,
+        train=text.write_rows(tmp_path / "rows.jsonl", rows),
+        packing=packing,
+        validation=0.4,
+        chat_template=str(tmp_path / "thinking.jinja"),
+    )
+    counts = task.load_data()
+    seen = {
+        split: [set(learned_words(task, split, at)[1]) - {"slow", "[SEP]"} for at in range(count)]
+        for split, count in counts.items()
+    }
+    trained, judged = (set().union(*seen[split]) for split in ("train", "validation"))
+    assert trained | judged == set(words) and not trained & judged
+    assert len(judged) == round(0.4 * len(words))
+    if not packing:
+        assert sum(counts.values()) == 2 * len(words), "each turn is a sample"
+    for split, count in counts.items():
+        told = [(task.collate(split, [at])["labels"][:, 1:] != IGNORED).sum().item() for at in range(count)]
+        assert told == task.weights(split).tolist() and len(task.lengths(split)) == count
+        assert sum(told) == 3 * 2 * len(trained if split == "train" else judged)
+
+
+def test_a_tool_call_without_content_is_learned(tmp_path: Path) -> None:
+    tokenizer = text.save_tokenizer(tmp_path, end="[SEP]")
+    tokenizer.chat_template = THINKING
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "plot"}]}
+    [encoded] = encode_conversation(tokenizer, [TWO_TURNS[0], call], "row 1")
+    assert words_of(tokenizer, encoded)[1] == ["slow", "plot", "[SEP]"]
+
+
+def test_sharegpts_turns_are_read_as_openais(tmp_path: Path) -> None:
+    tokenizer = text.save_tokenizer(tmp_path, end="[SEP]")
+    tokenizer.chat_template = text.TEMPLATE
+    names = ("human", "gpt", "user", "assistant")
+    theirs = [{"from": name, "value": turn["content"]} for name, turn in zip(names, TWO_TURNS, strict=True)]
+    for given in (theirs, json.dumps(theirs)):
+        assert encode_conversation(tokenizer, given, "row 1") == encode_conversation(tokenizer, TWO_TURNS, "row 1")
+
+
+def test_conversations_of_a_file_are_looked_at_before_workers_start(tmp_path: Path) -> None:
+    rows = [{"conversations": [{"from": "human", "value": "film"}, {"from": "gpt", "value": "good"}]}] * 3
+    good = text.write_rows(tmp_path / "good.jsonl", rows)
+    task_of(tmp_path / "good", CHAT, train=good, messages="conversations").check_data()
+    rows = [*rows, {"conversations": [{"from": "human", "value": "film"}]}]
+    bad = text.write_rows(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(DataError, match="row 4: no turn is the assistant's"):
+        task_of(tmp_path / "bad", CHAT, train=bad, messages="conversations").check_data()
+    with pytest.raises(DataError, match=r"cannot read .*gone\.jinja"):
+        task_of(tmp_path / "gone", CHAT, chat_template=str(tmp_path / "gone.jinja")).check_data()
+
+
+ALPACA = [
+    {"instruction": "film plot", "input": "", "output": "good"},
+    {"instruction": "film", "input": "plot long", "output": "bad slow"},
+    {"instruction": "long", "input": None, "output": "slow"},
+    {"instruction": "plot", "output": "good good"},
+]
+COLUMNS = {"messages": None, "text": "instruction", "input": "input", "target": "output"}
+
+
+def alpaca(tmp_path: Path, name: str, **data: Any) -> Any:
+    place = tmp_path / "alpaca_data.json"
+    place.write_text(json.dumps(ALPACA, indent=2))
+    task = task_of(tmp_path / "home", name, train=str(place), **{**COLUMNS, "validation": str(tmp_path), **data})
+    task.check_data()
+    return task
+
+
+def test_of_a_prompt_with_its_answer_the_answer_is_learned(tmp_path: Path) -> None:
+    task = alpaca(tmp_path, "gpt2/text-generation", chat_template=None)
+    task._text.tokenizer.chat_template = None
+    found = [learned_words(task, "train", at) for at in range(4)]
+    assert found[1] == (["[CLS]", "film", "plot", "long", "bad", "slow", "[SEP]"], ["bad", "slow", "[SEP]"])
+    assert [learned for _, learned in found] == [[*row["output"].split(), "[SEP]"] for row in ALPACA]
+    assert task._prompt("film\n\nplot long", 0) == task.collate("train", [1])["input_ids"][0, :4].tolist()
+    assert task.examples("train", 2) == [("film plot", "good"), ("film\n\nplot long", "bad slow")]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_pair_is_written_by_the_chat_template(tmp_path: Path, packing: bool) -> None:
+    task = alpaca(tmp_path, CHAT, packing=packing, max_length=32)
+    turns = [{"role": "user", "content": "film\n\nplot long"}, {"role": "assistant", "content": "bad slow"}]
+    [(ids, learned)] = encode_conversation(task._text.tokenizer, turns, "row")
+    assert sum(learned) == 3
+    read = task._splits["train"].read
+    assert read.texts.tokens[read.texts.offsets[1] : read.texts.offsets[2]].tolist() == ids
+    assert task._prompt("film\n\nplot long", 0) == ids[:-3]
+    assert task.weights("train").sum() == sum(len(row["output"].split()) + 1 for row in ALPACA)
+    assert len(task.lengths("train")) < 4 if packing else len(task.lengths("train")) == 4
+
+
+def test_rows_of_which_nothing_is_left_to_learn_are_said(tmp_path: Path) -> None:
+    task = alpaca(tmp_path, CHAT, max_length=3)
+    with pytest.raises(DataError, match="nothing is left to be learned of any row, once each is cut at 3 tokens"):
+        task.load_data(["train"])
+
+
+@pytest.mark.parametrize(
+    ("end", "known", "learned"),
+    [("[SEP]", False, "good[SEP]\n"), ("[SEP]", True, "good<|im_end|>[SEP]\n"), (None, True, "good<|im_end|>\n")],
+)
+def test_chatml_ends_an_answer_with_what_stops_the_model(
+    tmp_path: Path, end: str | None, known: bool, learned: str
+) -> None:
+    tokenizer = text.save_tokenizer(tmp_path, end=end)
+    if known:
+        tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.chat_template = template_of("chatml", tokenizer)
+    before = tokenizer.apply_chat_template(TWO_TURNS[:1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(TWO_TURNS[:2], tokenize=False)
+    assert whole == before + learned
+    assert before.startswith("<|im_start|>user\nfilm") and before.endswith("<|im_start|>assistant\n")
+
+
+def test_a_named_chat_template_is_exported_and_outlives_its_file(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    file = tmp_path / "own.jinja"
+    file.write_text(THINKING)
+    task = task_of(tmp_path / "home", CHAT, chat_template=str(file))
+    facts = task.facts()
+    file.unlink()
+    again = build_task(task._recipe, facts)  # type: ignore[attr-defined]
+    (tmp_path / "out").mkdir()
+    again.export_extras(tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == THINKING
+    assert task_of(tmp_path / "plain", CHAT).facts() == {}
 
 
 def test_every_text_is_packed_once_and_no_group_is_too_long() -> None:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tlcore.commands.options import (
+    DEFAULT_STORAGE,
     AsJson,
     AsMarkdown,
     Name,
     RecipeFile,
     RunStorage,
     Settings,
+    Storage,
     overrides,
     print_json,
     stdout_console,
@@ -28,7 +30,11 @@ if TYPE_CHECKING:
     from tlcore.train.offline import TrainedModel
 
 Checkpoint = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's URL, <run>/trials/<trial>/step-<n>.")
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A checkpoint's URL, <run>/trials/<trial>/step-<n>; or a run, or <run>/<trial>: its best checkpoint.",
+    ),
 ]
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
@@ -39,6 +45,14 @@ class Format(StrEnum):
 
     model = "model"
     deepspeed = "deepspeed"
+
+
+class Split(StrEnum):
+    """What `evaluate` takes of the recipe's data."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
 
 
 class Dtype(StrEnum):
@@ -69,11 +83,29 @@ def _prepare(*urls: str) -> None:
     prepare_process()
 
 
-def _load(checkpoint: str) -> TrainedModel:
-    _prepare(checkpoint)
+def _find(word: str, storage: str) -> str:
+    """The URL of the checkpoint that a word means; which one a run's name came to is said on stderr."""
+    from tlcore.checkpoint import CheckpointRef
+    from tlcore.report.checkpoints import choose_checkpoint
+    from tlcore.report.runs import storage_of
+    from tlcore.storage import ensure_embedded
+
+    if CheckpointRef.is_one(word):
+        return word
+    ensure_embedded(storage_of(word, storage))
+    store, manifest = choose_checkpoint(word, storage)
+    found = str(CheckpointRef(store.url, manifest.trial, manifest.step))
+    typer.echo(f"checkpoint: {found}", err=True)
+    return found
+
+
+def _load(checkpoint: str, storage: str, place: str | None = None, test: str | None = None) -> TrainedModel:
+    """`place`: data that will be read; `test`: data that the test split is to be."""
+    found = _find(checkpoint, storage)
+    _prepare(found, *(each for each in (place, test) if each is not None))
     from tlcore.train.offline import TrainedModel
 
-    return TrainedModel(checkpoint)
+    return TrainedModel(found, test)
 
 
 def export(
@@ -89,6 +121,7 @@ def export(
         str, typer.Option("--max-shard-size", metavar="SIZE", help="Largest file, and about the memory this takes.")
     ] = "2GB",
     adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA updates alone, in peft's format.")] = False,
+    storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Write a checkpoint as a model that `from_pretrained` loads, shard by shard; LoRA updates are merged."""
     from pathlib import Path
@@ -101,6 +134,7 @@ def export(
             f"DEST {destination!r}: DeepSpeed loads from a directory alone",
             hint="name a directory that all ranks can read",
         )
+    checkpoint = _find(checkpoint, storage)
     _prepare(checkpoint, destination)
     from tlcore.train.adapter import export_adapter
     from tlcore.train.deepspeed_universal import export_universal
@@ -156,13 +190,22 @@ def import_checkpoint(
 
 def evaluate(
     checkpoint: Checkpoint,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[Split, typer.Option(help="Which part of its recipe's data.")] = Split.test,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="PLACE", help="Other data in place of the test split, with the same columns."),
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
     as_json: AsJson = False,
 ) -> None:
-    """The metrics of a checkpoint on one part of its recipe's data."""
+    """The metrics of a checkpoint on one part of its recipe's data, or on other data."""
     from tlcore.report.figures import metric
 
-    found = _load(checkpoint).evaluate(split)
+    if data is not None and split is not Split.test:
+        raise RequestError(
+            f"--data stands in place of the test split, and --split is {split.value}", hint="take --split out"
+        )
+    found = _load(checkpoint, storage, test=data).evaluate(split.value)
     if as_json:
         print_json(found)
         return
@@ -172,19 +215,66 @@ def evaluate(
 
 def predict(
     checkpoint: Checkpoint,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="What to predict for, one each.")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[INPUT...]", help="What to predict for, one each.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", metavar="PLACE", help="Data to predict for, as data.train; - reads lines from stdin."),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="Of --file: where the JSON lines go; else to stdout.")
+    ] = None,
+    storage: Storage = DEFAULT_STORAGE,
     as_json: AsJson = False,
 ) -> None:
-    """What a checkpoint says about given inputs."""
+    """What a checkpoint says about given inputs, or about every row of a file, one JSON line each."""
     from tlcore.report.tables import prediction_lines
 
-    answers = _load(checkpoint).predict(inputs)
+    _check_asked(inputs, file, out)
+    if file is not None:
+        _predict_rows(_load(checkpoint, storage, None if file == "-" else file), file, out)
+        return
+    inputs = inputs or []
+    answers = _load(checkpoint, storage).predict(inputs)
     found = [{"input": given, **answer} for given, answer in zip(inputs, answers, strict=True)]
     if as_json:
         print_json(found)
         return
     for line in prediction_lines(found):
         typer.echo(line)
+
+
+def _check_asked(inputs: list[str] | None, file: str | None, out: str | None) -> None:
+    """Raise RequestError for inputs that do not go together, before a model is read."""
+    from pathlib import Path
+
+    if bool(inputs) == (file is not None):
+        said = "there is no INPUT" if file is None else f"--file {file} and INPUT exclude each other"
+        raise RequestError(f"{said}, so nothing says what to predict for", hint="give inputs, or --file PLACE")
+    if out is None:
+        return
+    if file is None:
+        raise RequestError(f"--out {out} is for what --file gives", hint="give --file PLACE, or take --out out")
+    if Path(out).exists() or not Path(out).absolute().parent.is_dir():
+        fault = "exists" if Path(out).exists() else "lies in no directory"
+        raise RequestError(f"--out {out} {fault}", hint="name a new file in a directory that is there")
+
+
+def _predict_rows(trained: TrainedModel, file: str, out: str | None) -> None:
+    """A JSON line for each row, written as its batch is through."""
+    import contextlib
+    import json
+    import sys
+    from pathlib import Path
+
+    from tlcore.train.inputs import read_inputs, read_lines
+
+    rows = read_lines(sys.stdin) if file == "-" else read_inputs(trained.recipe, file)
+    with contextlib.nullcontext(sys.stdout) if out is None else Path(out).open("x", encoding="utf-8") as stream:
+        for found in trained.predict_rows(rows, "standard input" if file == "-" else file):
+            stream.write(json.dumps(found, ensure_ascii=False) + "\n")
+            stream.flush()
 
 
 def families(as_json: AsJson = False, markdown: AsMarkdown = False) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tlcore.report.view import SweepView
     from tlcore.storage import RunRef
     from tlcore.sweep import Finals, SweepOptions, SweepOutcome
+    from tlcore.train.local import LocalOutcome
 
 JOB_VARIABLE: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray's job server for every job that it runs, whoever submitted it."""
@@ -101,12 +102,23 @@ def _run_on_ray(
     trials: int | None = None,
 ) -> SweepOutcome:
     """Run with a live display, then say what came of it."""
+    outcome = _run_live(words, recipe, run, resume, trials)
+    _finish(words, outcome)
+    if outcome.errors:
+        failed, trials = len(outcome.errors), len(outcome.trials)
+        typer.echo(f"tlcore: {failed} of {trials} trials failed: {', '.join(outcome.errors)}", err=True)
+        if failed == trials:
+            raise typer.Exit(1)
+    return outcome
+
+
+def _finish(words: Sequence[str], outcome: SweepOutcome) -> None:
+    """The end of every run, with Ray and without: the best model as files, its figures on the test examples, the table."""
     from tlcore.report.usage import ended_by_budget
     from tlcore.sweep import finish_sweep
 
-    outcome = _run_live(words, recipe, run, resume, trials)
     # a job's working directory is Ray's copy of what was uploaded, which goes with the job
-    destination = None if JOB_VARIABLE in os.environ else Path("runs") / recipe.name / "best"
+    destination = None if JOB_VARIABLE in os.environ else Path("runs") / outcome.recipe.name / "best"
     try:
         finals = finish_sweep(outcome, destination)
     finally:  # what the trials came to took hours, and is said whatever the test data or the disk have against the rest
@@ -114,12 +126,6 @@ def _run_on_ray(
         if outcome.exhausted is not None:
             typer.echo(f"\n{ended_by_budget(words, outcome.exhausted.setting, outcome.exhausted.used)}")
     _print_finals(outcome, finals)
-    if outcome.errors:
-        failed, trials = len(outcome.errors), len(outcome.trials)
-        typer.echo(f"tlcore: {failed} of {trials} trials failed: {', '.join(outcome.errors)}", err=True)
-        if failed == trials:
-            raise typer.Exit(1)
-    return outcome
 
 
 def _print_finals(outcome: SweepOutcome, finals: Finals | None) -> None:
@@ -201,10 +207,9 @@ def _compare(words: Sequence[str], sweep: SweepOutcome, resume: bool) -> None:
 
 
 def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None:
-    """The same in this process; of torchrun's ranks, rank 0 alone speaks."""
+    """The same in this process; of torchrun's ranks, rank 0 alone speaks, and exports once the others have gone."""
     from tlcore.engine.process import prepare_process
     from tlcore.report.live import live_view
-    from tlcore.report.usage import ended_by_budget
     from tlcore.storage import ensure_embedded
 
     ensure_embedded(recipe.storage)
@@ -228,9 +233,17 @@ def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None
     if outcome.interrupted:
         _print_run(outcome.run)
         raise _interrupted(words, view)
-    _print_run(outcome.run)
-    if outcome.exhausted is not None:
-        typer.echo(f"\n{ended_by_budget(words, outcome.exhausted.setting, outcome.exhausted.used)}")
+    _finish(words, _as_sweep(recipe, outcome))
+
+
+def _as_sweep(recipe: Recipe, outcome: LocalOutcome) -> SweepOutcome:
+    """A run without Ray as the sweep of one trial that it is in the store."""
+    from tlcore.storage.journal import SweepState, read_journal
+    from tlcore.sweep import SweepOutcome
+
+    state = SweepState.from_entries(read_journal(outcome.run.open()))
+    best = state.best(recipe.search.metric, recipe.search.mode)
+    return SweepOutcome(outcome.run, recipe, state, best, Path(), outcome.interrupted, outcome.exhausted)
 
 
 def _print_run(run: RunRef) -> None:

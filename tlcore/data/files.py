@@ -15,12 +15,14 @@ from pathlib import Path
 
 from tlcore.errors import DataError
 
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-KNOWN = "parquet, csv, jsonl, json"
+GZIP = ".gz"
+_TEXT = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+FORMATS = {".parquet": "parquet", **_TEXT, **{f"{ending}{GZIP}": kind for ending, kind in _TEXT.items()}}
+KNOWN = "parquet, csv, tsv, jsonl, json (those of text gzipped too: .csv.gz)"
 
 _PART = r"[A-Za-z0-9][\w.-]*"
 _HUB_ID = re.compile(
-    rf"((?P<owned>{_PART}/{_PART})(/(?P<config>{_PART}))?(:(?P<split>[^/\s:]+))?|(?P<bare>{_PART}):(?P<its_split>[^/\s:]+))"
+    rf"((?P<owned>{_PART}/{_PART})(/(?P<config>{_PART}))?(:(?P<split>[^/\s]+))?|(?P<bare>{_PART}):(?P<its_split>[^/\s]+))"
 )
 
 
@@ -34,8 +36,13 @@ class DataFile:
 
     @property
     def format(self) -> str:
-        """`parquet`, `csv` or `jsonl`."""
-        return FORMATS[_suffix(self.path)]
+        """`parquet`, `csv`, `tsv` or `jsonl`."""
+        return FORMATS[suffix(self.path)]
+
+    @property
+    def is_gzipped(self) -> bool:
+        """Whether it is to be unpacked first."""
+        return suffix(self.path).endswith(GZIP)
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def hub_dataset(url: str) -> HubDataset | None:
     if match is None or Path(url).exists():
         return None
     place, first = url.partition(":")[0], url.partition(":")[0].partition("/")[0]
-    if _suffix(place) in FORMATS or Path(first).exists():
+    if suffix(place) in FORMATS or Path(first).exists():
         return None
     return HubDataset(match["owned"] or match["bare"], match["config"], match["split"] or match["its_split"])
 
@@ -86,8 +93,10 @@ def fingerprint(url: str) -> tuple[str, ...]:
     return (url, *(f"{file.path} {file.size_bytes} {file.stamp}" for file in find_files(url)))
 
 
-def _suffix(path: str) -> str:
-    return Path(path).suffix.lower()
+def suffix(path: str) -> str:
+    """How a name ends, lower case: `.csv`, or of a gzipped file `.csv.gz`."""
+    name = Path(path.lower())
+    return f"{Path(name.stem).suffix}{GZIP}" if name.suffix == GZIP else name.suffix
 
 
 def _in_store(url: str) -> tuple[DataFile, ...]:
@@ -105,7 +114,7 @@ def _in_store(url: str) -> tuple[DataFile, ...]:
         return (_of_known_format(below[prefix]),)
     inside = f"{prefix}/" if prefix else ""
     pattern = inside + (last if "*" in last else "*")
-    found = [below[key] for key in sorted(below) if _directly_matches(key, pattern) and _suffix(key) in FORMATS]
+    found = [below[key] for key in sorted(below) if _directly_matches(key, pattern) and suffix(key) in FORMATS]
     if not found:
         raise _nothing_at(url, [key for key in below if "/" not in key.removeprefix(inside)], last)
     return tuple(found)
@@ -126,7 +135,7 @@ def _on_this_machine(url: str) -> tuple[DataFile, ...]:
         return (_of_known_format(_local(path)),)
     if path.is_dir() or ("*" in path.name and path.parent.is_dir()):
         candidates = sorted(path.iterdir()) if path.is_dir() else sorted(path.parent.glob(path.name))
-        found = [_local(one) for one in candidates if one.is_file() and _suffix(str(one)) in FORMATS]
+        found = [_local(one) for one in candidates if one.is_file() and suffix(str(one)) in FORMATS]
         if found:
             return tuple(found)
     beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -139,7 +148,7 @@ def _local(path: Path) -> DataFile:
 
 
 def _of_known_format(file: DataFile) -> DataFile:
-    if _suffix(file.path) not in FORMATS:
+    if suffix(file.path) not in FORMATS:
         raise DataError(f"{file.path} is of no known format", hint=f"known by their ending: {KNOWN}")
     return file
 

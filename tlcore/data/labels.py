@@ -6,6 +6,7 @@ Owns the mapping between a label column and class indices. Called by classificat
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from tlcore.errors import DataError
 
+_PADDED = re.compile(r"0[0-9]{1,17}")
 SHOWN = 10
 """How many classes a message lists at most."""
 
@@ -64,6 +66,11 @@ def _index(value: str | int, index_of: dict[str, int], given: bool, where: str) 
             f"{where}: label {value} is outside 0..{len(index_of) - 1}, the range of the {len(index_of)} names in data.labels",
             hint="correct the data, or name every class in data.labels",
         )
+    if isinstance(value, str) and (number := _number_of(value)) is not None:
+        if str(number) in index_of:
+            return index_of[str(number)]
+        if given and 0 <= number < len(index_of):
+            return number
     near = difflib.get_close_matches(str(value), index_of, n=1)
     meant = f"; did you mean {near[0]!r}?" if near else ""
     origin = "data.labels" if given else "the training data"
@@ -71,6 +78,14 @@ def _index(value: str | int, index_of: dict[str, int], given: bool, where: str) 
         f"{where}: label {value!r} is none of the {len(index_of)} classes of {origin} ({_listed(list(index_of))}){meant}",
         hint="correct the data, or name every class in data.labels",
     )
+
+
+def _number_of(text: str) -> int | None:
+    """What earlier versions read in a csv's `True` and `007`: classes of older checkpoints are called so, and `data.labels` names
+    such labels by their index."""
+    if _PADDED.fullmatch(text):
+        return int(text)
+    return {"true": 1, "false": 0}.get(text.lower())
 
 
 def _plain(value: Any, where: str) -> str | int:

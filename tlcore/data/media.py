@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from tlcore.data.files import FORMATS, find_files, fingerprint, hub_dataset
+from tlcore.data.files import FORMATS, find_files, fingerprint, hub_dataset, suffix
 from tlcore.data.reading import read_split
 from tlcore.errors import DataError, ObjectMissing
 
@@ -143,6 +143,7 @@ def read_media(
     others: Sequence[str] = (),
     texts: Sequence[str] = (),
     split: str = "train",
+    may_be_empty: Sequence[str] = (),
 ) -> MediaRows:
     """The samples at a place.
 
@@ -154,6 +155,7 @@ def read_media(
         others: further columns to read, which a folder does not have.
         texts: columns that must be text.
         split: of a hub dataset that names none.
+        may_be_empty: columns of a table whose cells need not hold anything.
 
     Raises:
         DataError: nothing there, no such column, cells that are no files, a folder without classes.
@@ -162,7 +164,7 @@ def read_media(
     if hub_dataset(place) is None and (files := _folder_files(place)) is not None:
         return _read_folder(place, files, media, endings, label, others)
     columns = [*media, *([] if label is None else [label]), *others]
-    table = read_split(place, columns, texts=texts, split=split).data.table
+    table = read_split(place, columns, texts=texts, split=split, may_be_empty=may_be_empty).data.table
     for column in media:
         _check_media(table, column, place)
     hub = hub_dataset(place) is not None
@@ -195,7 +197,7 @@ def _folder_files(place: str) -> list[_File] | None:
 
 
 def _is_table(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in FORMATS
+    return suffix(name) in FORMATS
 
 
 def _local(place: str) -> Iterator[_File]:

@@ -14,9 +14,10 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tlcore.data.files import DataFile, HubDataset, find_files, hub_dataset
+from tlcore.data.files import GZIP, DataFile, HubDataset, find_files, hub_dataset
 from tlcore.errors import DataError
 from tlcore.models.hub import hub_answers
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SHOWN = 20
+_BETWEEN = {"csv": ",", "tsv": "\t"}
+_WHOLE = r"^-?(0|[1-9]\d{0,17})$"
+_NUMBER = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$"
 _CONFIGS = re.compile(r"(?:available configs|Available): (\[.*?\])")
 """Where `datasets` lists the configurations of a dataset, in its message about one that is missing or unknown."""
 
@@ -39,10 +43,10 @@ def read_split(
     """Read `columns` of the examples at `url`, in file order.
 
     Args:
-        url: a file, directory or pattern at `s3://` or on this machine (parquet, csv, jsonl, a json array), or a hub id,
-            `owner/name[/config][:split]` or `name:split`.
+        url: a file, directory or pattern at `s3://` or on this machine (parquet, csv, tsv, jsonl, a json array), or a hub id,
+            `owner/name[/config][:split]` or `name:split`. A file of text may be gzipped (`.csv.gz`).
         columns: what to read; every cell must hold something, but those of `may_be_empty`.
-        texts: those of them that must be text (a csv column of digits is then read as text).
+        texts: those of them that must be text (a csv column of numbers is then read as text).
         split: which split of a hub dataset, where the id names none.
 
     Raises:
@@ -82,18 +86,36 @@ def _read_files(url: str, files: Sequence[DataFile], columns: Sequence[str], tex
     for file in files:
         try:
             with filesystem.open(file.path, "rb") as stream:
-                tables.append(_read_file(stream, file, columns, texts))
+                tables.append(_read_file(stream, file, columns))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"cannot read {file.path} as {file.format}: {_first_line(error)}", hint=_HINTS[file.format]
             ) from error
     _check_same_classes(tables, url)
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
+        table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(
             f"the files at {url} do not fit together: {_first_line(error)}", hint="give their columns the same types"
         ) from error
+    return _with_numbers(table, texts) if files[0].format in _BETWEEN else table
+
+
+def _with_numbers(table: pa.Table, texts: Sequence[str]) -> pa.Table:
+    """A csv's columns but `texts` as numbers where every cell is one; `True`, `007` and dates are what they are written as."""
+    import pyarrow as pa
+    import pyarrow.compute
+
+    for place, name in enumerate(table.column_names):
+        if name in texts:
+            continue
+        cells = pyarrow.compute.utf8_trim_whitespace(table.column(name))
+        for written, kind in ((_WHOLE, pa.int64()), (_NUMBER, pa.float64())):
+            # of a column without any cell there is nothing to tell
+            if pyarrow.compute.all(pyarrow.compute.match_substring_regex(cells, written)).as_py():
+                table = table.set_column(place, name, cells.cast(kind))
+                break
+    return table
 
 
 def _filesystem(url: str) -> Any:
@@ -107,11 +129,17 @@ def _filesystem(url: str) -> Any:
     return fsspec.filesystem("s3", use_listings_cache=False, **fsspec_options(url))
 
 
-def class_names(table: pa.Table, column: str) -> tuple[str, ...] | None:
-    """What the numbers in a column stand for, in lists or not: by the `ClassLabel` that `datasets` noted there; None without one."""
+def class_names(table: pa.Table, column: str, field: str | None = None) -> tuple[str, ...] | None:
+    """What the numbers in a column, or in its lists, stand for by the `ClassLabel` that `datasets` noted; else None.
+
+    Args:
+        field: of a column of objects, which of their fields.
+    """
     import datasets
 
     feature: Any = datasets.Features.from_arrow_schema(table.schema).get(column)
+    if field is not None:
+        feature = feature.get(field) if isinstance(feature, dict) else None
     while isinstance(feature, datasets.List | datasets.LargeList):
         feature = feature.feature
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) and feature.names else None
@@ -134,11 +162,12 @@ def _check_same_classes(tables: Sequence[pa.Table], url: str) -> None:
 _HINTS = {
     "parquet": "check that the file is whole",
     "csv": "it must be UTF-8, comma-separated, with a first line of column names",
+    "tsv": "it must be UTF-8, separated by tabs, with a first line of column names",
     "jsonl": "it must be UTF-8 with one JSON object per line",
 }
 
 
-def _read_file(stream: Any, file: DataFile, columns: Sequence[str], texts: Sequence[str]) -> pa.Table:
+def _read_file(stream: Any, file: DataFile, columns: Sequence[str]) -> pa.Table:
     import pyarrow as pa
 
     if file.size_bytes == 0:
@@ -149,14 +178,17 @@ def _read_file(stream: Any, file: DataFile, columns: Sequence[str], texts: Seque
         parquet = pyarrow.parquet.ParquetFile(stream)
         _check_columns(parquet.schema_arrow.names, columns, file.path)
         return parquet.read(columns=list(columns))
-    if file.format == "csv":
+    if file.is_gzipped:
+        content = pa.CompressedInputStream(stream, "gzip").read()
+        stream, file = io.BytesIO(content), replace(file, size_bytes=len(content))
+    if file.format in ("csv", "tsv"):
         import pyarrow.csv
 
         table = pyarrow.csv.read_csv(
             stream,
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=_BETWEEN[file.format], newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(texts, pa.string()),
+                column_types=dict.fromkeys(columns, pa.string()),
                 null_values=[""],
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,
@@ -175,7 +207,7 @@ def _read_file(stream: Any, file: DataFile, columns: Sequence[str], texts: Seque
 
 def _json_lines(stream: Any, file: DataFile) -> tuple[Any, int]:
     """The file as JSON lines, and its size in bytes: as it is, or of a `.json` file that holds one array, its objects."""
-    is_array = file.path.lower().endswith(".json") and stream.read(4096).lstrip()[:1] == b"["
+    is_array = file.path.lower().removesuffix(GZIP).endswith(".json") and stream.read(4096).lstrip()[:1] == b"["
     stream.seek(0)
     if not is_array:
         return stream, file.size_bytes

@@ -39,7 +39,7 @@ def hub_answers() -> bool:
 def hub_files(model: str, revision: str) -> tuple[str, ...]:
     """Every file of a model on the hub, fetched or not; none where the hub cannot be asked, or refuses. Asked once per process."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP client that this version has
 
     if not hub_answers():
         return ()

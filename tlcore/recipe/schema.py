@@ -1,9 +1,10 @@
 """What a recipe holds: one frozen model per section, one docstring per setting, with its unit.
 
-Owns names, types, ranges and defaults; those of `data` are in `data_schema.py`, of `search` in `search_schema.py`. Settings that the
-design names but this version does not build stand here too, and are refused by the table in `unbuilt.py`. Rules between settings
-are in `checks.py`, of the search in `space_checks.py` and `pairs.py`; so build a recipe by `load_recipe` or `recipe_from_dict`,
-never by calling a model. Loads without torch, ray, deepspeed and transformers. Called by: every room that reads a recipe.
+Owns names, types, ranges and defaults; those of `data` are in `data_schema.py`, of `search` in `search_schema.py`. Settings that
+the design names but this version does not build stand here too, and are refused by the table in `unbuilt.py`. Rules between
+settings are in `checks.py`, of the search in `space_checks.py` and `pairs.py`; so build a recipe by `load_recipe` or
+`recipe_from_dict`, never by calling a model. Loads without torch, ray, deepspeed and transformers. Called by: every room that
+reads a recipe.
 """
 
 from __future__ import annotations

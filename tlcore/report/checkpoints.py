@@ -65,8 +65,8 @@ def find_checkpoints(where: str, storage: str, trial: str | None = None) -> Foun
         if not (found.manifests or found.damaged):
             raise _no_checkpoint(store, ref.trial, ref.step)
         return found
-    ref, trial = _split(where, storage, trial)
-    store = ref.open()
+    run, trial = _split(where, storage, trial)
+    store = run.open()
     steps = committed_steps(store)
     if not steps:
         require_run(store)
@@ -93,20 +93,20 @@ def choose_checkpoint(where: str, storage: str, trial: str | None = None) -> tup
     """
     if CheckpointRef.is_one(where):
         return CheckpointRef.parse(where).open()
-    ref, trial = _split(where, storage, trial)
-    store = ref.open()
+    run, trial = _split(where, storage, trial)
+    store = run.open()
     steps = committed_steps(store)
     if trial is None:
-        trial = _best_trial(where, ref, steps)
+        trial = _best_trial(where, run, steps)
     if trial not in steps:
         raise _no_checkpoint(store, trial)
-    return store, read_manifest(store, trial, _chosen_step(ref, trial, steps[trial]))
+    return store, read_manifest(store, trial, _chosen_step(run, trial, steps[trial]))
 
 
-def _best_trial(where: str, ref: RunRef, steps: Mapping[str, Sequence[int]]) -> str:
+def _best_trial(where: str, run: RunRef, steps: Mapping[str, Sequence[int]]) -> str:
     if len(steps) == 1:
         return next(iter(steps))
-    best = read_run(ref, checkpoints=False).best
+    best = read_run(run, checkpoints=False).best
     if best is None:
         raise RequestError(
             f"{where}: no trial has reported yet, so none is the best",
@@ -115,15 +115,15 @@ def _best_trial(where: str, ref: RunRef, steps: Mapping[str, Sequence[int]]) -> 
     return best.trial
 
 
-def _chosen_step(ref: RunRef, trial: str, steps: Sequence[int]) -> int:
+def _chosen_step(run: RunRef, trial: str, steps: Sequence[int]) -> int:
     """The newest where nothing says what the run was after: checkpoints alone were copied here."""
     if len(steps) == 1:
         return steps[0]
     try:
-        ref.identity()
+        run.identity()
     except ObjectMissing:
         return steps[-1]
-    chosen = read_run(ref).chosen_step(trial)
+    chosen = read_run(run).chosen_step(trial)
     return steps[-1] if chosen is None else chosen
 
 

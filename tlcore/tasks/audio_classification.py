@@ -15,7 +15,7 @@ from tlcore.tasks.base import Batch, MetricAccumulator
 from tlcore.tasks.choice import Choice
 from tlcore.tasks.classes import assumed_labels
 from tlcore.tasks.model_task import ModelTask
-from tlcore.tasks.sample_labels import SampleLabels
+from tlcore.tasks.sample_labels import SampleLabels, empty_cells
 from tlcore.tasks.sound_inputs import SoundInputs, model_inputs
 from tlcore.tasks.sound_models import load_sound_config
 from tlcore.tasks.sounds import Sounds, check_sounds, open_sound, read_sounds, sound_examples
@@ -99,7 +99,9 @@ class AudioClassification(ModelTask[Sounds]):
 
     def _read(self, place: str, hub_split: str) -> Sounds:
         data = self._recipe.data
-        return read_sounds(place, data.audio, self._inputs.rate_hz, data.max_seconds, hub_split, label=data.label)
+        empty = empty_cells(data.label, data.multi_label)
+        rate_hz = self._inputs.rate_hz
+        return read_sounds(place, data.audio, rate_hz, data.max_seconds, hub_split, data.label, may_be_empty=empty)
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import MediaRows, Opener, fingerprint, read_media
+from tlcore.data import MediaRows, Opener, class_names, fingerprint, read_media
 from tlcore.errors import DataError
 from tlcore.tasks.images import ENDINGS
 
@@ -36,11 +36,13 @@ class Objects:
 
 @dataclass(frozen=True)
 class BoxedPictures:
-    """All samples at one place. `values`: the distinct categories."""
+    """All samples at one place. `values`: the distinct categories; `names`: what numbers among them stand for, where data says so
+    (`ClassLabel`)."""
 
     rows: MediaRows
     objects: tuple[Objects, ...]
     values: tuple[Any, ...]
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,7 +71,7 @@ def read_boxes(place: str, image: str, objects: str, split: str) -> BoxedPicture
         _objects_of(cell, numbers, f"{place}, row {row + 1}, column {objects!r}")
         for row, cell in enumerate(rows.table.column(objects).to_pylist())
     )
-    return BoxedPictures(rows, each, tuple(numbers))
+    return BoxedPictures(rows, each, tuple(numbers), class_names(rows.table, objects, "category"))
 
 
 def _objects_of(cell: Any, numbers: dict[Any, int], where: str) -> Objects:

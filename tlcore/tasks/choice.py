@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
-from tlcore.tasks.classes import Classes
+from tlcore.tasks.classes import Classes, tell_unseen
 from tlcore.tasks.logits import mean_binary_cross_entropy, mean_cross_entropy
 
 if TYPE_CHECKING:
@@ -51,8 +51,14 @@ class Choice(Generic[Read]):
         self._of_split: dict[str, tuple[SampleLabels, npt.NDArray[np.int64]]] = {}
 
     def check(self, split: str) -> None:
-        """Raises DataError: a label of the split's place that is no class."""
+        """Rank 0 says which classes a split has that training, where it was read before, has not.
+
+        Raises DataError: a label of the split's place that is no class.
+        """
         self._at(split)
+        if split != "train" and "train" in self._of_split and not self._many:
+            counts, trained = self._counts(split), self._counts("train")
+            tell_unseen(split, self._splits[split].place, self._classes.names, counts, trained)
 
     def targets(self, split: str, rows: npt.NDArray[np.int64], *, filler: bool) -> Tensor:
         """Class of each of these rows of the split's place, int64 [B], or 1 for each class of it, else 0 [B, C]; `IGNORED`
@@ -107,6 +113,11 @@ class Choice(Generic[Read]):
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return self._classes.facts()
+
+    def _counts(self, split: str) -> npt.NDArray[np.int64]:
+        """Samples of each class [C]."""
+        labels, class_of = self._at(split)
+        return labels.counts(class_of, len(self._classes.names), self._splits[split].rows)
 
     def _at(self, split: str) -> tuple[SampleLabels, npt.NDArray[np.int64]]:
         """Labels of the split's place, and the class of each distinct one."""

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import encode_labels, find_files, find_label_names, hub_dataset, read_split
+from tlcore.data.labels import SHOWN
 from tlcore.errors import DataError
-from tlcore.tasks.sample_labels import Labels, SampleLabels
+from tlcore.tasks.sample_labels import Labels, SampleLabels, empty_cells
 from tlcore.tasks.splits import given_places
+from tlcore.tasks.telling import tell_once
 
 if TYPE_CHECKING:
     from tlcore.recipe.data_schema import DataSection
@@ -41,7 +43,7 @@ class Classes:
         self, data: DataSection, facts: Mapping[str, Any] | None, training_labels: Callable[[], Labels]
     ) -> None:
         self._data, self._training_labels = data, training_labels
-        self._known = None if facts is None else _Named(tuple(facts["labels"]), facts.get("numbered", False))
+        self._known = None if facts is None else NamedClasses.known(facts)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,11 +51,11 @@ class Classes:
         return self._found.names
 
     @cached_property
-    def _found(self) -> _Named:
+    def _found(self) -> NamedClasses:
         if self._known is not None:
             return self._known
         if self._data.labels is not None:
-            return _Named(tuple(self._data.labels))
+            return NamedClasses(tuple(self._data.labels))
         return _found_in(self._training_labels(), self._where(self._data.train))
 
     def encode(self, labels: Labels, place: str) -> npt.NDArray[np.int64]:
@@ -76,21 +78,31 @@ class Classes:
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of them."""
-        return {"labels": list(self.names), **({"numbered": True} if self._found.numbered else {})}
+        return self._found.facts()
 
     def _where(self, place: str) -> str:
         return f"{place}, column {self._data.label!r}"
 
 
 @dataclass(frozen=True)
-class _Named:
+class NamedClasses:
     """Classes in index order. `numbered`: the training data had their numbers, so that a number in data that says nothing of its
     meaning is one of those."""
 
     names: tuple[str, ...]
     numbered: bool = False
 
+    @classmethod
+    def known(cls, facts: Mapping[str, Any]) -> NamedClasses:
+        """Those of an earlier `facts`."""
+        return cls(tuple(facts["labels"]), bool(facts.get("numbered", False)))
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of them."""
+        return {"labels": list(self.names), **({"numbered": True} if self.numbered else {})}
+
     def encode(self, labels: Labels, data: DataSection, where: str) -> npt.NDArray[np.int64]:
+        """Class index of each distinct label. Raises DataError."""
         if data.labels is not None:
             return encode_labels(labels.values, self.names, True, where)
         meaning = labels.names or (self.names if self.numbered else None)
@@ -98,6 +110,8 @@ class _Named:
         return encode_labels(values, self.names, False, where)
 
     def _meant(self, value: Any, meaning: Sequence[str], where: str) -> Any:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if not isinstance(value, int):
             return value
         if not 0 <= value < len(meaning):
@@ -109,11 +123,11 @@ class _Named:
         return value if meaning[value] not in self.names and str(value) in self.names else meaning[value]
 
 
-def _found_in(labels: Labels, where: str) -> _Named:
+def _found_in(labels: Labels, where: str) -> NamedClasses:
     """The classes of training data. Raises DataError."""
     if labels.names is not None and len(labels.names) > 1:
-        return _Named(labels.names, numbered=True)
-    return _Named(find_label_names(labels.values, None, where))
+        return NamedClasses(labels.names, numbered=True)
+    return NamedClasses(find_label_names(labels.values, None, where))
 
 
 def assumed_labels(data: DataSection) -> dict[str, Any]:
@@ -136,7 +150,8 @@ def check_labelled(
     def distinct(split: str, place: str) -> Labels | None:
         if size_bytes(place) > MOST_CHECKED_BYTES:
             return None
-        table = read_split(place, [*others, data.label], texts=texts, split=split).data.table
+        empty = empty_cells(data.label, data.multi_label)
+        table = read_split(place, [*others, data.label], texts=texts, split=split, may_be_empty=empty).data.table
         return SampleLabels.read(table, data.label, data.multi_label)
 
     check_distinct(data, places, distinct)
@@ -151,7 +166,8 @@ def check_distinct(
         places: (split, place), the training one first.
         distinct: the labels of a split and place; None for a place that is not looked at.
     """
-    classes = None if data.labels is None else _Named(tuple(data.labels))
+    classes = None if data.labels is None else NamedClasses(tuple(data.labels))
+    trained: npt.NDArray[np.int64] | None = None
     for split, place in places:
         labels = distinct(split, place)
         if labels is None:
@@ -159,7 +175,28 @@ def check_distinct(
         where = f"{place}, column {data.label!r}"
         if classes is None:
             classes = _found_in(labels, where)
-        classes.encode(labels, data, where)
+        class_of = classes.encode(labels, data, where)
+        if isinstance(labels, SampleLabels) and not data.multi_label:
+            counts = labels.counts(class_of, len(classes.names))
+            if split == "train":
+                trained = counts
+            elif split == "test" and trained is not None:  # of validation the workers tell, who hold it out
+                tell_unseen(split, place, classes.names, counts, trained)
+
+
+def tell_unseen(
+    split: str, place: str, names: Sequence[str], counts: npt.NDArray[np.int64], trained: npt.NDArray[np.int64]
+) -> None:
+    """Say which classes samples of a split have and no training sample has; nothing where there are none.
+
+    Args:
+        counts, trained: samples of each class, in the split and in training.
+    """
+    unseen = np.flatnonzero((counts > 0) & (trained == 0))
+    if len(unseen):
+        shown = ", ".join(f"{names[index]!r} ({counts[index]})" for index in unseen[:SHOWN])
+        more = f", and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
+        tell_once(f"{split} samples of {place} have classes that no training sample has: {shown}{more}")
 
 
 def checked_places(data: DataSection) -> list[tuple[str, str]]:

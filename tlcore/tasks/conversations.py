@@ -5,9 +5,9 @@ Owns the forms that a conversation is given in, rendering by a chat template, an
 
 The turns are found by rendering the conversation up to each of them: what a template adds between the prompt and the rendered turn
 is the turn, with its closing token. That needs nothing of the template but that it appends; the `{% generation %}` marks that
-transformers offers for this stand in few published templates. Some templates write an assistant's turn otherwise once others follow
-(Qwen3 drops its thoughts, gpt-oss closes it with another token): then each turn is a text of its own, rendered as it was when it was
-the last, which is also how the model will be asked for it.
+transformers offers for this stand in few published templates. Some templates write an assistant's turn otherwise once others
+follow (Qwen3 drops its thoughts, gpt-oss closes it with another token): then each turn is a text of its own, rendered as it was
+when it was the last, which is also how the model will be asked for it.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def encode_pair(tokenizer: Any, prompt: str, target: str, where: str) -> list[En
 
 
 _FORM: Final = (
-    f"a conversation is a list of turns {{role, content}} or {{from, value}} with a role of {', '.join(ROLES)} (human, gpt) and a text; "
-    "the assistant's may have tool_calls instead"
+    f"a conversation is a list of turns {{role, content}} or {{from, value}} with a role of {', '.join(ROLES)} (human, gpt) "
+    "and a text; the assistant's may have tool_calls instead"
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tlcore.data import class_names, read_split
-from tlcore.tasks.sample_labels import named
+from tlcore.tasks.sample_labels import empty_cells, named
 
 if TYPE_CHECKING:
     from tlcore.recipe.data_schema import DataSection
@@ -23,7 +23,8 @@ def plain_examples(
     if not isinstance(place, str):
         return []
     columns = [given] if expected is None else [given, expected]
-    found = read_split(place, columns, texts=[given] if texts else [], split=split)
+    empty = empty_cells(data.label, data.multi_label)
+    found = read_split(place, columns, texts=[given] if texts else [], split=split, may_be_empty=empty)
     rows = found.select(range(min(count, len(found))))
     if expected is None:
         return [(cell, None) for cell in rows[given]]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from tlcore.data import MediaRows, Opener
 from tlcore.errors import DataError
 from tlcore.tasks.recent import Held
+from tlcore.tasks.sample_labels import named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,8 +211,14 @@ def pictures_given(inputs: Sequence[Any]) -> list[Image]:
     ]
 
 
-def picture_examples(rows: MediaRows, column: str, count: int, expected: str) -> list[tuple[Any, Any]]:
-    """(path or URL, cell of column `expected`) of the first `count` samples that are files of their own."""
+def picture_examples(
+    rows: MediaRows, column: str, count: int, expected: str, names: Sequence[str] | None = None
+) -> list[tuple[Any, Any]]:
+    """(path or URL, cell of column `expected`) of the first `count` samples that are files of their own.
+
+    Args:
+        names: what numbers in `expected` stand for.
+    """
     first = range(min(count, len(rows)))
-    paths = [rows.opener.path_of(rows.cell(column, row)) for row in first]
-    return [(path, rows.cell(expected, row)) for row, path in zip(first, paths, strict=True) if path is not None]
+    shown = ((rows.opener.path_of(rows.cell(column, row)), rows.cell(expected, row)) for row in first)
+    return [(path, named(cell, names)) for path, cell in shown if path is not None]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlcore.data import MediaRows, bytes_read, read_media
 from tlcore.tasks.classes import MOST_CHECKED_BYTES, check_distinct
-from tlcore.tasks.sample_labels import SampleLabels
+from tlcore.tasks.sample_labels import SampleLabels, empty_cells
 from tlcore.tasks.splits import Splits, given_places
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class LabelledMedia:
 
 def read_labelled(data: DataSection, column: str, endings: Sequence[str], place: str, split: str) -> LabelledMedia:
     """The samples at a place. Raises as `read_media`."""
-    rows = read_media(place, [column], endings, label=data.label, split=split)
+    empty = empty_cells(data.label, data.multi_label)
+    rows = read_media(place, [column], endings, label=data.label, split=split, may_be_empty=empty)
     return LabelledMedia(rows, SampleLabels.read(rows.table, data.label, data.multi_label))
 
 

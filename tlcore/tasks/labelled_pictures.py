@@ -60,4 +60,6 @@ class LabelledPictures:
         """As `Task.examples`."""
         if split not in dict(given_places(self._data)):
             return []
-        return picture_examples(self.splits[split].read.rows, self._data.image_column, count, self._data.label)
+        read, data = self.splits[split].read, self._data
+        names = read.labels.names if data.labels is None else None
+        return picture_examples(read.rows, data.image_column, count, data.label, names)

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import bytes_read, encode_labels
+from tlcore.data import bytes_read
 from tlcore.errors import DataError, Fault, RecipeError
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.boxes import BoxedPictures, read_boxes
-from tlcore.tasks.classes import ASSUMED, MOST_CHECKED_BYTES
+from tlcore.tasks.classes import ASSUMED, MOST_CHECKED_BYTES, NamedClasses
 from tlcore.tasks.detection_images import DetectionImages, vary
 from tlcore.tasks.gathered import SLOT, slots_of
 from tlcore.tasks.images import held_pictures, picture_sizes, pictures_given
 from tlcore.tasks.model_task import ModelTask
+from tlcore.tasks.sample_labels import named
 from tlcore.tasks.splits import Splits, given_places
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class ObjectDetection(ModelTask[BoxedPictures]):
         self._images = DetectionImages(self._source, recipe.data.image_size)
         self._read: dict[tuple[str, str], BoxedPictures] = {}
         self._splits = Splits(recipe.data, self._remembered)
-        self._known = None if facts is None else tuple(facts["labels"])
+        self._known = None if facts is None else NamedClasses.known(facts)
         self._class_of: dict[str, npt.NDArray[np.int64]] = {}
 
     @staticmethod
@@ -139,27 +140,35 @@ class ObjectDetection(ModelTask[BoxedPictures]):
         for row in range(min(count, len(read))):
             path = read.rows.opener.path_of(read.rows.cell(data.image_column, row))
             there = read.objects[row]
-            kinds = [read.values[kind] for kind in there.kinds]
+            kinds = named([read.values[kind] for kind in there.kinds], read.names if data.labels is None else None)
             if path is not None:
                 shown.append((path, {"bbox": there.boxes.tolist(), "category": kinds}))
         return shown
 
     def facts(self) -> dict[str, Any]:
-        return {"labels": list(self._names)}
+        return self._classes.facts()
 
     def _processors(self) -> list[Any]:
         return [self._images.processor]
 
-    @cached_property
+    @property
     def _names(self) -> tuple[str, ...]:
         """Of the classes, by number. Raises DataError."""
+        return self._classes.names
+
+    @cached_property
+    def _classes(self) -> NamedClasses:
         data = self._recipe.data
-        if self._known is not None or data.labels is not None:
-            return self._known or data.labels or ()
-        names = tuple(sorted({str(value) for value in self._splits.read_training_place().values}))
-        if not names:
+        if self._known is not None:
+            return self._known
+        if data.labels is not None:
+            return NamedClasses(tuple(data.labels))
+        read = self._splits.read_training_place()
+        if not read.values:
             raise DataError(f"{data.train} has no box in it", hint="a detector needs objects to learn")
-        return names
+        if read.names is not None:
+            return NamedClasses(read.names, numbered=True)
+        return NamedClasses(tuple(sorted({str(value) for value in read.values})))
 
     def _config(self) -> Any:
         names = self._names
@@ -202,7 +211,7 @@ class ObjectDetection(ModelTask[BoxedPictures]):
     def _encode(self, read: BoxedPictures, place: str) -> npt.NDArray[np.int64]:
         data = self._recipe.data
         where = f"{place}, column {data.objects!r}"
-        return encode_labels(read.values, self._names, data.labels is not None, where)
+        return self._classes.encode(read, data, where)
 
     def _answer(self, row: Sequence[float]) -> dict[str, Any]:
         return {"label": self._names[int(row[4])], "score": row[5], "bbox": list(row[:4])}

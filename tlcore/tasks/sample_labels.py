@@ -73,6 +73,13 @@ class SampleLabels:
         """
         return class_of[self.index[rows]]
 
+    def counts(
+        self, class_of: npt.NDArray[np.int64], classes: int, rows: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.int64]:
+        """How many samples have each class [C], where each has one label: of these rows, or of all."""
+        index = self.index if rows is None else self.index[rows]
+        return np.bincount(class_of[index], minlength=classes)
+
     def any_of(
         self, rows: npt.NDArray[np.int64], class_of: npt.NDArray[np.int64], classes: int
     ) -> npt.NDArray[np.int64]:
@@ -83,7 +90,14 @@ class SampleLabels:
         return found
 
 
+def empty_cells(column: str, multi_label: bool) -> list[str]:
+    """The label column, where a sample may have none: an empty cell is then the empty set."""
+    return [column] if multi_label else []
+
+
 def _labels(cell: Any) -> list[Any]:
+    if cell is None:
+        return []
     if isinstance(cell, str):
         return [part for part in (each.strip() for each in cell.split(BETWEEN)) if part]
     return cell if isinstance(cell, list) else [cell]

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import MediaRows, Opener, bytes_read, read_media
+from tlcore.data import MediaRows, Opener, bytes_read, class_names, read_media
 from tlcore.errors import DataError
 from tlcore.tasks.classes import MOST_CHECKED_BYTES, check_distinct
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.sample_labels import SampleLabels
+from tlcore.tasks.sample_labels import SampleLabels, empty_cells, named
 from tlcore.tasks.splits import given_places
 from tlcore.tasks.telling import is_rank_0
 
@@ -142,6 +142,7 @@ def read_sounds(
     split: str,
     label: str | None = None,
     texts: Sequence[str] = (),
+    may_be_empty: Sequence[str] = (),
 ) -> Sounds:
     """Open every sound of a place once; those longer than `max_seconds` are left out, which rank 0 says.
 
@@ -150,10 +151,11 @@ def read_sounds(
         split: of a hub dataset that names none.
         label: column of classes; in a folder, the name of the folder that a file is in.
         texts: further columns, which must hold text.
+        may_be_empty: as `read_media` takes it.
 
     Raises DataError, StorageError.
     """
-    rows = read_media(place, [column], ENDINGS, label, texts, texts, split)
+    rows = read_media(place, [column], ENDINGS, label, texts, texts, split, may_be_empty)
     key = (rows.digest, split, column, rate_hz, max_seconds, label, tuple(texts))
     return _read.get(key, lambda: _open_all(rows, column, rate_hz, max_seconds))
 
@@ -208,11 +210,14 @@ def sound_examples(data: DataSection, split: str, count: int, expected: str | No
     if place is None:
         return []
     label, texts = (expected, []) if expected == data.label else (None, [] if expected is None else [expected])
-    rows = read_media(place, [data.audio], ENDINGS, label, texts, texts, split)
+    rows = read_media(
+        place, [data.audio], ENDINGS, label, texts, texts, split, empty_cells(data.label, data.multi_label)
+    )
+    names = class_names(rows.table, label) if label is not None and data.labels is None else None
     return [
         (
             rows.opener.path_of(rows.cell(data.audio, row)) or rows.cell(data.audio, row),
-            None if expected is None else rows.cell(expected, row),
+            None if expected is None else named(rows.cell(expected, row), names),
         )
         for row in range(min(count, len(rows)))
     ]
@@ -224,7 +229,8 @@ def check_sounds(data: DataSection, label: str | None = None, texts: Sequence[st
     def distinct(split: str, place: str) -> SampleLabels | None:
         if bytes_read(place) > MOST_CHECKED_BYTES:
             return None
-        rows = read_media(place, [data.audio], ENDINGS, label, texts, texts, split)
+        empty = empty_cells(data.label, data.multi_label)
+        rows = read_media(place, [data.audio], ENDINGS, label, texts, texts, split, empty)
         rows.check_present(data.audio)
         return None if label is None else SampleLabels.read(rows.table, label, data.multi_label)
 

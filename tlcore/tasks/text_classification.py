@@ -24,7 +24,7 @@ from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.logits import logits_of
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.sample_labels import SampleLabels
+from tlcore.tasks.sample_labels import SampleLabels, empty_cells
 from tlcore.tasks.splits import Splits, given_places
 from tlcore.tasks.tokens import TokenStore, tokenize
 
@@ -142,7 +142,9 @@ class TextClassification(TextTask[LabelledTexts]):
 
     def _prepare(self, place: str, hub_split: str) -> LabelledTexts:
         data = self._recipe.data
-        table = read_split(place, [data.text, data.label], texts=[data.text], split=hub_split).data.table
+        empty = empty_cells(data.label, data.multi_label)
+        columns = [data.text, data.label]
+        table = read_split(place, columns, texts=[data.text], split=hub_split, may_be_empty=empty).data.table
         labels = SampleLabels.read(table, data.label, data.multi_label)
         texts = tokenize(self._text.tokenizer, table.column(data.text).to_pylist(), self._text.max_length, place=place)
         return LabelledTexts(texts, labels)

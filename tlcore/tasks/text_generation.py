@@ -31,12 +31,12 @@ from tlcore.tasks.conversations import (
     read_conversation,
     template_of,
 )
-from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.generate import generate
 from tlcore.tasks.learned_texts import LearnedTexts, RowSplits, group_texts
 from tlcore.tasks.logits import logits_of, mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
+from tlcore.tasks.splits import given_places
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,9 +68,10 @@ class TextGeneration(TextTask[LearnedTexts]):
             read_text(data.chat_template)
         for split, place in checked_places(data):
             rows = self._rows(place, split)
-            for number, cell in enumerate(rows[data.messages][:_LOOKED_AT] if data.messages else (), start=1):
-                where = f"{place}, row {number}"
-                check_learnable(read_conversation(cell, where), where)
+            if data.messages is not None:
+                for number, cell in enumerate(rows.column(data.messages)[:_LOOKED_AT].to_pylist(), start=1):
+                    where = f"{place}, row {number}"
+                    check_learnable(read_conversation(cell, where), where)
 
     def facts(self) -> dict[str, Any]:
         """The chat template, where the recipe names one."""
@@ -132,7 +133,7 @@ class TextGeneration(TextTask[LearnedTexts]):
         return TokenCounts(_told)
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Go on from each text, answer each prompt, or answer each conversation (a list of messages, or one user turn), greedily."""
+        """Go on from each text, or answer each prompt or conversation (a list of messages, or one user turn), greedily."""
         import torch
 
         answers = []
@@ -152,14 +153,11 @@ class TextGeneration(TextTask[LearnedTexts]):
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
         data = self._recipe.data
+        place = dict(given_places(data)).get(split)
+        shown = [] if place is None else self._rows(place, split)[:count].to_pylist()
         if data.messages is not None:
-            found = plain_examples(data, split, count, data.messages, None, texts=False)
-            return [_question(messages) for messages, _ in found]
-        if data.input is None:
-            return plain_examples(data, split, count, data.text, data.target)
-        asked = plain_examples(data, split, count, data.text, data.target)
-        about = plain_examples(data, split, count, data.text, data.input)
-        return [(_joined(text, more), answer) for (text, answer), (_, more) in zip(asked, about, strict=True)]
+            return [_question(row[data.messages]) for row in shown]
+        return [(self._asked(row), row[data.target] if data.target else None) for row in shown]
 
     def _sample(
         self, read: LearnedTexts, row: int
@@ -204,13 +202,13 @@ class TextGeneration(TextTask[LearnedTexts]):
         return [self._tokenizer]
 
     def _rows(self, place: str, hub_split: str) -> Any:
-        """The columns that are learned from, as a Dataset."""
+        """The columns that are learned from, as an Arrow table."""
         data = self._recipe.data
         if data.messages is not None:
-            return read_split(place, [data.messages], split=hub_split)
+            return read_split(place, [data.messages], split=hub_split).data.table
         columns = [name for name in (data.text, data.target, data.input) if name is not None]
         may_be_empty = [] if data.input is None else [data.input]
-        return read_split(place, columns, texts=columns, split=hub_split, may_be_empty=may_be_empty)
+        return read_split(place, columns, texts=columns, split=hub_split, may_be_empty=may_be_empty).data.table
 
     def _read(self, place: str, hub_split: str) -> LearnedTexts:
         data = self._recipe.data
@@ -224,7 +222,7 @@ class TextGeneration(TextTask[LearnedTexts]):
         most = self._text.max_length
         rows = [
             [(ids[:most], learned[:most]) for ids, learned in self._encode(row, f"{place}, row {number}")]
-            for number, row in enumerate(self._rows(place, hub_split), start=1)
+            for number, row in enumerate(self._rows(place, hub_split).to_pylist(), start=1)
         ]
         found = group_texts(rows, most if self._recipe.data.packing else None, share)
         if not found.learned.any():
@@ -240,8 +238,13 @@ class TextGeneration(TextTask[LearnedTexts]):
             return encode_conversation(self._tokenizer, row[data.messages], where)
         if data.target is None:
             return [self._encode_text(row[data.text])]
-        prompt = _joined(row[data.text], row[data.input] if data.input else None)
-        return encode_pair(self._tokenizer, prompt, row[data.target], where)
+        return encode_pair(self._tokenizer, self._asked(row), row[data.target], where)
+
+    def _asked(self, row: Mapping[str, Any]) -> str:
+        """The text of a row, with what it is about below it."""
+        data = self._recipe.data
+        prompt, about = row[data.text], None if data.input is None else row[data.input]
+        return f"{prompt}\n\n{about}" if about else prompt
 
     def _encode_text(self, text: str) -> Encoded:
         """The text and the token that ends it, which is what tells the model to stop."""
@@ -264,11 +267,6 @@ def _sums(values: npt.NDArray[Any], groups: Sequence[npt.NDArray[np.int64]]) -> 
         return np.zeros(0)
     starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
     return np.add.reduceat(values[np.concatenate(groups)], starts)
-
-
-def _joined(prompt: str, about: str | None) -> str:
-    """A prompt and what it is about."""
-    return f"{prompt}\n\n{about}" if about else prompt
 
 
 def _question(messages: Any) -> tuple[Any, Any]:

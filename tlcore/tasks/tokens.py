@@ -95,7 +95,7 @@ def _uncut(tokenizer: Any, given: str, texts: Sequence[str], rows: Sequence[int]
 
 def _own_tokens(encoding: Any) -> int:
     """Without the special ones, which each piece of a cut text has anew."""
-    return len(encoding) - sum(encoding.special_tokens_mask)
+    return int(len(encoding) - sum(encoding.special_tokens_mask))
 
 
 def store_tokens(texts: Sequence[Sequence[int]]) -> TokenStore:

@@ -43,14 +43,18 @@ def rank_device() -> torch.device:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """torch.distributed for this process: what is there already, torchrun's, or a group of one."""
+def process_group(alone: bool = False) -> Iterator[None]:
+    """torch.distributed for this process: what is there already, torchrun's, or a group of one.
+
+    Args:
+        alone: a group of one under torchrun, too: for what rank 0 does once the others have gone.
+    """
     if dist.is_initialized():
         yield
         return
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     backend = "nccl" if rank_device().type == "cuda" else "gloo"
-    if "RANK" in os.environ:
+    if "RANK" in os.environ and not alone:
         dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     else:
         dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)

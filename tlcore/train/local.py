@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from tlcore.checkpoint import best_step
 from tlcore.engine.process import prepare_process
 from tlcore.errors import RequestError, TrainError
 from tlcore.recipe import Recipe, report_fractions
@@ -32,7 +33,8 @@ TRIAL = "t000"
 
 @dataclass(frozen=True)
 class LocalOutcome:
-    """What came of a local run; `checkpoint` is the newest committed one's URL, `metrics` the last evaluation and test figures.
+    """What came of a local run; `checkpoint` is the newest committed one's URL, `metrics` the last evaluation, and the test figures
+    where that checkpoint is the run's best: of another one, which only the store has, they are left to who exports it.
 
     `interrupted`: it was asked to stop before its end; `exhausted`: the budget that ended it. A resume goes on from `checkpoint`.
     """
@@ -131,12 +133,21 @@ class _Run:
             self._tell("result", TRIAL, **facts)
         checkpoint = session.save(wait=True)
         self._tell("completed", TRIAL)
-        if self.recipe.data.test is not None:
+        if self.recipe.data.test is not None and self._is_best(run, session.step):
             metrics = {**metrics, **session.test()}
-            self._tell("final", TRIAL, metrics=metrics)
+            self._tell(
+                "final", TRIAL, metrics=metrics, **({} if checkpoint is None else {"checkpoint": str(checkpoint)})
+            )
         self._tell("finished", None, best=TRIAL)
         session.close()
         return LocalOutcome(run, None if checkpoint is None else str(checkpoint), metrics)
+
+    def _is_best(self, run: RunRef, step: int) -> bool:
+        """Whether what the ranks hold is the run's best checkpoint, or there is none at all; the same on all ranks."""
+        from tlcore.train.group import decide
+
+        search = self.recipe.search
+        return decide(lambda: best_step(run.open(), TRIAL, search.metrics, search.modes)) in (None, step)
 
     def _leave(self, step: int | None) -> Exhausted | None:
         """Write how a run ended that was stopped before its end. Returns the budget that stopped it, on all ranks, if one did."""
