@@ -2,7 +2,7 @@
 
     python -m jobs.chain jobs/recipes/domain_movie.yaml jobs/recipes/domain_product.yaml jobs/recipes/domain_tweet.yaml
 
-Owns the order, and what is handed on: the URL of the best trial's newest checkpoint, as the `model.source` of the next recipe, in
+Owns the order, and what is handed on: the URL of the best trial's best checkpoint, as the `model.source` of the next recipe, in
 place of its own. Everything else is the command's: a recipe with a search space is swept, another one trained, and each is a run
 like any other. So every recipe is valid by itself, and run by itself it is what the chain's is to be compared with. Called by
 `make chain`.
@@ -119,10 +119,10 @@ def _was_begun(recipe: Recipe) -> bool:
 def _link(recipe: Recipe) -> Link:
     """What the newest run of this recipe came to, as the store has it. Raises CheckpointError where nothing can be handed on."""
     run = read_run(newest_run(recipe.storage, recipe.name))
-    steps = run.checkpoints.get(run.best.trial, ()) if run.best is not None else ()
-    if run.best is None or not steps:
+    step = None if run.best is None else run.chosen_step(run.best.trial)
+    if run.best is None or step is None:
         raise CheckpointError(f"{run.ref.url} has no checkpoint of a trial with a metric", hint="see tlcore show")
-    checkpoint = CheckpointRef(run.ref.url, run.best.trial, steps[-1])
+    checkpoint = CheckpointRef(run.ref.url, run.best.trial, step)
     return Link(recipe.name, recipe.model.source, str(checkpoint), _metrics(run))
 
 

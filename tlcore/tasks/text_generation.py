@@ -37,6 +37,7 @@ from tlcore.tasks.logits import logits_of, mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import given_places
+from tlcore.tasks.telling import tell_cut
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -221,9 +222,11 @@ class TextGeneration(TextTask[LearnedTexts]):
     def _prepare(self, place: str, hub_split: str, share: float | None) -> LearnedTexts:
         most = self._text.max_length
         rows = [
-            [(ids[:most], learned[:most]) for ids, learned in self._encode(row, f"{place}, row {number}")]
+            self._encode(row, f"{place}, row {number}")
             for number, row in enumerate(self._rows(place, hub_split).to_pylist(), start=1)
         ]
+        tell_cut(place, [len(ids) for row in rows for ids, _ in row], most)
+        rows = [[(ids[:most], learned[:most]) for ids, learned in row] for row in rows]
         found = group_texts(rows, most if self._recipe.data.packing else None, share)
         if not found.learned.any():
             raise DataError(
