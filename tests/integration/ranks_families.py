@@ -124,7 +124,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         # A restore in the middle at the stage that has most to put together; every stage's is in test_train_restore.py.
         whole, metrics = sharded(recipe, url, 0, steps // 2 if stage == 3 else 0)
         found[f"stage{stage}"] = {"whole": whole, "metrics": metrics}
-    found["halved"] = halved(recipe_for(case, 1))  # on every rank: metrics are summed over them
+    found["halved"] = halved(recipe_for(case, 1))  # on every rank: each judges its share
     pieced, again = sharded(recipe, url, steps // 2, 0)
     found["restored"] = {"losses": pieced, "metrics": again}
     found |= agree(exported(f"{url}/trials/t000/step-{steps:08d}", case) if dist.get_rank() == 0 else {})
@@ -144,7 +144,7 @@ def halved(recipe: Recipe) -> list[float]:
         batch = task.collate("train", range(4))
         found.append(task.loss(model.eval(), batch).item())
     task.loss(model.train(), batch).backward()
-    evaluate(task, model, "validation", torch.device("cpu"), 4)
+    evaluate(task, model, "validation", torch.device("cpu"), 4, dist.get_rank(), dist.get_world_size())
     return found
 
 
