@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny_text_model import tiny_recipe
+from typed_commands import run, settle, store_untrained
 
-from tests.stored_model import store_model
-from tlcore import cli
 from tlcore.storage import open_store
 from tlcore.tasks import build_task
 
@@ -18,21 +17,12 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is the tests' own: its allocator and threads stay as they are; DeepSpeed says nothing of its device."""
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setattr("tlcore.engine.process.prepare_process", lambda threads=1: None)
+    settle(monkeypatch)
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    recipe = tiny_recipe(tmp_path)
-    return store_model(open_store(f"file://{tmp_path}/run"), build_task(recipe).build_model(from_scratch=False), recipe)
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = cli.main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return code, out, err
+    return store_untrained(tmp_path)
 
 
 def test_export_prints_where_the_model_is(capsys: pytest.CaptureFixture[str], tmp_path: Path, url: str) -> None:

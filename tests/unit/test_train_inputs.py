@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 from tiny_text_model import snippets, tiny_recipe, write_rows
+from typed_commands import run, settle, store_untrained
 
 from tests.families import images
 from tests.stored_model import store_model
-from tlcore import cli
 from tlcore.errors import DataError
 from tlcore.recipe import recipe_from_dict
-from tlcore.storage import create_run, open_store
+from tlcore.storage import create_run
 from tlcore.storage.journal import Journal
 from tlcore.tasks import build_task
 from tlcore.train.inputs import BATCH, read_inputs, read_lines
@@ -31,21 +31,12 @@ MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 
 
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is the tests' own: its allocator and threads stay as they are; DeepSpeed says nothing of its device."""
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setattr("tlcore.engine.process.prepare_process", lambda threads=1: None)
+    settle(monkeypatch)
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    recipe = tiny_recipe(tmp_path)
-    return store_model(open_store(f"file://{tmp_path}/run"), build_task(recipe).build_model(from_scratch=False), recipe)
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = cli.main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    return code, out, err
+    return store_untrained(tmp_path)
 
 
 def lines(text: str) -> list[dict[str, Any]]:

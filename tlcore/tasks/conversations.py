@@ -111,6 +111,11 @@ def encode_question(tokenizer: Any, prompt: str, where: str) -> list[int]:
     return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
 
 
+def join_input(prompt: str, about: str | None) -> str:
+    """A prompt with what it is about below it, where there is anything: as it is learned, and as it is asked."""
+    return f"{prompt}\n\n{about}" if about else prompt
+
+
 def encode_pair(tokenizer: Any, prompt: str, target: str, where: str) -> list[Encoded]:
     """A prompt and its answer, of which the answer is learned, with the token that ends it. Raises as `encode_conversation`."""
     if tokenizer.chat_template is not None:

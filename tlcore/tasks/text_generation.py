@@ -28,6 +28,7 @@ from tlcore.tasks.conversations import (
     encode_pair,
     encode_prompt,
     encode_question,
+    join_input,
     read_conversation,
     template_of,
 )
@@ -170,11 +171,16 @@ class TextGeneration(TextTask[LearnedTexts]):
         told = np.concatenate([read.learned[start:end] for start, end in spans]) & (places > 0)
         return tokens, told, places
 
+    @cached_property
+    def _positions(self) -> int | None:
+        found: int | None = getattr(self._text.load_config(), "max_position_embeddings", None)
+        return found
+
     def _fitted(self, prompt: list[int]) -> tuple[list[int], int]:
         """A prompt that the model has positions for, and how many tokens may follow: `data.max_length` of them, or what is left.
         Of a longer prompt the end is kept, which is what is gone on from, so that half of the positions are free."""
         most = self._text.max_length
-        positions = getattr(self._text.load_config(), "max_position_embeddings", None)
+        positions = self._positions
         if positions is None:
             return prompt, most
         kept = prompt[-(positions - min(most, positions // 2)) :]
@@ -246,8 +252,7 @@ class TextGeneration(TextTask[LearnedTexts]):
     def _asked(self, row: Mapping[str, Any]) -> str:
         """The text of a row, with what it is about below it."""
         data = self._recipe.data
-        prompt, about = row[data.text], None if data.input is None else row[data.input]
-        return f"{prompt}\n\n{about}" if about else prompt
+        return join_input(row[data.text], None if data.input is None else row[data.input])
 
     def _encode_text(self, text: str) -> Encoded:
         """The text and the token that ends it, which is what tells the model to stop."""

@@ -73,8 +73,10 @@ def _columns(recipe: Recipe) -> _Columns:
     if recipe.task == "text-generation" and (messages := data.messages) is not None:
         return [messages], [], [], lambda row: _question(row[messages])
     if recipe.task == "text-generation" and (more := data.input) is not None:
+        from tlcore.tasks.conversations import join_input
+
         joined = [data.text, more]
-        return joined, joined, [more], lambda row: "\n\n".join(part for part in (row[data.text], row[more]) if part)
+        return joined, joined, [more], lambda row: join_input(row[data.text], row[more])
     return [data.text], [data.text], [], lambda row: row[data.text]
 
 
