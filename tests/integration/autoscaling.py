@@ -21,6 +21,8 @@ from pathlib import Path
 import psutil
 import ray
 from ray._raylet import GcsClient
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler.v2.sdk import get_cluster_status
 from sweep_bench import Notes, make_recipe, options
 
 from cluster.processes import MARK, end
@@ -53,15 +55,26 @@ def _config(address, head, workers):
     }
 
 
+_SECOND = {
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+}
+"""Of a head with Ray's second autoscaler, which the cluster launcher and KubeRay take by default."""
+
+
 @contextmanager
-def growing_cluster(head, workers):
+def growing_cluster(head, workers, second=False):
     """The environment for drivers on a cluster with a head of these resources; `workers`: type -> (resources, most nodes)."""
     with socket.socket() as probe, socket.socket() as second:
         probe.bind(("", 0))
         second.bind(("", 0))
         address, client = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}", second.getsockname()[1]
     mark, scratch = secrets.token_hex(8), Path(tempfile.mkdtemp(prefix="tlg-"))
-    (scratch / "autoscaling.json").write_text(json.dumps(_config(address, head, workers)))
+    config = _config(address, head, workers)
+    if second:
+        config["provider"] |= {"launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID}
+    (scratch / "autoscaling.json").write_text(json.dumps(config))
     ours = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_AUTH_MODE": "disabled", MARK: mark}
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment = inherited | ours | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
@@ -75,10 +88,11 @@ def growing_cluster(head, workers):
         f"--ray-client-server-port={client}",
     ]
     log = (scratch / "start.log").open("w+b")
-    started = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    of_head = environment | (_SECOND if second else {})
+    started = subprocess.Popen(command, env=of_head, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         assert started.wait(120) == 0, (scratch / "start.log").read_text()
-        await_report(address)
+        (await_nodes if second else await_report)(address)
         yield {**environment, "RAY_ADDRESS": address}
     finally:
         end(mark, [started.pid], int(psutil.boot_time()))
@@ -92,6 +106,18 @@ def await_report(address):
     while b"node_type_mapping" not in (gcs.internal_kv_get(STATUS_KEY.encode(), None) or b""):
         assert time.monotonic() < deadline, "no report of the autoscaler"
         time.sleep(0.5)
+
+
+def await_nodes(address):
+    """As `await_report`, of the second autoscaler, which tells who asks."""
+    deadline = time.monotonic() + 60
+    while HEAD not in _kinds(get_cluster_status(address)):
+        assert time.monotonic() < deadline, "the autoscaler knows no head"
+        time.sleep(0.5)
+
+
+def _kinds(status):
+    return {node.ray_node_type_name for node in (*status.active_nodes, *status.idle_nodes)}
 
 
 def drive(directory):

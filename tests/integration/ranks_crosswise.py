@@ -202,7 +202,7 @@ class Points:
     def lengths(self, split: str) -> np.ndarray:
         return np.ones(len(self.x), np.int32)
 
-    def collate(self, split: str, indices: np.ndarray) -> dict[str, torch.Tensor]:
+    def collate(self, split: str, indices: np.ndarray, draws: Any = None) -> dict[str, torch.Tensor]:
         return {"x": self.x[indices]}
 
     def metrics(self) -> Points:

@@ -42,6 +42,8 @@ PLAIN: dict[str, dict[str, Any]] = {
     "stage1_last_n": {"deepspeed": {"zero_stage": 1}, **LAST_N},
     "stage3_last_n": {"deepspeed": {"zero_stage": 3}, **LAST_N},
 }
+ZERO: dict[str, dict[str, Any]] = {"stage3": {"sub_group_size": 2000}}
+"""What DeepSpeed alone is told besides: the decayed parameters lie in several sub-groups then, as those of large models do."""
 LORA = {"strategy": "lora", "rank": 16, "dropout": 0.1}
 
 
@@ -75,7 +77,7 @@ class Home:
 class Plain:
     """The same training with DeepSpeed alone: its engine, its own loop, its own checkpoints."""
 
-    def __init__(self, recipe: Recipe, **config: Any) -> None:
+    def __init__(self, recipe: Recipe, zero: dict[str, Any] | None = None, **config: Any) -> None:
         self.recipe, self.task = recipe, build_task(recipe)
         self.task.load_data()
         lengths = self.task.lengths("train")
@@ -95,7 +97,7 @@ class Plain:
                 "steps_per_print": 2**31 - 1,
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
-                "zero_optimization": {"stage": recipe.deepspeed.zero_stage, "overlap_comm": False},
+                "zero_optimization": {"stage": recipe.deepspeed.zero_stage, "overlap_comm": False, **(zero or {})},
                 **config,
             },
             dist_init_required=False,
@@ -153,7 +155,7 @@ def from_deepspeed(home: Home, name: str, changes: dict[str, Any]) -> dict[str, 
     """Train with DeepSpeed, save, go on there; import what was saved, go on here."""
     recipe = home.recipe(f"ds-{name}", changes)
     folder = home.directory / f"ds-{name}"
-    plain = Plain(recipe)
+    plain = Plain(recipe, ZERO.get(name))
     plain.losses(0, STEPS)
     plain.engine.save_checkpoint(str(folder))
     there = plain.losses(STEPS, MORE)

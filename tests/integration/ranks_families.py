@@ -30,7 +30,7 @@ from tlcore.train.evaluation import evaluate  # noqa: E402
 from tlcore.train.group import agree, sum_over_ranks  # noqa: E402
 from tlcore.train.offline import TrainedModel  # noqa: E402
 from tlcore.train.session import TrialSession  # noqa: E402
-from tlcore.train.stepper import seed_everything, step_seed  # noqa: E402
+from tlcore.train.stepper import draws_of, seed_everything, step_seed  # noqa: E402
 from tlcore.transfer import apply_strategy, parameter_groups  # noqa: E402
 
 STAGES = (1, 2, 3)
@@ -77,8 +77,9 @@ def plain(recipe: Recipe) -> list[float]:
             split_batch(indices, batch.world_size, batch.micro_batch_size, batch.accumulation_steps)
         ):
             seed_everything(step_seed(recipe.train.seed, step, rank))
-            for share in shares:
-                loss = task.loss(model, task.collate("train", share)) * (weigh[share].sum() / weigh[indices].sum())
+            for micro_step, share in enumerate(shares):
+                made = task.collate("train", share, draws_of(recipe.train.seed, step, rank, micro_step))
+                loss = task.loss(model, made) * (weigh[share].sum() / weigh[indices].sum())
                 loss.backward()
                 total += loss.item()
         if recipe.train.gradient_clip is not None:

@@ -20,7 +20,7 @@ prepare_process()
 
 import torch.distributed as dist  # noqa: E402 (the process must be settled first)
 
-from tlcore.checkpoint import list_manifests, read_manifest  # noqa: E402
+from tlcore.checkpoint import CheckpointReader, list_manifests, read_manifest  # noqa: E402
 from tlcore.checkpoint.manifest import read_index  # noqa: E402
 from tlcore.errors import CheckpointCorrupt  # noqa: E402
 from tlcore.recipe import Recipe, recipe_from_dict  # noqa: E402
@@ -113,20 +113,49 @@ def seen(case: dict[str, Any]) -> dict[str, Any]:
     """Train some steps, from a checkpoint if there is one, and save: which training samples each rank took."""
     recipe = recipe_for(case["save"], case["model"], case["storage"], dist.get_world_size())
     session = TrialSession(recipe, case["url"], "t000", resume_step=case["resume"])
-    collate, taken = session.task.collate, []
-
-    def recorded(split: str, indices: Any) -> Any:
-        if split == "train":
-            taken.extend(int(each) for each in indices)
-        return collate(split, indices)
-
-    session.task.collate = recorded  # type: ignore[method-assign]
+    taken = watched(session)
     for _ in range(case["steps"]):
         session.train_step()
     session.save(wait=True)
     samples, steps_per_epoch = session.order.samples, session.order.steps_per_epoch
     session.close()
     return {"taken": everywhere(taken), "samples": samples, "steps_per_epoch": steps_per_epoch}
+
+
+def watched(session: TrialSession) -> list[int]:
+    """Training samples that this rank trains on from now on; those of a batch that is only made ahead are not among them."""
+    batches: Any = session._stepper._batches
+    take, taken = batches.take, []
+
+    def recorded(place: Any) -> Any:
+        taken.extend(int(each) for each in place.samples)
+        return take(place)
+
+    batches.take = recorded
+    return taken
+
+
+def twice(case: dict[str, Any]) -> dict[str, Any]:
+    """The next step's loss after one restore, and in an engine that was restored from a later checkpoint before."""
+    recipe = recipe_for(case["save"], case["model"], case["storage"], dist.get_world_size())
+    url = new_run(case, case["name"])
+    session = TrialSession(recipe, url, "t000", resume_step=0)
+    for _ in range(2):
+        session.train_step()
+        session.save(wait=True)
+    session.close()
+    found = []
+    for first in (1, 2):
+        session = TrialSession(recipe, url, "t000", resume_step=first)
+        if first == 2:
+            store = open_store(url)
+            session.model.restore(CheckpointReader(store, read_manifest(store, "t000", 1)))
+            session.step = 1
+        with told_losses() as seen:
+            session.train_step()
+        session.close()
+        found += [loss.hex() for loss in seen]
+    return {"losses": found}
 
 
 def damaged(case: dict[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,10 @@ def whole(case: dict[str, Any]) -> dict[str, Any]:
             moments.append(_moments(session))
             trained.append(_trained(session))
     parameters = session.model.parameters
+    ordered_by = session._saver._writer._device is session.model.memory
     session.close()
     return {
+        "copies_are_ordered": ordered_by,
         "losses": found,
         "plain": agree(_in_plain_torch(recipe) if dist.get_rank() == 0 else []),
         "moments": moments,

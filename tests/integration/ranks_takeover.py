@@ -9,24 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ranks_restore import everywhere, new_run, recipe_for
+from ranks_restore import everywhere, new_run, recipe_for, watched
 
 from tlcore.checkpoint import clone_checkpoint, read_manifest
 from tlcore.storage import open_store
 from tlcore.train.session import TrialSession
-
-
-def watched(session: TrialSession) -> list[int]:
-    """Training samples that this rank takes from now on."""
-    collate, taken = session.task.collate, []
-
-    def recorded(split: str, indices: Any) -> Any:
-        if split == "train":
-            taken.extend(int(each) for each in indices)
-        return collate(split, indices)
-
-    session.task.collate = recorded  # type: ignore[method-assign]
-    return taken
 
 
 def moments(session: TrialSession) -> dict[str, bool]:
@@ -58,7 +45,6 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     dist.barrier()
     session = TrialSession(receiver, url, "t001", inherits=True)
     begins = (session.step, session._evaluate(), moments(session))
-    session.task.collate = type(session.task).collate.__get__(session.task)  # evaluation is not training
     more = watched(session)
     middle = session.advance(0.8, commit=True)
     taken += more

@@ -210,6 +210,18 @@ def test_each_answer_has_its_exception(misbehaving, status, code, kind):
     assert code in caught.value.message or status == 301
 
 
+@pytest.mark.parametrize(("code", "kind"), [("AccessDenied", StorageDenied), ("InternalError", StorageUnreachable)])
+def test_a_bulk_delete_that_is_refused_for_one_key_has_its_exception(misbehaving, code, kind):
+    """The answer itself is a 200: a role that may put and not delete used to be taken for a broken connection."""
+    refusal = f"<DeleteResult><Error><Key>p/a</Key><Code>{code}</Code><Message>{SECRET}</Message></Error></DeleteResult>"
+    server = misbehaving(lambda *_: (200, refusal.encode()))
+    place = S3Place("some-bucket", "p")
+    with pytest.raises(kind, match=f"cannot delete 'p/a' in bucket 'some-bucket' at http://.*: error {code}") as caught:
+        S3ObjectStore(place, resolve_access(place), QUICK).delete(["a", "b"])
+    assert SECRET not in str(caught.value)
+    assert (server.requests.count("POST") == 1) == (kind is StorageDenied), "a refusal is not asked again"
+
+
 def test_a_store_that_slows_down_for_a_moment_is_waited_for(misbehaving):
     server = misbehaving(lambda _method, _path, n: (503, xml("SlowDown")) if n in (2, 3) else (200, b""))
     open_store("s3://some-bucket").put("x", b"1")

@@ -61,12 +61,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     first = [
         *repeats(list(SAME), ACROSS),
         {"kind": "damaged", "name": "damaged", "save": {"deepspeed": {"zero_stage": 3}}},
+        {"kind": "twice", "name": "twice", "save": {"deepspeed": {"zero_stage": 3}}},
         {**seen, "resume": 0, "steps": 3},
     ]
     later = [(3, [{**seen, "resume": 3, "steps": 5}]), (1, [{**seen, "resume": 8, "steps": 6}])]
     done = run_on([(2, first), *later], directory, storage)
     named = {result["name"]: result for result in done[0] if "name" in result}
-    return {**named, "damaged": done[0][-2], "seen": [done[0][-1], done[1][0], done[2][0]]}
+    return {**named, "damaged": done[0][-3], "twice": done[0][-2], "seen": [done[0][-1], done[1][0], done[2][0]]}
 
 
 def check_repeated(result: dict[str, Any]) -> None:
@@ -121,6 +122,12 @@ def test_each_sample_is_seen_once_an_epoch_though_the_world_size_changes(results
 
 def test_all_ranks_fall_back_though_one_alone_reads_the_damaged_chunk(results: dict[str, Any]) -> None:
     assert results["damaged"]["steps"] == [1, 1]
+
+
+def test_a_restore_after_another_one_leaves_nothing_of_it(results: dict[str, Any]) -> None:
+    """Stage 3 gathers small weights for good: the first forward pass ran on those of the damaged checkpoint."""
+    once, again = results["twice"]["losses"]
+    assert once == again
 
 
 def test_a_fallback_is_told_once_in_the_history_and_in_the_next_report(results: dict[str, Any]) -> None:

@@ -113,6 +113,11 @@ def test_more_trains_exactly_where_the_schedule_says(results: dict[str, Any], na
     assert sorted(trained) == trained
 
 
+def test_the_writer_orders_the_copies_of_each_engine_that_follows(results: dict[str, Any]) -> None:
+    """On a GPU they went on a stream that the writer did not know, once a block had joined."""
+    assert all(results[name]["copies_are_ordered"] for name in WHOLE)
+
+
 def test_all_of_it_trains_once_the_schedule_is_through(results: dict[str, Any]) -> None:
     assert all(results["gradual-2"]["parameters"].values())
     assert results["gradual-2"]["trained"][-1] == results["full-2"]["trained"][-1]

@@ -243,3 +243,23 @@ def test_a_label_that_is_no_class_is_named(
 def test_fewer_than_two_classes_are_refused(values: list[str]) -> None:
     with pytest.raises(DataError, match="needs at least two classes"):
         find_label_names(values, None, "x")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_a_row_may_be_larger_than_what_pyarrow_reads_at_once(tmp_path: Path, ending: str) -> None:
+    long = "so good " * (3 << 17)
+    rows = [{"text": "short", "label": 0}, {"text": long, "label": 1}]
+    path = tmp_path / f"a.{ending}"
+    if ending == "csv":
+        path.write_text("text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in rows))
+    else:
+        write_rows(path, rows)
+    assert read(path) == rows
+
+
+def test_texts_that_are_dates_stay_texts(tmp_path: Path) -> None:
+    rows = [{"text": day, "label": day} for day in ("2024-05-01", "2023-05-01T10:00:00Z")]
+    found = read(write_rows(tmp_path / "a.jsonl", rows))
+    assert [row["text"] for row in found] == [row["text"] for row in rows]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert [row["text"] for row in read(tmp_path / "a.json")] == [row["text"] for row in rows]

@@ -54,6 +54,20 @@ def test_other_labels_than_the_sources_own_are_nothing_to_warn_of(
     assert "incompatible" not in "".join(capfd.readouterr())
 
 
+def test_layer_drop_is_off_in_every_model_and_in_its_towers_since_ranks_would_draw_apart(tmp_path: Path) -> None:
+    import transformers as hf
+
+    translator = hf.M2M100Config()
+    assert (translator.encoder_layerdrop, translator.decoder_layerdrop) == (0.05, 0.05), "of its own accord"
+    translator.save_pretrained(tmp_path / "translator")
+    found = resolve_source(str(tmp_path / "translator")).load_config()
+    assert (found.encoder_layerdrop, found.decoder_layerdrop) == (0.0, 0.0)
+    hf.Kosmos2Config(text_config={"layerdrop": 0.3}).save_pretrained(tmp_path / "seeing")
+    assert resolve_source(str(tmp_path / "seeing")).load_config().text_config.layerdrop == 0.0
+    hf.SeamlessM4TConfig().save_pretrained(tmp_path / "speaking")
+    assert resolve_source(str(tmp_path / "speaking")).load_config().speech_encoder_layerdrop == 0.0
+
+
 def test_the_digest_follows_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"one")
@@ -87,7 +101,7 @@ BAD = {
     "./nowhere": "nowhere does not exist",
     "/etc/passwd": "/etc/passwd is a file, not a directory",
     "torchvision:resnet5": "torchvision has no classifier 'resnet5'",
-    "torchvision:inception_v3": "torchvision has no classifier 'inception_v3'",
+    "torchvision:inception_v3": "torchvision has no classifier 'inception_v3' that can be taken",
     "torchvision:resnet18@/etc/nothing.pth": "/etc/nothing.pth is no file",
     "torchvision:resnet18@/etc/passwd": "/etc/passwd: cannot be read as a state dict",
     "ftp://host/model": "nothing is known of ftp://",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def saved(home: Path, name: str, **settings: Any) -> tuple[torch.nn.Module, str]
     return network.eval(), f"torchvision:{name}@{home}/{name}.pth"
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "regnet_y_400mf"])
 def test_a_converted_network_answers_as_torchvision_s_own(
     home: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,6 +46,40 @@ def test_a_converted_network_answers_as_torchvision_s_own(
     assert model.config.id2label[0] == "tench"
     again = build_pretrained(AutoModelForImageClassification, found, found.load_config(num_labels=3), 0)
     assert new_parameters(again) == {"classifier.weight", "classifier.bias"}
+
+
+def test_densenet_s_published_names_are_those_of_its_layers_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    network, source = saved(home, "densenet121")
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name): each
+        for name, each in network.state_dict().items()
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, home / "densenet121.pth")
+    found = resolve_source(source)
+    model = build_pretrained(AutoModelForImageClassification, found, found.load_config(), 0).eval()
+    pictures = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values=pictures).logits, network(pictures))
+
+
+def test_a_head_without_a_bias_tells_its_classes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    network, source = saved(home, "maxvit_t")
+    found = resolve_source(source)
+    assert found.load_config().id2label[0] == "tench"
+    model = build_pretrained(AutoModelForImageClassification, found, found.load_config(), 0).eval()
+    assert new_parameters(model) == {"classifier.bias"}
+    pictures = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model(pixel_values=pictures).logits, network(pictures))
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet"])
+def test_networks_without_one_linear_head_are_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=f"torchvision has no classifier '{name}' that can be taken"):
+        torchvision_directory(f"torchvision:{name}")
 
 
 def test_vgg_s_own_layers_stay_its_backbone() -> None:

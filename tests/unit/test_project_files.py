@@ -50,6 +50,16 @@ def test_cluster_file_has_its_kinds_of_node(cluster: dict[str, Any]) -> None:
     assert kinds["gpu_spot"] == ({"market": "spot", "role": "worker"}, {"MarketType": "spot"})
 
 
+def test_nothing_trains_on_the_head_and_every_node_has_a_role(cluster: dict[str, Any]) -> None:
+    kinds = cluster["available_node_types"]
+    assert prepare_config(deepcopy(cluster))["available_node_types"]["head"]["resources"]["CPU"] == 0
+    assert {name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in kinds.items()} == {
+        "head": "tlcore-head",
+        "gpu": "tlcore-worker",
+        "gpu_spot": "tlcore-worker",
+    }
+
+
 def test_cluster_file_turns_the_token_on(cluster: dict[str, Any]) -> None:
     for start in (cluster["head_start_ray_commands"], cluster["worker_start_ray_commands"]):
         assert "RAY_AUTH_MODE=token" in start[-1]

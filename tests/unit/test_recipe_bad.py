@@ -80,7 +80,7 @@ KEYS = {
 TYPES = {
     "text for a section": (
         {"model": "bert"},
-        ["model: got 'bert'; give a section with keys source, revision, trust_remote_code"],
+        ["model: got 'bert'; give a section with keys source, revision, trust_remote_code, attention"],
     ),
     "text for a number": ({LR: "fast"}, ["train.learning_rate: got 'fast'; give a number above 0"]),
     "zero epochs": ({"train.epochs": 0}, ["train.epochs: got 0; give a whole number of at least 1"]),
@@ -465,6 +465,12 @@ COMBINATIONS = {
         {"model": {"source": "org/model", "trust_remote_code": True}},
         ["model.trust_remote_code: got true without model.revision; name the revision whose code you have read"],
     ),
+    "an attention that nobody has": (
+        {"model": {"source": "org/model", "attention": "flash"}},
+        [
+            "model.attention: got 'flash'; give one of auto, sdpa, eager, flash_attention_2, flash_attention_3, flex_attention"
+        ],
+    ),
     "one class": (
         {"data.labels": ["good"]},
         ["data.labels: got 1 class; give at least 2, or null to take them from the examples"],
@@ -481,6 +487,12 @@ def test_bad_recipe_gets_exactly_this_message(case):
 
 def test_the_recipe_that_the_cases_spoil_is_sound():
     assert recipe_from_dict(changed({})).name == "reviews"
+
+
+@pytest.mark.parametrize("source", ["/models/own", "./own", "s3://bucket/own", "package:owned/model"])
+def test_code_that_lies_in_one_place_needs_no_revision(source):
+    model = {"source": source, "trust_remote_code": True}
+    assert recipe_from_dict(changed({"model": model})).model.trust_remote_code
 
 
 def test_faults_of_different_kinds_are_all_told_at_once():

@@ -107,6 +107,13 @@ CASES = {
             "give none, or set search.algorithm.optuna.sampler to tpe"
         ],
     ),
+    "nsga2 with a generation of one": (
+        search(algorithm={"optuna": {"sampler": "nsga2", "startup": 1}}),
+        [
+            "search.algorithm.optuna.startup: got 1 with sampler nsga2, whose generations are as large; "
+            "a point has two parents: give at least 2, or null for 10"
+        ],
+    ),
     "cmaes over a list": (
         {
             "search.space": {LR: RANGE, STRATEGY: {"choice": ["full", "head"]}},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from recipe_cases import BATCH, LR, STRATEGIES, STRATEGY, assert_faults, space
+from recipe_cases import BATCH, LR, STRATEGIES, STRATEGY, assert_faults, changed, space
+
+from tlcore.recipe import recipe_from_dict
 
 pytestmark = pytest.mark.unit
 
@@ -15,6 +17,27 @@ CASES = {
     "key without its section": (
         space(zero_stage={"choice": [1, 2]}),
         ["search.space.zero_stage: names no setting of a recipe; did you mean deepspeed.zero_stage?"],
+    ),
+    "training data of which a part is held out": (
+        space(data__train={"choice": ["reviews.csv", "more.csv"]}),
+        [
+            "search.space.data.train: cannot be searched, data.validation=0.1 of it is held out, so that trials are measured on "
+            "different examples: give data.validation a place of its own, or take it out"
+        ],
+    ),
+    "how much evaluations hide": (
+        {"task": "masked-language-modeling", **space(data__mask_probability={"uniform": [0.1, 0.4]})},
+        [
+            "search.space.data.mask_probability: cannot be searched, evaluations hide as much, so that trials would be measured "
+            "on different tasks; take it out"
+        ],
+    ),
+    "where evaluated texts are cut": (
+        {"task": "text-generation", **space(data__max_length={"choice": [128, 256]})},
+        [
+            "search.space.data.max_length: cannot be searched, evaluated texts are cut by it too, so that trials are measured on "
+            "different tokens; take it out"
+        ],
     ),
     "key of a section": (
         space(train={"choice": [1]}),
@@ -251,3 +274,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_bad_recipe_gets_exactly_this_message(case):
     assert_faults(*CASES[case])
+
+
+def test_what_is_measured_on_the_same_examples_is_searched():
+    lengths = space(data__max_length={"choice": [64, 128]})
+    places = {"data.validation": "held.csv", **space(data__train={"choice": ["reviews.csv", "more.csv"]})}
+    for settings in (lengths, places):
+        assert recipe_from_dict(changed(settings)).search.space

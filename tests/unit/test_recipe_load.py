@@ -347,3 +347,23 @@ def test_a_recipe_is_checked_without_heavy_imports():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+TRANSLATES = {**GENERATES, "task": "translation"}
+
+
+@pytest.mark.parametrize(
+    ("given", "absent"), [("source_language", "target_language"), ("target_language", "source_language")]
+)
+def test_both_languages_of_a_translation_are_told_or_none(given, absent):
+    data = {**GENERATES["data"], given: "eng_Latn"}
+    both = recipe_from_dict({**TRANSLATES, "data": {**data, absent: "fra_Latn"}})
+    assert getattr(both.data, given) == "eng_Latn"
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_dict({**TRANSLATES, "data": data})
+    assert [str(each) for each in caught.value.faults] == [
+        f"data.{absent}: got null with data.{given} 'eng_Latn'; a model of many languages is told both: "
+        "give the code of this one, or take the other out"
+    ]
+    with pytest.raises(RecipeError, match="only translation takes it, so take it out"):
+        recipe_from_dict({**TRANSLATES, "task": "summarization", "data": data})

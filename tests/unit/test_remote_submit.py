@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobDetails, JobStatus, JobType
 
 from tlcore import cli
 from tlcore.commands.options import overrides
-from tlcore.errors import RecipeError, RequestError
+from tlcore.errors import RecipeError, RequestError, SweepError
 from tlcore.recipe import load_recipe
+from tlcore.remote import jobs
 from tlcore.remote.address import ClusterAddress, NoCluster, find_cluster, job_server_answers
 from tlcore.remote.checks import NodeFacts
-from tlcore.remote.jobs import JobFacts, _Shown
+from tlcore.remote.jobs import JobFacts, JobServer, _Shown
 from tlcore.remote.local_cluster import LocalCluster, LocalNode, cluster_directory, read_note, token_path, write_note
 from tlcore.remote.preflight import Collective, NodeReport, PreflightReport, preflight_table, problems
 from tlcore.remote.submit import EXCLUDES, Submission, job_name, submit
@@ -179,6 +183,49 @@ def test_a_log_sent_again_is_shown_once() -> None:
     shown.take("e\ntwo\n", begin=2)
     shown.take("one\ntwo\nthree\n", begin=0)
     assert "".join(written) == "one\ntwo\nthree\n"
+
+
+class FlakyJob:
+    """Ray's client of one job. `answers`: the seconds that pass before each question about it, and the status that it has by then;
+    None where the connection breaks off."""
+
+    def __init__(self, answers: list[tuple[float, str | None]]) -> None:
+        self._answers, self.now_s = answers, 0.0
+
+    def get_job_info(self, job: str) -> JobDetails:
+        passed_s, status = self._answers.pop(0)
+        self.now_s += passed_s
+        if status is None:
+            raise ConnectionError("reset by peer")
+        return JobDetails(type=JobType.SUBMISSION, submission_id=job, status=JobStatus(status), entrypoint="true")
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "one\n"
+        await asyncio.Event().wait()
+
+    def get_job_logs(self, job: str) -> str:
+        return "one\ntwo\n"
+
+
+def followed(monkeypatch: pytest.MonkeyPatch, answers: list[tuple[float, str | None]]) -> tuple[JobFacts, str]:
+    client, written = FlakyJob(answers), list[str]()
+    monkeypatch.setattr(jobs, "_POLL_S", 0.01)
+    monkeypatch.setattr(jobs, "job_server_answers", lambda address: True)
+    monkeypatch.setattr(jobs, "JobSubmissionClient", lambda *args, **kwargs: client)
+    server = JobServer(ClusterAddress("http://head:8265", "test"), clock=lambda: client.now_s)
+    return server.follow("j", written.append), "".join(written)
+
+
+def test_a_connection_that_breaks_off_after_hours_is_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [(0.0, "RUNNING"), (3600.0, "RUNNING"), (1.0, None), (1.0, None), (1.0, "RUNNING")]
+    facts, written = followed(monkeypatch, [*answers, *[(1.0, "SUCCEEDED")] * 2])
+    assert (facts.status, written) == ("SUCCEEDED", "one\ntwo\n")
+
+
+def test_a_cluster_that_stays_away_for_a_minute_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SweepError, match=r"lost the log of j: .* broke off: reset by peer") as caught:
+        followed(monkeypatch, [(0.0, "RUNNING"), (3600.0, "RUNNING"), (30.0, None), (31.0, None)])
+    assert caught.value.hint == "the job may still run: tlcore attach j"
 
 
 @pytest.mark.parametrize(

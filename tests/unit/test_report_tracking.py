@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboardX import record_writer
 
-from tests.told_sweep import BEGAN, WHOLE, entry, recipe
+from tests.told_sweep import BEGAN, WHOLE, entry, recipe, result
 from tlcore.errors import RequestError
 from tlcore.report.tracking import displays, tracked
 from tlcore.report.tracking.behind import Behind
@@ -103,6 +104,44 @@ def test_nothing_is_written_where_it_is_not_asked_for(tmp_path: Path, monkeypatc
             display.on_event(event)
     assert scalars(tmp_path / "runs" / "tiny" / "tensorboard")["eval_accuracy"] == [(4, 0.5), (8, 0.75)]
     assert (tmp_path / "plain" / BEGAN).exists(), "the display beside it is told the same"
+
+
+def test_a_directory_that_cannot_be_written_is_said_before_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain, view = board_in(tmp_path / "plain")
+    (tmp_path / "runs").write_text("no directory")
+    with (
+        pytest.raises(RequestError, match=r"track\.tensorboard: runs/tiny/tensorboard cannot be written") as caught,
+        tracked(recipe(tensorboard=True), view, plain, nothing_to_say),
+    ):
+        raise AssertionError("it must not begin")
+    assert caught.value.hint == "mend that, or set track.tensorboard to false"
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets tensorboardX open its files below `runs/` where no byte more can be written."""
+    real, full = record_writer.open_file, Path("/dev/full")
+    monkeypatch.setattr(
+        record_writer, "open_file", lambda path: full.open("wb") if path.startswith("runs/") else real(path)
+    )
+
+
+def test_a_disk_that_takes_no_more_costs_the_curves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More reports than tensorboardX's own queue holds: once its thread had died of the disk, the driver waited for ever."""
+    monkeypatch.chdir(tmp_path)
+    plain, view = board_in(tmp_path / "plain")
+    full_disk(monkeypatch)
+    said = list[str]()
+    with tracked(recipe(tensorboard=True), view, plain, said.append) as display:
+        for event in [*WHOLE[:2], *(result(number, number, 0.5) for number in range(2, 40))]:
+            view.apply(event)
+            display.on_event(event)
+    plain.close()
+    lost = f"runs/tiny/tensorboard/{BEGAN} cannot be written (No space left on device)"
+    assert said == [f"track.tensorboard: {lost}; the run in the store has every report"]
+    assert len(scalars(tmp_path / "plain")["loss"]) == 38, "the display beside it is told all"
 
 
 @pytest.fixture

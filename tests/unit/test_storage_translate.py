@@ -28,6 +28,11 @@ def answer(status: int, code: str = "", extra: str = "") -> GenericError:
     )
 
 
+def of_one_key(code: str) -> GenericError:
+    """What the client says of a bulk delete whose answer is 200."""
+    return GenericError(f"Generic S3 error: DeleteObjects request failed for key a/b: some words (code: {code})")
+
+
 @pytest.mark.parametrize(
     ("error", "where", "kind"),
     [
@@ -45,6 +50,10 @@ def answer(status: int, code: str = "", extra: str = "") -> GenericError:
         (UnauthenticatedError("credential provider: ValueError"), WHERE, StorageDenied),
         (GenericError("HTTP error ... Connection refused (os error 111)"), WHERE, StorageUnreachable),
         (GenericError("something quite new"), WHERE, StorageUnreachable),
+        (of_one_key("AccessDenied"), WHERE, StorageDenied),
+        (of_one_key("InternalError"), WHERE, StorageUnreachable),
+        (of_one_key("SlowDown"), WHERE, StorageThrottled),
+        (of_one_key("NoSuchKey"), WHERE, ObjectMissing),
     ],
 )
 def test_each_has_its_meaning(error, where, kind):

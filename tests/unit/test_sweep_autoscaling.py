@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tiny_text_model import tiny_recipe
 
-from tlcore.errors import CannotPlace
-from tlcore.sweep.cluster.growth import MOST_NODES, Growth, check_can_come, could_come, is_autoscaled
-from tlcore.sweep.cluster.resources import Node, Shape, check_placeable
+from tlcore.errors import CannotPlace, RequestError
+from tlcore.sweep.cluster.fit import FitCheck
+from tlcore.sweep.cluster.growth import ANONYMOUS, MOST_NODES, Growth, check_can_come, could_come, reported_kinds
+from tlcore.sweep.cluster.resources import Node, Shape, check_placeable, shape_of
 
 pytestmark = pytest.mark.unit
 HEAD = Node({"CPU": 2.0}, {})
@@ -43,9 +45,33 @@ def test_what_does_not_fit_today_is_refused_unless_nobody_knows_what_can_come(ca
 
 
 def test_gpus_may_come_where_none_are():
-    assert Growth(True, could_come([(WORKER, 1)], [HEAD])).has_gpus()
-    assert not Growth(True, None).has_gpus()
-    assert not Growth().has_gpus()
+    known, open_, none = Growth(True, could_come([(WORKER, 1)], [HEAD])), Growth(True, None), Growth()
+    assert [growth.gpus([HEAD]) for growth in (known, open_, none)] == [True, None, False]
+    with_gpu = [HEAD, Node({"CPU": 8.0, "GPU": 1.0}, {})]
+    assert [growth.gpus(with_gpu) for growth in (known, open_, none)] == [True, True, True]
+    assert Growth(True, could_come([({"CPU": 8}, 1)], [HEAD])).gpus([HEAD]) is False
+
+
+AUTO = (("auto", None, True, 1.0), ("auto", None, False, 0.0), ("auto", "L4", False, 1.0), ("auto", "L4", None, 1.0))
+SAID = ((0, None, None, 0.0), (1, None, None, 1.0), (0.5, None, False, 0.5))
+
+
+@pytest.mark.parametrize(("gpus", "accelerator", "cluster_has_gpus", "expected"), [*AUTO, *SAID])
+def test_a_named_accelerator_is_a_gpu_and_what_is_said_needs_no_guess(
+    tmp_path, gpus, accelerator, cluster_has_gpus, expected
+):
+    recipe = tiny_recipe(tmp_path, resources__gpus_per_worker=gpus, resources__accelerator=accelerator)
+    assert shape_of(recipe, cluster_has_gpus).gpus == expected
+
+
+def test_auto_is_not_guessed_where_gpus_may_come_that_nobody_names(tmp_path):
+    """Else trials train on the head's CPUs, and no node with a GPU is ever asked for."""
+    with pytest.raises(RequestError, match=r"gpus_per_worker is auto, but the cluster has no GPU now") as refused:
+        shape_of(tiny_recipe(tmp_path), Growth(True, None).gpus([HEAD]))
+    assert refused.value.hint.startswith("set resources.gpus_per_worker to 1")
+    check = FitCheck(tiny_recipe(tmp_path), [HEAD], None, lambda recipe, on_gpu: {}, Growth(True, None))
+    with pytest.raises(RequestError, match="gpus_per_worker is auto"):
+        check.verdict({"train.learning_rate": 1e-4})
 
 
 @pytest.mark.parametrize(
@@ -63,4 +89,5 @@ def test_gpus_may_come_where_none_are():
     ],
 )
 def test_a_cluster_made_by_hand_has_nodes_without_a_type_name(summary, expected):
-    assert is_autoscaled({"time": 1.0, "autoscaler_report": summary}) is expected
+    kinds = reported_kinds({"time": 1.0, "autoscaler_report": summary})
+    assert any(not kind.startswith(ANONYMOUS) for kind in kinds) is expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from tlcore.errors import RecipeError
 from tlcore.recipe import Recipe, apply_point, recipe_from_dict, trial_point
 from tlcore.report.worth import worth_lines
+from tlcore.storage import create_run
 from tlcore.storage.journal import SweepState, TrialState
 from tlcore.sweep.baselines import baseline_name, baseline_recipe, was_begun
+from tlcore.sweep.runner import identity
 
 pytestmark = pytest.mark.unit
 
@@ -87,6 +90,14 @@ def test_the_name_fits_however_long_the_sweeps_own() -> None:
 
 def test_nothing_is_gone_on_with_where_there_is_nothing(tmp_path: Any) -> None:
     assert not was_begun(recipe_with(tmp_path))
+
+
+def test_more_budget_goes_on_with_the_comparison_and_another_best_trial_begins_anew(tmp_path: Any) -> None:
+    before = baseline_recipe(recipe_with(tmp_path), trial_with({"train.learning_rate": 5e-4}))
+    create_run(before.storage, before.name, identity(before), datetime(2026, 11, 28, tzinfo=UTC), "00")
+    more = recipe_with(tmp_path, budget={"hours": 3})
+    assert was_begun(baseline_recipe(more, trial_with({"train.learning_rate": 5e-4})))
+    assert not was_begun(baseline_recipe(more, trial_with({"train.learning_rate": 6e-4})))
 
 
 @pytest.mark.parametrize(

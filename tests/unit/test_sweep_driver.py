@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from checkpoint_state import State, close, save, wait, writers
@@ -14,6 +16,7 @@ from tlcore.checkpoint import clone_checkpoint, delete_checkpoint, list_manifest
 from tlcore.recipe import sample_point
 from tlcore.storage import create_run
 from tlcore.storage.journal import Journal, read_journal
+from tlcore.sweep import driver as drivers
 from tlcore.sweep.driver import Driver
 from tlcore.sweep.halt import Halt
 
@@ -142,3 +145,31 @@ def test_an_autoscaler_is_asked_for_no_more_trials_than_may_run_at_once(tmp_path
         driver = Driver(found.recipe, found.run, "no:Session", [], None, Halt(), lambda: NOW)
         waiting[at_once] = driver._waiting_trials()
     assert waiting == {None: 7, 4: 2, 2: 0, 1: 0}
+
+
+class Rounds:
+    """The watcher's turns: before each, what the test does; after the last one the sweep is over."""
+
+    def __init__(self, *acts):
+        self.acts = list(acts)
+
+    def wait(self, seconds):
+        if not self.acts:
+            return True
+        self.acts.pop(0)()
+        return False
+
+
+def test_the_watcher_lives_on_when_something_cannot_be_written(tmp_path, monkeypatch):
+    """It alone has a stop told to the slots."""
+    found, heard, halt = Population(tmp_path), [], Halt()
+    driver = Driver(found.recipe, found.run, "no:Session", [], None, halt, lambda: NOW)
+    driver._board_actor = SimpleNamespace(leave=SimpleNamespace(remote=lambda: heard.append("leave")))
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(drivers, "_free_orphans", full)
+    monkeypatch.setattr(drivers, "ORPHANS_EVERY_S", 0.0)
+    driver._watch(Rounds(lambda: None, halt.interrupt))
+    assert heard == ["leave"]

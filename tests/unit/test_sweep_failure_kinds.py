@@ -10,6 +10,7 @@ from tlcore.recipe import recipe_from_dict
 from tlcore.sweep.slots.failures import (
     BUDGETS,
     NodeRecord,
+    StartFailed,
     exhausted,
     hang_limit_s,
     is_hopeless,
@@ -171,3 +172,16 @@ def test_names_of_trials_and_ranks_do_not_make_two_messages_of_one():
 
 def test_failures_of_the_work_never_end_the_sweep():
     assert not is_hopeless(WorkerLost("gone"), RATE, [(OTHER, "WorkerLost", "gone")])
+
+
+def not_started(trial, number):
+    words = f"trial {trial} lost workers 4 times: ActorDiedError: pid: {number} id: {number:08x}{'ab' * 8} ip: 10.0.0.1{number}"
+    return StartFailed(f"{words}: libcudart.so is missing")
+
+
+def test_workers_that_do_not_start_for_the_same_reason_in_two_trials_end_the_sweep():
+    """What Ray says names processes and actors, which are others in each trial."""
+    error = not_started("t003", 7)
+    assert not is_hopeless(error, RATE, [])
+    assert not is_hopeless(error, RATE, [(OTHER, "StartFailed", "the port is taken")])
+    assert is_hopeless(error, RATE, [(OTHER, "StartFailed", not_started("t001", 12).message)])

@@ -8,7 +8,7 @@ from recipe_cases import changed
 from tlcore.errors import ModelError, RequestError
 from tlcore.recipe import apply_point, plan_batch, recipe_from_dict
 from tlcore.storage.journal import SweepState
-from tlcore.sweep.cluster.estimates import _without_search, what_matters
+from tlcore.sweep.cluster.estimates import _without_search, counting_files, what_matters
 from tlcore.sweep.cluster.fit import FitCheck, admission, compare, in_settings, refuse, worker_room
 from tlcore.sweep.cluster.gpus import gpu_memories, smallest
 from tlcore.sweep.cluster.resources import Node, Shape
@@ -309,3 +309,11 @@ def test_settings_that_change_no_shape_share_a_verdict():
     assert one == what_matters(recipe(transfer={**gradual, "decay": 0.8, "schedule": 0.7}))
     assert one != what_matters(recipe(transfer={**gradual, "schedule": [0.5]})), "fewer blocks ever train"
     assert one != what_matters(recipe(transfer={"strategy": "layerwise", "decay": 0.9}))
+
+
+def test_an_estimate_depends_on_the_code_in_rooms_within_rooms(tmp_path):
+    names = ["models/build.py", "models/families/own.py", "train/inputs.py", "report/live.py"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert counting_files(tmp_path) == [tmp_path / name for name in names[:3]]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from rich.console import Console
 
 from tlcore.errors import StaleWriter
+from tlcore.report.live import LineDisplay
+from tlcore.report.view import SweepView
 from tlcore.storage import open_store
 from tlcore.storage.account import ALIVE_EVERY_S, Usage
 from tlcore.storage.journal import Journal, SweepState, read_journal
@@ -79,3 +84,27 @@ def test_the_board_is_asked_before_a_report_whose_trial_told_it_something(world,
     assert len(fetched) == asked
     assert world.kinds() == ["suggested", *["lost"] * asked, "result"]
     assert "told" not in read_journal(world.store)[-1]
+
+
+class Gone(io.StringIO):
+    """What `| head` leaves of the standard output."""
+
+    def flush(self):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("what", ["an event", "progress"])
+def test_a_sweep_that_nobody_reads_any_more_goes_on_and_says_so_once(world, caplog, what):
+    view = SweepView("r", "eval_accuracy", "max", 2)
+    world.recorder.record("suggested", "t000", point={})
+    view.apply({"kind": "suggested", "trial": "t000", "point": {}})
+    world.recorder.display = LineDisplay(view, Console(file=Gone()))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            if what == "an event":
+                world.recorder.record("started", "t000", slot="a", workers=2)
+            else:
+                world.recorder.progress({"t000": {"step": 3, "checkpoint_step": 3}})
+    assert world.recorder.display is None
+    assert caplog.messages == ["the sweep can be shown no more, and goes on: [Errno 32] Broken pipe"]
+    assert world.kinds() == ["suggested", *["started"] * (2 if what == "an event" else 0)]

@@ -93,6 +93,10 @@ def finish(tell, name, point, index, of):
     tell(kind="completed", trial=name)
 
 
+def warmed(used):
+    return {"kind": "warmed", "trial": None, "source": "file:///old", "used": used, "unused": 0}
+
+
 def points(journal):
     return [entry["point"] for entry in journal if entry["kind"] == "suggested"]
 
@@ -161,6 +165,43 @@ def test_what_is_learnt_beats_chance(name):
     assert statistics.mean(gains) > 0.05, gains
 
 
+def test_what_is_learnt_of_two_metrics_beats_chance():
+    """The front is a learning rate of 3e-4 at any weight decay: what one metric gains by it, the other loses."""
+    space = {key: RANGES[key] for key in ("train.learning_rate", "train.weight_decay")}
+
+    def away(point):
+        return abs(math.log10(point["train.learning_rate"] / 3e-4))
+
+    def accuracy(point):
+        return 1.0 - 0.4 * away(point) + point["train.weight_decay"] / 2
+
+    gains = []
+    for seed in range(3):
+        learnt = points(run(make_searcher(recipe(space, seed, **SEARCHERS["nsga2"], **TWO)), 72, of=accuracy))[-24:]
+        chance = points(run(make_searcher(recipe(space, seed, **TWO)), 72, of=accuracy))[-24:]
+        gains.append(statistics.mean(map(away, chance)) - statistics.mean(map(away, learnt)))
+    assert statistics.mean(gains) > 0.15, gains
+
+
+def generations(searcher, key):
+    """Of everything told, the sampler's own note of its generation."""
+    return [told.marks.get(key) for told in searcher._told.values()]
+
+
+def test_given_points_and_earlier_ones_are_nsga2s_first_generation():
+    chosen = recipe(**SEARCHERS["nsga2"], first=[{"train.learning_rate": 5e-4}])
+    searcher = make_searcher(chosen)
+    used = [
+        {"point": point, "fraction": 1.0, "metrics": {"eval_accuracy": quality(point)}}
+        for point in points(run(make_searcher(recipe()), 3))
+    ]
+    searcher.observe(warmed(used))
+    run(searcher, 30)
+    found = generations(searcher, "NSGAIISampler:generation")
+    assert found[:4] == [0] * 4
+    assert found == sorted(found) and found[-1] >= 2
+
+
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_first_points_come_first(name):
     first = [{"train.learning_rate": 5e-4}, {"train.learning_rate": 2e-5, "train.weight_decay": 0.05}]
@@ -216,9 +257,58 @@ def test_results_of_an_earlier_sweep_are_learnt_from(name):
         for point in points(run(make_searcher(recipe(space, 5)), 30))
     ]
     cold, warm = make_searcher(chosen), make_searcher(chosen)
-    warm.observe({"kind": "warmed", "trial": None, "source": "file:///old", "used": used, "unused": 0})
+    warm.observe(warmed(used))
     gain = statistics.mean(map(quality, points(run(warm, 10)))) - statistics.mean(map(quality, points(run(cold, 10))))
     assert gain > 0.0
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_cmaes_begins_where_the_earlier_sweep_was_good(count):
+    """Also with few results, with some of half a trial, and beside a setting of one value."""
+    space = {key: RANGES[key] for key in ("train.learning_rate", "train.weight_decay")}
+    space["train.global_batch_size"] = {"quniform": [8, 15, 8]}
+    chosen = recipe(space, **SEARCHERS["cmaes"])
+
+    def suggestions(best):
+        used = []
+        for index in range(count):
+            rate = best * 1.01**index
+            point = {"train.learning_rate": rate, "train.weight_decay": 0.02, "train.global_batch_size": 8}
+            metrics = {"eval_accuracy": 1.0 - index / 100}
+            used.append({"point": point, "fraction": 0.5 if index % 3 == 1 else 1.0, "metrics": metrics})
+        searcher = make_searcher(chosen)
+        searcher.observe(warmed(used))
+        return [math.log10(point["train.learning_rate"]) for point in points(run(searcher, 5))]
+
+    low, high = suggestions(2e-5), suggestions(5e-4)
+    assert statistics.mean(low) < -4.3 and statistics.mean(high) > -3.7, (low, high)
+
+
+MICRO = "train.micro_batch_size"
+
+
+@pytest.mark.parametrize("searched", [False, True])
+def test_repaired_points_are_learnt_from_as_they_were_suggested(searched):
+    """What a repair gives may lie outside the space; CMA-ES then went back to chance, or never left its first generation."""
+    space = {key: RANGES[key] for key in ("train.learning_rate", "train.weight_decay")}
+    chosen = recipe({**space, MICRO: {"quniform": [4, 8, 4]}} if searched else space, **SEARCHERS["cmaes"])
+    searcher, journal = make_searcher(chosen), []
+
+    def tell(**entry):
+        journal.append(entry)
+        searcher.observe(entry)
+
+    for index in range(30):
+        name, point = f"t{index:03d}", searcher.suggest(index)
+        repaired = {MICRO: [point.get(MICRO, "auto"), 2]}
+        tell(kind="suggested", trial=name, point={**point, MICRO: 2}, repaired=repaired)
+        finish(tell, name, point, index, quality)
+    assert max(filter(None, generations(searcher, "cma:generation"))) >= 3
+    assert all(told.params.keys() == chosen.search.space.keys() for told in searcher._told.values())
+    fresh = make_searcher(chosen)
+    for entry in journal:
+        fresh.observe(entry)
+    assert fresh.suggest(30) == searcher.suggest(30)
 
 
 def test_earlier_points_fit_where_the_space_has_them():

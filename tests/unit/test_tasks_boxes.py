@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from tests.families import images, own
-from tlcore.errors import DataError, RecipeError
+from tlcore.errors import DataError, ModelError, RecipeError
 from tlcore.recipe import recipe_from_dict
 from tlcore.tasks import Task, build_task
 from tlcore.tasks.base import IGNORED
 from tlcore.tasks.detection_images import vary
+from tlcore.tasks.detectors import Detr, detector_of
 
 pytestmark = pytest.mark.unit
 
@@ -96,8 +98,8 @@ def test_boxes_go_where_the_picture_goes() -> None:
     for seed in range(20):
         pixels = torch.zeros(3, 40, 60, dtype=torch.uint8)
         pixels[0, 10:26, 20:44] = 255
-        torch.manual_seed(seed)
-        varied, boxes, left = vary(pixels, torch.tensor([[20.0, 10.0, 24.0, 16.0]]))
+        draws = torch.Generator().manual_seed(seed)
+        varied, boxes, left = vary(pixels, torch.tensor([[20.0, 10.0, 24.0, 16.0]]), draws)
         assert varied.shape == pixels.shape
         if left[0] and boxes[0, 2] > 4 and boxes[0, 3] > 4:
             rows, columns = (varied[0] > 127).nonzero().T
@@ -141,9 +143,17 @@ def test_a_perfect_detector_finds_all(home: Path) -> None:
 BAD = {
     "no form": ({"objects": [1, 2]}, r"row 1, column 'objects' is not of the form \{bbox"),
     "lengths": ({"objects": {"bbox": [[1, 2, 3, 4]], "category": []}}, "has 1 boxes and 0 categories"),
+    "three numbers": (
+        {"objects": {"bbox": [[1, 2, 4]], "category": ["a"]}},
+        r"row 1, column 'objects': box \[1, 2, 4\] is not x, y, width, height",
+    ),
+    "no number": (
+        {"objects": {"bbox": [[1, 2, None, 4]], "category": ["a"]}},
+        r"box \[1, 2, None, 4\] is not x, y, width, height",
+    ),
     "no width": (
-        {"objects": {"bbox": [[1, 2, 0, 4]], "category": ["a"]}},
-        r"box \[1, 2, 0, 4\] is not x, y, width, height",
+        {"objects": {"bbox": [[1, 2, 0, 4], [1, 2, 3, -4]], "category": ["a", "b"]}},
+        "none of its 2 boxes has a width and height above 0",
     ),
     "no boxes": ({"objects": {"bbox": [], "category": []}}, "has no box in it"),
 }
@@ -168,6 +178,31 @@ def test_coco_files_that_are_not_whole_are_said(home: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"its first picture 'c\.png' is nowhere"):
         lost = [{"id": 7, "file_name": "c.png"}, {"id": 3, "file_name": "b.png"}]
         task_of(home, train=str(coco(tmp_path / "c", images=lost))).check_data()
+
+
+def test_boxes_without_area_are_left_out_which_is_said_once(
+    home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flat = [
+        {"image_id": 3, "category_id": 18, "bbox": [10, 5, 20, 0], "iscrowd": 0},  # as two of COCO's train2017
+        {"image_id": 3, "category_id": 1, "bbox": [10, 5, 20, 10], "iscrowd": 0},
+        {"image_id": 7, "category_id": 1, "bbox": [10, 5, 0, 10], "iscrowd": 0},
+    ]
+    place = str(coco(tmp_path, annotations=flat))
+    for _ in range(2):
+        task = task_of(home, train=place, validation=str(home / "rows.jsonl"), labels=["cat", "dog", "red", "blue"])
+        task.check_data()
+        task.load_data()
+        batch = task.collate("train", [0, 1])
+    assert batch["labels"].tolist() == [[IGNORED], [0]]
+    torch.testing.assert_close(batch["boxes"][1, 0], torch.tensor([20 / 40, 10 / 40, 20 / 40, 10 / 40]))
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert said == [f"2 of 3 boxes of {place} have no width or height above 0 and were left out"]
+    row = {"image": str(home / "0.png"), "objects": {"bbox": [[1, 2, 3, 0], [1, 2, 3, 4]], "category": ["a", "b"]}}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    table = task_of(home, train=str(tmp_path / "rows.jsonl"), validation=0.5)
+    table.load_data()
+    assert table.facts() == {"labels": ["b"]}
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +257,15 @@ def test_an_estimate_of_yolox_needs_no_data(yolox_home: Path) -> None:
         task = task_of(yolox_home, labels=["blue", "red"])
         model = task.build_model(from_scratch=True)
         task.loss(model, task.largest_batch(2)).backward()
+
+
+@pytest.mark.parametrize("kind", ["RTDetr", "RTDetrV2", "DFine", "DeformableDetr", "ConditionalDetr"])
+def test_a_detector_of_another_kind_is_refused_before_workers_start(home: Path, tmp_path: Path, kind: str) -> None:
+    getattr(transformers, f"{kind}Config")().save_pretrained(tmp_path / "model")
+    transformers.DetrImageProcessor().save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"(?s)is no detector .* type detr, yolos, table-transformer, tlcore-yolox"):
+        task_of(tmp_path, train=str(home / "rows.jsonl")).check_data()
+
+
+def test_a_table_transformer_is_of_the_detr_kind() -> None:
+    assert isinstance(detector_of(transformers.TableTransformerConfig()), Detr)

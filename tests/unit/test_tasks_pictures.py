@@ -20,7 +20,6 @@ from tlcore.recipe import recipe_from_dict
 from tlcore.tasks import Task, build_task, build_without_data
 from tlcore.tasks.base import IGNORED
 from tlcore.tasks.images import ImageModel, decode
-from tlcore.tasks.recent import Held
 
 pytestmark = pytest.mark.unit
 
@@ -78,6 +77,29 @@ def test_pictures_of_every_kind_become_upright_rgb() -> None:
             decode(content, "a.png")
 
 
+def written(array: np.ndarray, form: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format=form)
+    return file.getvalue()
+
+
+def test_grey_levels_of_more_than_8_bits_are_scaled_and_not_cut_off() -> None:
+    levels = np.array([[0, 256, 0x1234, 0x7FFF, 0xFFFF]])
+    eight = [0, 1, 0x12, 0x7F, 0xFF]
+    for form in ("PNG", "TIFF"):
+        assert np.asarray(decode(written(levels.astype(np.uint16), form), "x"))[0, :, 0].tolist() == eight
+    assert np.asarray(decode(written(levels.astype(np.int32), "TIFF"), "x"))[0, :, 2].tolist() == eight
+    small = np.array([[0, 7, 255]], dtype=np.int32)
+    assert np.asarray(decode(written(small, "TIFF"), "x"))[0, :, 1].tolist() == [0, 7, 255]
+    floats = np.array([[0, 0.5, 1]], dtype=np.float32)
+    assert np.asarray(decode(written(floats, "TIFF"), "x"))[0, :, 0].tolist() == [0, 128, 255]
+    for wrong in (floats * 255, floats - 0.1, floats * np.nan):
+        with pytest.raises(DataError, match=r"a\.tif has grey levels from .* to .*, which are not of 0 to 1"):
+            decode(written(wrong, "TIFF"), "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif has grey levels from 0 to 65536, which are not of 0 to 65535"):
+        decode(written(np.array([[0, 65536]], dtype=np.int32), "TIFF"), "a.tif")
+
+
 PROCESSORS = {
     "vit": (transformers.ViTImageProcessor(size={"height": 20, "width": 24}), (20, 24)),
     "convnext": (transformers.ConvNextImageProcessor(size={"shortest_edge": 28}), (28, 28)),
@@ -104,12 +126,12 @@ def test_prepared_in_two_steps_is_what_the_processor_makes(name: str, tmp_path: 
     assert larger.shape(pictures[0]).shape == (3, 36, 36)
 
 
-def test_training_pictures_vary_with_torch_s_generator_and_no_others(homes: Any) -> None:
+def test_training_pictures_vary_with_the_given_draws_and_no_others(homes: Any) -> None:
+    """Not with torch's own generator, which the training step draws from while the next batch is made."""
     task = task_of(homes, "vit/image-classification")
 
     def drawn(split: str, seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)
-        return task.collate(split, [0, 1])["pixel_values"]
+        return task.collate(split, [0, 1], torch.Generator().manual_seed(seed))["pixel_values"]
 
     assert torch.equal(drawn("train", 1), drawn("train", 1))
     assert not torch.equal(drawn("train", 1), drawn("train", 2))
@@ -221,6 +243,29 @@ def test_one_class_learns_from_normal_pictures_and_is_judged_on_both(homes: Any,
         task_of(homes, "resnet/anomaly-detection", data__train=place, data__validation=0.5).load_data()
 
 
+def test_the_names_of_numbers_say_what_is_normal(homes: Any, tmp_path: Path) -> None:
+    import datasets
+
+    files = sorted(Path(images.folder_per_class(tmp_path / "pictures", 12)).rglob("*.png"))
+    rows = {"image": [str(file) for file in files], "label": [0, 1, 0, 1, 1, 1] * 2}
+    for names, normal in ((["bad", "good"], 1), (["Normal", "broken"], 0), (None, 0)):
+        kind = datasets.Value("int64") if names is None else datasets.ClassLabel(names=names)
+        features = datasets.Features({"image": datasets.Value("string"), "label": kind})
+        places = [str(tmp_path / name) for name in ("rows.parquet", "judged.parquet")]
+        for place in places:
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(place)
+        task: Any = task_of(homes, "resnet/anomaly-detection", data__train=places[0], data__validation=places[1])
+        assert task.load_data() == {"train": rows["label"].count(normal), "validation": 12}
+        judged = task.collate("validation", range(12))["labels"].tolist()
+        assert judged == [int(label != normal) for label in rows["label"]]
+    features = datasets.Features(
+        {"image": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "worse"])}
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(places[0])
+    with pytest.raises(DataError, match="has no normal picture; its labels are bad, worse"):
+        task_of(homes, "resnet/anomaly-detection", data__train=places[0], data__validation=places[1]).load_data()
+
+
 def test_embeddings_may_be_judged_on_labels_never_trained_on(homes: Any, tmp_path: Path) -> None:
     place = images.folder_per_class(tmp_path, 8, ("other", "another"))
     task = task_of(homes, "resnet/image-embedding", data__validation=place)
@@ -254,24 +299,6 @@ def test_videos_are_lists_of_pictures_or_arrays(homes: Any, tmp_path: Path) -> N
         task_of(homes, "videomae/video-classification", data__frames=5).build_model(from_scratch=True)
 
 
-def test_what_is_held_stays_within_its_bound() -> None:
-    held: Held[bytes] = Held(10, len, groups=2)
-    made: list[int] = []
-
-    def make(numbers: Any) -> list[bytes]:
-        made.extend(numbers)
-        return [bytes([number]) * 4 for number in numbers]
-
-    assert held.get("a", [1, 2, 3, 1], make) == [b"\1" * 4, b"\2" * 4, b"\3" * 4, b"\1" * 4]
-    held.get("a", [1, 2, 3], make)
-    assert made == [1, 2, 3, 3], "two fit"
-    held.get("b", [1], make)
-    held.get("c", [1, 2], make)  # a is gone, and its bytes with it
-    made.clear()
-    held.get("c", [1, 2], make)
-    assert made == []
-
-
 def test_labels_of_no_weight_are_ignored_ones(homes: Any) -> None:
     task = task_of(homes, "segformer/image-segmentation")
     task.load_data()
@@ -303,3 +330,27 @@ def test_masks_that_are_none_are_said(homes: Any, tmp_path: Path) -> None:
         collated("colours.png")
     with pytest.raises(DataError, match=r"nine\.png has class 9, but there are 2 classes, 0 to 1"):
         collated("nine.png", data__labels=["a", "b"])
+
+
+def test_masks_of_black_and_white_are_refused(homes: Any, tmp_path: Path) -> None:
+    def task(*values: int, labels: tuple[str, ...] | None = ("none", "object")) -> Task:
+        for number, value in enumerate(values):
+            images.picture(number, 0).save(tmp_path / f"{number}.png")
+            mask = np.zeros((38, 38), dtype=np.uint8)
+            mask[:19] = value
+            Image.fromarray(mask).save(tmp_path / f"{number}-mask.png")
+        rows = [{"image": f"{number}.png", "mask": f"{number}-mask.png"} for number in range(len(values))]
+        place = tmp_path / f"{'-'.join(map(str, values))}.jsonl"
+        place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return task_of(
+            homes, "segformer/image-segmentation", data__train=str(place), data__validation=0.5, data__labels=labels
+        )
+
+    for step in ("check_data", "load_data"):
+        with pytest.raises(DataError, match=r"(?s)masks hold only 0 and 255, and 255 means no class.*the object as 1"):
+            getattr(task(*[255] * 10), step)()
+    with pytest.raises(DataError, match=r"(?s)no mask has a class beside 0.*write an object as 1"):
+        task(255, 255, labels=None).load_data()
+    for right in ((255, *[0] * 8, 1), (0, 0)):
+        task(*right).check_data()
+        task(*right).load_data()

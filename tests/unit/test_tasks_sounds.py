@@ -105,9 +105,29 @@ def test_long_ones_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         read = read_sounds(place, "audio", RATE_HZ, 0.25, "train", texts=["text"])
     assert (len(read), read.cells("text")) == (2, ["t0", "t1"])
-    assert "left out 2 of 4 sounds, which are longer than data.max_seconds 0.25" in caplog.text
-    with pytest.raises(DataError, match=r"all 4 sounds are longer than 0.05 s"):
+    assert (
+        "left out 2 of 4 sounds, which are longer than data.max_seconds=0.25: not learned, and in no metric"
+        in caplog.text
+    )
+    with pytest.raises(
+        DataError, match=r"none of 4 sounds is left: 4 are longer than data.max_seconds=0.05, 0 have no frame"
+    ):
         read_sounds(place, "audio", RATE_HZ, 0.05, "train", texts=["text"])
+
+
+@pytest.mark.parametrize("kept_bytes", [1 << 20, 0])
+@pytest.mark.parametrize("rate_hz", [RATE_HZ, 16000])
+def test_empty_ones_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kept_bytes: int, rate_hz: int
+) -> None:
+    monkeypatch.setattr(sounds, "KEPT_BYTES", kept_bytes)
+    lay(tmp_path)
+    (tmp_path / "1.wav").write_bytes(file_of(np.zeros(0, np.float32)))
+    with caplog.at_level(logging.WARNING):
+        read = read_sounds(str(tmp_path / "rows.jsonl"), "audio", rate_hz, 1.0, "train", texts=["text"])
+    assert read.cells("text") == ["t0", "t2", "t3"]
+    assert [len(sound) for sound in read.pcm(range(3))] == read.frames.tolist()
+    assert "left out 1 of 4 sounds, which have no frame" in caplog.text
 
 
 @pytest.mark.parametrize("samples", [1, 99, 100, 101, 150, 184, 185, 1000, 1234])
@@ -124,4 +144,6 @@ def test_texts_of_windows_join_where_they_overlap() -> None:
     assert join_texts(["one two three four five", "Four, five six seven"]) == "one two three Four, five six seven"
     assert join_texts(["one two", "three four"]) == "one two three four"
     assert join_texts(["", "one"]) == "one"
+    assert join_texts(["今天天气很好", "很好我们走 "], between="") == "今天天气很好我们走"
+    assert join_texts(["今天", "明天下雨"], between="") == "今天明天下雨"
     assert join_texts(["the end is the", "the start of the end"]) == "the end is the the start of the end"

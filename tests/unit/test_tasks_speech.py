@@ -271,7 +271,7 @@ def test_bad_data_is_said(homes: dict[str, dict[str, Any]], tmp_path: Path) -> N
         build_task(recipe_of(homes, CTC, train=place)).check_data()
     place = speech.write_rows(tmp_path / "signs.jsonl", [{"audio": "clips/0.wav", "text": "?!"}] * 4)
     known = {"vocabulary": ["<pad>", "<unk>", "|", "a"]}
-    with pytest.raises(DataError, match=r"row 1: nothing of '\?!' is in the vocabulary"):
+    with pytest.raises(DataError, match=r"nothing of any of the 4 texts is in the vocabulary, such as '\?!'"):
         build_task(recipe_of(homes, CTC, train=place), known).load_data()
     place = speech.write_rows(tmp_path / "long.jsonl", [{"audio": "clips/0.wav", "text": "ab" * 40}] * 4)
     with pytest.raises(DataError, match="each of the 4 texts has more signs than its sound has steps"):

@@ -31,17 +31,18 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.name == telling.__name__]
 
 
-# snippets have 5 to 9 tokens in turn, repeated words 5 to 8
+# snippets have 5 to 9 tokens in turn
 CUT = {
     "bert/text-classification": ["24 of 40 texts of {place} are longer than data.max_length=6 tokens"],
-    "bert/masked-language-modeling": ["20 of 40 texts of {place} are longer than data.max_length=6 tokens"],
+    "bert/masked-language-modeling": [],  # in pieces
+    "gpt2/text-generation": [],
     "bert/token-classification": ["24 of 40 texts of {place} are longer than data.max_length=6 tokens"],
     "t5/summarization": [
         "40 of 40 targets of {place} are longer than data.max_target_length=3 tokens",
         "24 of 40 texts of {place} are longer than data.max_length=6 tokens",
     ],
 }
-LONGEST = {"bert/masked-language-modeling": [8], "t5/summarization": [4, 9]}
+LONGEST = {"t5/summarization": [4, 9]}
 
 
 @pytest.mark.parametrize("family", CUT)
@@ -54,7 +55,7 @@ def test_cut_texts_are_counted_once_for_their_place(
         with caplog.at_level(logging.WARNING):
             task.load_data()
     lines = [line.format(place=tmp_path / "rows.jsonl") for line in CUT[family]]
-    longest = LONGEST.get(family, [9])
+    longest = LONGEST.get(family, [9] * len(lines))
     assert said(caplog) == [
         f"{line} and were cut (longest has {most})" for line, most in zip(lines, longest, strict=True)
     ]

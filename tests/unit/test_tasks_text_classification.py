@@ -161,9 +161,10 @@ def test_an_empty_cell_is_no_set_of_texts_nor_a_single_label(home: Path) -> None
 
 def test_the_next_trial_of_a_process_does_not_tokenize_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = text_classification.tokenize
+    real = text_classification.tokenize_texts
     monkeypatch.setattr(text_classification, "_prepared", Recent(4))
-    monkeypatch.setattr(text_classification, "tokenize", lambda *given, **more: calls.append(1) or real(*given, **more))
+    counted = lambda *given, **more: calls.append(1) or real(*given, **more)  # noqa: E731
+    monkeypatch.setattr(text_classification, "tokenize_texts", counted)
     task_of(home).load_data()
     task_of(home, train__seed=4).load_data()
     assert len(calls) == 1

@@ -14,9 +14,9 @@ import torch
 from tests.families import text
 from tlcore.errors import DataError, ModelError
 from tlcore.recipe import recipe_from_dict
-from tlcore.tasks import Task, build_task
+from tlcore.tasks import Task, build_task, tokens
 from tlcore.tasks.base import IGNORED
-from tlcore.tasks.conversations import encode_conversation, template_of
+from tlcore.tasks.conversations import encode_conversation, encode_prompt, template_of
 from tlcore.tasks.packing import pack
 
 pytestmark = pytest.mark.unit
@@ -78,6 +78,7 @@ def test_two_turns_are_both_found(tmp_path: Path) -> None:
     ("messages", "said"),
     [
         ([{"role": "user", "content": "film"}], "row 3: no turn is the assistant's"),
+        ([{"role": "assistant", "content": "good"}], "row 3: no turn but the first is the assistant's"),
         ([{"role": "boss", "content": "film"}], r"row 3: turn 0 is \{'role': 'boss'"),
         ([{"role": "assistant"}], r"row 3: turn 0 is \{'role': 'assistant'\}"),
         (["film"], "row 3: turn 0 is film"),
@@ -106,7 +107,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> No
 def test_no_chat_template_is_said(tmp_path: Path) -> None:
     tokenizer = text.save_tokenizer(tmp_path)
     with pytest.raises(ModelError, match="has no chat template") as caught:
-        encode_conversation(tokenizer, [{"role": "assistant", "content": "good"}], "row 1")
+        encode_conversation(tokenizer, TWO_TURNS, "row 1")
     assert caught.value.hint is not None and "data.chat_template" in caught.value.hint
 
 
@@ -180,6 +181,66 @@ def test_sharegpts_turns_are_read_as_openais(tmp_path: Path) -> None:
     theirs = [{"from": name, "value": turn["content"]} for name, turn in zip(names, TWO_TURNS, strict=True)]
     for given in (theirs, json.dumps(theirs)):
         assert encode_conversation(tokenizer, given, "row 1") == encode_conversation(tokenizer, TWO_TURNS, "row 1")
+
+
+@pytest.mark.parametrize("template", [text.TEMPLATE, "{{ messages[0]['role'] }} " + text.TEMPLATE])
+def test_what_the_assistant_says_before_anybody_asked_is_left_out(tmp_path: Path, template: str) -> None:
+    tokenizer = text.save_tokenizer(tmp_path, end="[SEP]")
+    tokenizer.chat_template = template
+    before = {"role": "assistant", "content": "slow"}
+    assert encode_conversation(tokenizer, [before, *TWO_TURNS], "row 1") == encode_conversation(
+        tokenizer, TWO_TURNS, "row 1"
+    )
+    asked = encode_prompt(tokenizer, TWO_TURNS[:3], "input 0")
+    assert encode_prompt(tokenizer, [before, *TWO_TURNS[:3]], "input 0") == asked
+
+
+LONG = " ".join(text.WORDS[:14])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("most", [5, 8])
+def test_a_long_text_is_learned_to_its_end_in_pieces(tmp_path: Path, packing: bool, most: int) -> None:
+    texts = [LONG, "is", f"{LONG} was", "long dull", "kind", "sharp user"]
+    train = text.write_rows(tmp_path / "rows.jsonl", [{"text": each} for each in texts])
+    task: Any = task_of(
+        tmp_path / "home", "gpt2/text-generation", train=train, max_length=most, packing=packing, validation=0.5
+    )
+    counts, tokenizer = task.load_data(), task._text.tokenizer
+    read = task._splits["train"].read
+    pieces = [read.texts.tokens[a:b].tolist() for a, b in pairwise(read.texts.offsets)]
+    expected = []
+    for each in texts:
+        ids = tokenizer(each)["input_ids"]
+        cut = [ids[at : at + most] for at in range(0, len(ids), most)]
+        expected += cut if len(cut[-1]) > 1 else cut[:-1]  # nothing stands before a last token alone
+    assert pieces == expected and len(pieces) > len(texts)
+    rows = [{int(text) for group in task._splits[split].rows for text in read.groups[group]} for split in counts]
+    assert rows[0] | rows[1] == set(range(len(pieces))) and not rows[0] & rows[1]
+    first = set(range(-(-16 // most) - (16 % most == 1)))
+    assert first <= rows[0] or first <= rows[1], "the pieces of a text are on one side"
+    for split, count in counts.items():
+        told = [(task.collate(split, [at])["labels"][:, 1:] != IGNORED).sum().item() for at in range(count)]
+        assert told == task.weights(split).tolist()
+        assert max(task.lengths(split)) <= most
+    assert sum(task.weights(split).sum() for split in counts) == sum(len(ids) - 1 for ids in pieces)
+
+
+def test_test_data_of_one_long_text_hold_nothing_out(tmp_path: Path) -> None:
+    test = text.write_rows(tmp_path / "test.jsonl", [{"text": LONG}])
+    for name in ("gpt2/text-generation", "bert/masked-language-modeling"):
+        task = task_of(tmp_path / name.partition("/")[0], name, test=test, max_length=8, validation=0.5)
+        assert task.load_data(["test"])["test"] > 1
+
+
+def test_texts_are_the_same_in_whatever_chunks_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task: Any = task_of(tmp_path, "gpt2/text-generation")
+    whole = task._prepare(str(tmp_path / "rows.jsonl"), "train", None)
+    monkeypatch.setattr(tokens, "CHUNK_CHARACTERS", 40)
+    assert [len(chunk) for chunk in tokens.chunks(["a" * 50, "a", "a" * 39, "a"])] == [1, 2, 1]
+    parts = task._prepare(str(tmp_path / "rows.jsonl"), "train", None)
+    np.testing.assert_array_equal(whole.texts.tokens, parts.texts.tokens)
+    np.testing.assert_array_equal(whole.texts.offsets, parts.texts.offsets)
 
 
 def test_conversations_of_a_file_are_looked_at_before_workers_start(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from many_ranks import merged
-from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 from torchmetrics.detection import MeanAveragePrecision
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import (
 from tlcore.errors import DataError
 from tlcore.tasks.anomaly_metrics import RankedScores
 from tlcore.tasks.base import IGNORED
-from tlcore.tasks.classification_metrics import MultiLabelCounts
+from tlcore.tasks.classification_metrics import ClassificationCounts, MultiLabelCounts
 from tlcore.tasks.detection_metrics import BoxCounts, corner_first
 from tlcore.tasks.detectors import best_boxes, box_losses
 from tlcore.tasks.gathered import SLOT, GatheredSamples
@@ -66,6 +66,22 @@ def test_any_number_of_labels_as_scikit_learn_and_torchmetrics_count_them() -> N
     plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
     assert found["loss"] == pytest.approx(plain.item())
     assert mean_binary_cross_entropy(logits, labels).item() == pytest.approx(plain.item())
+
+
+def test_very_many_classes_are_counted_in_little_memory() -> None:
+    classes = 50_000  # a confusion matrix would take 20 GB
+    labels, answers = torch.tensor([7, 7, 49_999, 3, 2, 2] * 2), torch.tensor([7, 9, 49_999, 3, 2, 3] * 2)
+    batch = {"answers": answers, "labels": labels}
+    found = spread(
+        lambda: ClassificationCounts(
+            classes, lambda model, batch: torch.nn.functional.one_hot(batch["answers"], classes).float()
+        ),
+        batch,
+    )
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, answers))
+    assert found["f1"] == pytest.approx(
+        f1_score(labels, answers, average="macro", labels=[2, 3, 7, 9, 49_999], zero_division=0)
+    )
 
 
 def test_pixels_as_torchmetrics_counts_them() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import torch
 from test_tasks_text_generation import task_of
 
 from tlcore.errors import DataError
+from tlcore.tasks import build_task, token_classification, tokens
+from tlcore.tasks.answers import best_span
 from tlcore.tasks.base import IGNORED
 from tlcore.tasks.entities import spans
-from tlcore.tasks.question_answering import best_span
+from tlcore.tasks.tokens import tokenize_in_pieces
 
 pytestmark = pytest.mark.unit
 
@@ -132,9 +136,10 @@ def test_the_best_span_over_windows_or_none() -> None:
     places = [np.array([[-1, -1], [0, 3], [4, 8], [-1, -1]]), np.array([[-1, -1], [4, 8], [9, 13], [-1, -1]])]
     scores = torch.zeros(2, 4, 2)
     scores[1, 1, 0], scores[1, 2, 1] = 3.0, 2.0
-    assert best_span(scores, places, context) == "good film"
+    assert best_span(scores, places, context, True) == "good film"
     scores[:, 0] = 4.0
-    assert best_span(scores, places, context) == ""
+    assert best_span(scores, places, context, True) == ""
+    assert best_span(scores, places, context, False) == "good film"
 
 
 def test_an_answer_that_stands_elsewhere_is_named(tmp_path: Path) -> None:
@@ -245,3 +250,161 @@ def segments_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """1 behind the first separator."""
     separators = batch["input_ids"] == 3
     return ((separators.cumsum(dim=1) - separators.long()) > 0).long()
+
+
+def byte_level(task: Any) -> Any:
+    """A tokenizer of bytes and two merged words, as RoBERTa's: a space belongs to the word behind it."""
+    from tokenizers import pre_tokenizers
+    from transformers import RobertaTokenizer
+
+    special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    parts = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("g", "o"), ("Ġ", "go"), ("Ġ", "f")]
+    vocabulary = {token: at for at, token in enumerate([*special, *parts, *("".join(pair) for pair in merges)])}
+    tokenizer = RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=64)
+    task._text.__dict__["tokenizer"] = tokenizer
+    return tokenizer
+
+
+def test_words_of_a_byte_level_tokenizer_are_those_of_the_running_text(tmp_path: Path) -> None:
+    row = {"tokens": ["go", "go", "fa", "f"], "label": ["O", "B-MOOD", "O", "B-MOOD"]}
+    train = tmp_path / "own.jsonl"
+    train.write_text(f"{json.dumps(row)}\n" * 8)
+    task: Any = task_of(tmp_path / "home", "bert/token-classification", train=str(train))
+    tokenizer = byte_level(task)
+    batch = task.collate("train", [0])
+    assert batch["input_ids"][0].tolist() == tokenizer("go go fa f")["input_ids"]
+    said = tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
+    assert said == ["<s>", "go", "Ġgo", "Ġf", "a", "Ġf", "</s>"]
+    labels = [None if label == IGNORED else task.facts()["labels"][label] for label in batch["labels"][0].tolist()]
+    assert labels == [None, "O", "B-MOOD", "O", None, "B-MOOD", None]
+    asked = []
+
+    class Listens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            asked.append(input_ids[0].tolist())
+            return type("Output", (), {"logits": torch.zeros(*input_ids.shape, 2)})
+
+    for given in (row["tokens"], "go go fa f"):
+        [answer] = task.predict(Listens(), [given])
+        assert len(answer["labels"]) == 4
+    assert asked == [tokenizer("go go fa f")["input_ids"]] * 2
+
+
+@pytest.mark.parametrize("name", ["bert/token-classification", "bert/question-answering"])
+def test_samples_are_the_same_in_whatever_chunks_they_are_read(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task: Any = task_of(tmp_path, name)
+    place = str(tmp_path / "rows.jsonl")
+    whole = task._prepare(place, "train")
+    for module in (tokens, token_classification):
+        monkeypatch.setattr(module, "CHUNK_TEXTS", 3)
+    parts = task._prepare(place, "train")
+    for key in whole.__dataclass_fields__:
+        one, other = getattr(whole, key), getattr(parts, key)
+        if hasattr(one, "tokens"):
+            np.testing.assert_array_equal(one.tokens, other.tokens)
+            np.testing.assert_array_equal(one.offsets, other.offsets)
+        elif key == "spans":
+            assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
+        else:
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_word_that_is_no_text_is_named(tmp_path: Path) -> None:
+    train = tmp_path / "own.jsonl"
+    train.write_text('{"tokens": [3], "label": ["O"]}\n' * 2)
+    with pytest.raises(DataError, match="row 1: word 3 is no text"):
+        task_of(tmp_path / "home", "bert/token-classification", train=str(train)).check_data()
+
+
+def test_long_texts_are_learned_to_their_end_in_pieces(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    long = " ".join(["good", "bad", "film", "a", "the", "very", "not"] * 3)
+    rows = [{"text": long}, *({"text": word} for word in ("slow", "fine", "is", "was", "long", "dull", "kind"))]
+    train = tmp_path / "own.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task: Any = task_of(
+        tmp_path / "home", "bert/masked-language-modeling", train=str(train), max_length=8, validation=0.5
+    )
+    counts = task.load_data()
+    read, tokenizer = task._splits["train"].read, task._text.tokenizer
+    pieces = [read.store.tokens[a:b].tolist() for a, b in pairwise(read.store.offsets)]
+    assert sum(counts.values()) == len(pieces) == 4 + 7
+    assert all(len(ids) <= 8 and ids[0] == 2 and ids[-1] == 3 and len(ids) > 2 for ids in pieces)
+    assert tokenizer.decode([token for ids in pieces[:4] for token in ids[1:-1]]) == long
+    of_long = [sum(row < 4 for row in task._splits[split].rows.tolist()) for split in counts]
+    assert sorted(of_long) == [0, 4], "a text's pieces are on one side"
+    assert not caplog.records
+
+
+def test_a_slow_tokenizer_gives_pieces_as_well() -> None:
+    from transformers import CanineTokenizer
+
+    tokenizer = CanineTokenizer()
+    store, text_of_piece = tokenize_in_pieces(tokenizer, ["abcde", "", "f"], 4)
+    assert text_of_piece.tolist() == [0, 0, 0, 1, 2]
+    pieces = [store.tokens[a:b].tolist() for a, b in pairwise(store.offsets)]
+    assert pieces == tokenizer(["ab", "cd", "e", "", "f"])["input_ids"]
+
+
+def answered(tmp_path: Path, *answers: dict[str, Any], **data: Any) -> Any:
+    rows = [{"question": "good", "context": "the good film", "answers": each} for each in answers]
+    train = tmp_path / "own.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return task_of(tmp_path / "home", "bert/question-answering", train=str(train), **data)
+
+
+GIVEN: dict[str, Any] = {"text": ["good"], "answer_start": [4]}
+NONE: dict[str, Any] = {"text": [], "answer_start": []}
+
+
+@pytest.mark.parametrize(("answers", "said"), [([GIVEN] * 4, "film"), ([GIVEN, GIVEN, GIVEN, NONE], "")])
+def test_no_answer_is_said_only_where_training_has_questions_without(
+    tmp_path: Path, answers: list[dict[str, Any]], said: str
+) -> None:
+    task = answered(tmp_path, *answers, validation=0.5)
+
+    class SaysNothing(torch.nn.Module):
+        """Points at the first token, and else at the last word."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+            scores = torch.zeros(input_ids.shape)
+            scores[:, 0], scores[:, -2] = 9.0, 3.0
+            return type("Output", (), {"start_logits": scores, "end_logits": scores})
+
+    asked = [{"question": "good", "context": "the good film"}]
+    assert task.facts() == {"unanswerable": said == ""}
+    for each in (task, build_task(task._recipe, task.facts())):
+        assert each.predict(SaysNothing(), asked)[0]["prediction"] == said
+    assert build_task(task._recipe, {}).predict(SaysNothing(), asked)[0]["prediction"] == "", "an earlier checkpoint"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "{'text': ['good'], 'answer_start': [4]}",
+        json.dumps({"text": ["good"], "answer_start": []}),
+        json.dumps({"text": "good", "answer_start": 4}),
+        json.dumps({"text": ["good"], "answer_start": ["4"]}),
+        "good",
+    ],
+)
+def test_answers_that_are_written_otherwise_are_named_with_their_row(tmp_path: Path, cell: str) -> None:
+    train = tmp_path / "own.csv"
+    with train.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["question", "context", "answers"], ["good", "the good film", json.dumps(GIVEN)]])
+        writer.writerow(["good", "the good film", cell])
+    task = task_of(tmp_path / "home", "bert/question-answering", train=str(train))
+    with pytest.raises(DataError, match=r"own\.csv, row 2: the answers are") as caught:
+        task.check_data()
+    assert "json.dumps" in caught.value.hint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,12 @@ def stage1(directory: Path) -> Path:
     return folder
 
 
-def stage3(directory: Path) -> Path:
+def stage3_in_sub_groups(directory: Path) -> Path:
+    """As DeepSpeed saves it where the one group of parameters is larger than `sub_group_size`."""
+    return stage3(directory, [["a"], ["b"]])
+
+
+def stage3(directory: Path, sub_groups: Sequence[Sequence[str]] = (("a", "b"),)) -> Path:
     """Two ranks; `a` has 15 elements, so 8 and 7 and one of padding; `b` 7, so 4 and 3; `frozen` 5, so 3 and 2."""
     folder = directory / "global_step4"
     folder.mkdir(parents=True)
@@ -67,19 +73,24 @@ def stage3(directory: Path) -> Path:
     first = {"a": 0, "b": 15}
     for rank in range(RANKS):
         module = {name: torch.zeros(0) for name in (*SHAPES, "frozen")} | {"seen": torch.tensor(9)}
-        state = model_state(module, [SHAPES])
+        state = model_state(module, [OrderedDict((name, SHAPES[name]) for name in group) for group in sub_groups])
         state["frozen_param_shapes"] = OrderedDict(frozen=torch.Size([5]))
         padded = torch.tensor([0.0, 1, 2, 3, 4, -1])
         state["frozen_param_fragments"] = OrderedDict(frozen=padded[3 * rank : 3 * rank + 3])
         torch.save(state, folder / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
-        flat = torch.cat([slice_of(first[name], shape.numel(), rank) for name, shape in SHAPES.items()])
-        states = {"step": torch.tensor(3.0), "exp_avg": value(1, flat), "exp_avg_sq": value(2, flat)}
+        flats = [
+            torch.cat([slice_of(first[name], SHAPES[name].numel(), rank) for name in group]) for group in sub_groups
+        ]
+        states = {
+            number: {"step": torch.tensor(3.0), "exp_avg": value(1, flat), "exp_avg_sq": value(2, flat)}
+            for number, flat in enumerate(flats)
+        }
         part = {
             "zero_stage": ZeroStageEnum.weights,
             "partition_count": RANKS,
             "loss_scaler": scaler(),
-            "fp32_flat_groups": [value(0, flat)],
-            "optimizer_state_dict": {"state": {0: states}, "param_groups": [{"params": [0]}]},
+            "fp32_flat_groups": [value(0, flat) for flat in flats],
+            "optimizer_state_dict": {"state": states, "param_groups": [{"params": [*states]}]},
         }
         name = f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
         torch.save({"optimizer_state_dict": part}, folder / name)
@@ -106,7 +117,7 @@ def model_state(module: dict[str, Any], groups: list[Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("make", [stage1, stage3])
+@pytest.mark.parametrize("make", [stage1, stage3, stage3_in_sub_groups])
 def test_fragments_are_each_parameters_elements_in_order(tmp_path: Path, make: Any) -> None:
     make(tmp_path)
     found = read_directory(tmp_path)
@@ -186,6 +197,18 @@ def test_a_rank_of_another_save_is_found(tmp_path: Path) -> None:
     del held["optimizer_state_dict"]["param_slice_mappings"]
     torch.save(held, name)
     with pytest.raises(CheckpointError, match=r"not laid out as expected: KeyError: 'param_slice_mappings'"):
+        read_directory(tmp_path)
+
+
+@pytest.mark.parametrize("make", [stage1, stage3])
+def test_a_group_that_ends_too_soon_is_said_with_its_file(tmp_path: Path, make: Any) -> None:
+    [path] = make(tmp_path).glob("*zero_pp_rank_1_mp_rank_00_optim_states.pt")
+    held = torch.load(path, weights_only=False)
+    part = held["optimizer_state_dict"]
+    groups = part["fp32_flat_groups" if make is stage3 else "single_partition_of_fp32_groups"]
+    groups[0] = groups[0][:9].clone()
+    torch.save(held, path)
+    with pytest.raises(CheckpointError, match=rf"{path.name}: b is elements \d+ to 1[12] of a group that has 9"):
         read_directory(tmp_path)
 
 

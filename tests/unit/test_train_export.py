@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,35 @@ def test_updates_of_transposed_layers_are_merged_as_peft_merges_them(tmp_path: P
     assert layer.base_layer.weight.shape == (16, 16), "a square weight does not show which way round it is"
     layer.merge(safe_merge=True)
     torch.testing.assert_close(fresh.transformer.h[0].attn.c_proj.weight, layer.base_layer.weight, rtol=1e-6, atol=1e-7)
+
+
+def test_an_update_that_no_weight_would_take_up_is_said_and_not_lost(tmp_path: Path) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    from tlcore.checkpoint import read_manifest
+
+    recipe = tiny_recipe(tmp_path, transfer__strategy="lora", transfer__rank=2)
+    store = open_store(f"file://{tmp_path}/run")
+
+    def stored(family: str, layer: str) -> tuple[StoredWeights, dict[str, torch.Tensor]]:
+        config = configurations()[family]
+        model = make(config)
+        with warnings.catch_warnings(action="ignore"):
+            inject_adapter_in_model(LoraConfig(r=2, target_modules=[layer]), model)
+        store_model(store, model, recipe)
+        return StoredWeights(store, read_manifest(store, "t000", 5)), weights_of(make(config))
+
+    tied, wanted = stored("llama, tied", "lm_head")
+    for ask in (tied.check, tied.read_into):
+        with pytest.raises(CheckpointIncompatible, match=r"lm_head\.weight has an update .* is tied to model\.embed_tokens\.weight"):
+            ask(wanted)
+    assert [name for name, _ in tied.read_updates()] == ["lm_head"], "the adapter alone can be had"
+    untied, wanted = stored("llama, untied", "q_proj")
+    untied.check(wanted)
+    del wanted["model.layers.1.self_attn.q_proj.weight"]
+    untied.read_into(wanted)
+    with pytest.raises(CheckpointIncompatible, match=r"layers\.1\.self_attn\.q_proj\.weight has an update .* not in the model"):
+        untied.check(wanted)
 
 
 @pytest.mark.parametrize("strategy", ["lora", "dora"])

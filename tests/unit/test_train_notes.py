@@ -112,6 +112,19 @@ def test_a_failed_retention_is_a_warning_and_the_next_commit_takes_all_away(stor
     assert list_manifests(store, "t000") == [3]
 
 
+def test_a_right_to_delete_that_lacks_is_said_once_and_asked_for_once_a_commit(store, caplog):
+    store.before = away(10_000, ("delete",), "MANIFEST", StorageDenied("no right to delete"))
+    notes = notes_of(store)
+    with caplog.at_level(logging.WARNING):
+        for step in (1, 2, 3, 4):
+            saved(store, State(), step=step)
+            notes.committed(step)
+        notes.close()
+    assert [kind for kind, _ in store.requests].count("delete") == 3
+    assert [record.message.count("no right to delete") for record in caplog.records] == [1]
+    assert list_manifests(store, "t000") == [1, 2, 3, 4]
+
+
 def test_notes_that_are_abandoned_end_at_once(store, monkeypatch):
     monkeypatch.setattr("tlcore.checkpoint.patience.FIRST_PAUSE_S", 60.0)
     monkeypatch.setattr("tlcore.checkpoint.patience.LONGEST_PAUSE_S", 60.0)

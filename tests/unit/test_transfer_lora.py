@@ -100,6 +100,29 @@ def test_a_name_that_cannot_be_adapted_is_said(home: Path, name: str) -> None:
         prepared(home, transfer__target_modules=["key", name])
 
 
+def test_a_layer_tied_to_another_is_refused_by_name_and_left_out_by_auto(home: Path) -> None:
+    """SmolLM2, Llama-3.2-1B and GPT-2: what the update of such an output layer had learned was in no export."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def tied() -> Any:
+        model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2, n_positions=16))
+        first, second = model.transformer.h
+        second.mlp.c_fc.weight = first.mlp.c_fc.weight
+        return model
+
+    def recipe(layers: Any) -> Any:
+        return tiny_recipe(home, transfer__strategy="lora", transfer__target_modules=layers)
+
+    for name, other in (("lm_head", "transformer.wte"), ("h.1.mlp.c_fc", "transformer.h.0.mlp.c_fc")):
+        said = rf"'{name}' means .*{name}, whose weight is tied to {other}: .*take it out"
+        with pytest.raises(RecipeError, match=said):
+            apply_strategy(tied(), recipe(["c_attn", name]))
+    model = tied()
+    apply_strategy(model, recipe("auto"))
+    ends = ("attn.c_attn", "attn.c_proj", "mlp.c_proj")
+    assert adapted(model) == [f"transformer.h.{block}.{end}" for block in range(2) for end in ends]
+
+
 def test_a_model_without_blocks_needs_names(home: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model.tlcore_new_parameters = frozenset({"1.weight", "1.bias"})

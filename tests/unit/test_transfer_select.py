@@ -8,9 +8,10 @@ import pytest
 from test_tasks_text_generation import task_of
 from tiny_text_model import save_tiny_bert, snippets, tiny_recipe, write_rows
 
+from tests.families import images
 from tlcore.errors import DataError, RequestError
-from tlcore.recipe import apply_point
-from tlcore.transfer.select import rank_sources
+from tlcore.recipe import apply_point, recipe_from_dict
+from tlcore.transfer.select import drawn, rank_sources
 
 pytestmark = pytest.mark.unit
 
@@ -38,6 +39,33 @@ def test_data_that_no_source_could_use_are_no_fault_of_each(recipe, tmp_path: Pa
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(DataError, match="is empty"):
         rank_sources(recipe, [recipe, recipe], 10)
+
+
+def test_sorted_data_are_looked_at_all_over(recipe, tmp_path: Path) -> None:
+    rows = sorted(snippets(40), key=lambda row: row["label"])
+    write_rows(tmp_path / "train.jsonl", rows)
+    (found,) = rank_sources(recipe, [recipe], 12)
+    assert found.error == "" and found.probe is not None
+    write_rows(tmp_path / "train.jsonl", [*rows[:19], rows[-1]])
+    with pytest.raises(DataError, match=r"the 2 samples drawn from .*train.jsonl are all of one class"):
+        rank_sources(recipe, [recipe], 2)
+
+
+def test_the_samples_are_drawn_by_the_seed_and_read_in_order() -> None:
+    first = drawn(1000, 100, 0)
+    assert list(first) == sorted(set(first)) and len(first) == 100
+    assert first.min() < 100 and first.max() > 900
+    assert list(drawn(1000, 100, 0)) == list(first) != list(drawn(1000, 100, 1))
+    assert list(drawn(5, 100, 0)) == list(range(5))
+
+
+def test_pictures_are_not_varied(tmp_path: Path) -> None:
+    made = images.MAKERS["vit/image-classification"](tmp_path)
+    whole = {"name": "seen", "task": "image-classification", "storage": str(tmp_path / "store")}
+    recipe = recipe_from_dict({**whole, "model": made["model"], "data": {**made["data"], "image_size": "auto"}})
+    plain = apply_point(recipe, {"data.augment": False})
+    assert recipe.data.augment
+    assert rank_sources(recipe, [recipe], 8) == rank_sources(plain, [plain], 8)
 
 
 def test_a_task_without_one_class_per_sample_is_refused(tmp_path: Path) -> None:

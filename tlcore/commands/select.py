@@ -59,14 +59,15 @@ def select(
     memory = _memory([variant for variant in variants if variant.model.source not in failed])
     if as_json:
         print_json([{**each.to_dict(), "worker_bytes": memory.get(each.source)} for each in found])
-        return
-    _print([each.to_dict() for each in found], memory)
+    else:
+        _print([each.to_dict() for each in found], memory)
     best = [each.source for each in found if each.rank is not None][:3]
     if not best:
-        raise RequestError("no candidate could be scored", hint="the table says why of each")
-    typer.echo(
-        f"to let a sweep decide among the first: search: {{space: {{{SOURCE}: {{choice: [{', '.join(best)}]}}}}}}"
-    )
+        raise RequestError("no candidate could be scored", hint="what is printed says why of each")
+    if not as_json:
+        typer.echo(
+            f"to let a sweep decide among the first: search: {{space: {{{SOURCE}: {{choice: [{', '.join(best)}]}}}}}}"
+        )
 
 
 def _choices(recipe: Recipe) -> list[str]:

@@ -135,8 +135,35 @@ class MediaRows:
                     )
 
 
+@dataclass(frozen=True)
+class _File:
+    """`inside` is its path below the folder, `stamp` its size and time."""
+
+    inside: str
+    stamp: str
+
+
+@dataclass(frozen=True)
+class MediaPlace:
+    """What lies at a place, before any of it is read. `files`: every one of a folder; None: it is a table, or nothing."""
+
+    url: str
+    files: Sequence[_File] | None = field(repr=False)
+
+    def stamp(self) -> str:
+        """What to remember under what was read of it: of the files' names, sizes and times. Raises DataError, StorageError."""
+        if self.files is None:
+            return _digest(fingerprint(self.url))
+        return _digest([self.url, *(f"{file.inside} {file.stamp}" for file in self.files)])
+
+
+def find_media(url: str) -> MediaPlace:
+    """Look at a place; a folder is walked, which for very many files takes a while. Raises StorageError."""
+    return MediaPlace(url, None if hub_dataset(url) is not None else _folder_files(url))
+
+
 def read_media(
-    place: str,
+    place: str | MediaPlace,
     media: Sequence[str],
     endings: Sequence[str],
     label: str | None = None,
@@ -148,7 +175,7 @@ def read_media(
     """The samples at a place.
 
     Args:
-        place: a table's file, directory or pattern, a hub id, or a folder of files; local or `s3://`.
+        place: a table's file, directory or pattern, a hub id, or a folder of files; local or `s3://`. Or what `find_media` found.
         media: columns that hold files; a folder has one.
         endings: how files of this kind end (`.png`), lower case: what is taken from a folder.
         label: column of classes, if wanted; in a folder, the name of the folder that a file is in.
@@ -161,8 +188,10 @@ def read_media(
         DataError: nothing there, no such column, cells that are no files, a folder without classes.
         StorageError: the store refused, failed, or did not answer.
     """
-    if hub_dataset(place) is None and (files := _folder_files(place)) is not None:
-        return _read_folder(place, files, media, endings, label, others)
+    found = find_media(place) if isinstance(place, str) else place
+    place = found.url
+    if found.files is not None:
+        return _read_folder(place, found.files, media, endings, label, others)
     columns = [*media, *([] if label is None else [label]), *others]
     table = read_split(place, columns, texts=texts, split=split, may_be_empty=may_be_empty).data.table
     for column in media:
@@ -178,14 +207,6 @@ def bytes_read(place: str) -> float:
     if hub_dataset(place):
         return float("inf")
     return 0 if _folder_files(place) is not None else sum(file.size_bytes for file in find_files(place))
-
-
-@dataclass(frozen=True)
-class _File:
-    """`inside` is its path below the folder, `stamp` its size and time."""
-
-    inside: str
-    stamp: str
 
 
 def _folder_files(place: str) -> list[_File] | None:

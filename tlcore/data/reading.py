@@ -86,7 +86,7 @@ def _read_files(url: str, files: Sequence[DataFile], columns: Sequence[str], tex
     for file in files:
         try:
             with filesystem.open(file.path, "rb") as stream:
-                tables.append(_read_file(stream, file, columns))
+                tables.append(_read_file(stream, file, columns, texts))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"cannot read {file.path} as {file.format}: {_first_line(error)}", hint=_HINTS[file.format]
@@ -167,7 +167,7 @@ _HINTS = {
 }
 
 
-def _read_file(stream: Any, file: DataFile, columns: Sequence[str]) -> pa.Table:
+def _read_file(stream: Any, file: DataFile, columns: Sequence[str], texts: Sequence[str]) -> pa.Table:
     import pyarrow as pa
 
     if file.size_bytes == 0:
@@ -186,6 +186,7 @@ def _read_file(stream: Any, file: DataFile, columns: Sequence[str]) -> pa.Table:
 
         table = pyarrow.csv.read_csv(
             stream,
+            read_options=pyarrow.csv.ReadOptions(block_size=_block_bytes(file.size_bytes)),
             parse_options=pyarrow.csv.ParseOptions(delimiter=_BETWEEN[file.format], newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(columns, pa.string()),
@@ -195,14 +196,31 @@ def _read_file(stream: Any, file: DataFile, columns: Sequence[str]) -> pa.Table:
             ),
         )
     else:
-        import pyarrow.json
-
-        stream, size_bytes = _json_lines(stream, file)
-        # One block: pyarrow refuses a line that does not fit its block, and guesses types from the first one alone.
-        options = pyarrow.json.ReadOptions(block_size=max(1 << 20, min(size_bytes + 1, 2**31 - 1)))
-        table = pyarrow.json.read_json(stream, read_options=options)
+        table = _read_json(*_json_lines(stream, file), texts)
     _check_columns(table.column_names, columns, file.path)
     return table.select(list(columns))
+
+
+def _block_bytes(size_bytes: int) -> int:
+    """One block: pyarrow refuses a row that does not fit its block, and guesses types of JSON from the first one alone."""
+    return max(1 << 20, min(size_bytes + 1, 2**31 - 1))
+
+
+def _read_json(stream: Any, size_bytes: int, texts: Sequence[str]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.json
+
+    options = pyarrow.json.ReadOptions(block_size=_block_bytes(size_bytes))
+    table = pyarrow.json.read_json(stream, read_options=options)
+    # pyarrow takes texts for dates where every one of a column is
+    dates = [field.name for field in table.schema if field.name in texts and pa.types.is_timestamp(field.type)]
+    if not dates:
+        return table
+    stream.seek(0)
+    told = pa.schema([(name, pa.string()) for name in dates])
+    return pyarrow.json.read_json(
+        stream, read_options=options, parse_options=pyarrow.json.ParseOptions(explicit_schema=told)
+    )
 
 
 def _json_lines(stream: Any, file: DataFile) -> tuple[Any, int]:

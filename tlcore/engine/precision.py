@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 
 from tlcore.errors import RequestError
 from tlcore.recipe import Recipe
@@ -23,23 +24,28 @@ MODEL_DTYPES: dict[Format, torch.dtype] = {"fp32": torch.float32, "bf16": torch.
 def choose_precision(recipe: Recipe, device: torch.device) -> Format:
     """The format this recipe trains in on `device`.
 
-    Stage 0 trains in fp32: in 16 bits DeepSpeed keeps its masters outside ZeRO there, where checkpoints do not reach them.
+    Stage 0 trains in fp32: in 16 bits DeepSpeed keeps its masters outside ZeRO there, where checkpoints do not reach them. A recipe
+    that asks for them by name is refused (`recipe/checks.py`).
 
     Raises:
-        RequestError: the device has no such format, or stage 0 has not.
+        RequestError: the device has no such format.
     """
     asked, stage = recipe.train.precision, recipe.deepspeed.zero_stage
     if asked == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if native and stage > 0 else "fp32"
+        return "bf16" if stage > 0 and _all_have_bf16(device) else "fp32"
     if asked == "fp16" and device.type == "cpu":
         raise RequestError(
             "train.precision: fp16 has no loss-scaled training on CPU workers",
             hint="set train.precision to auto, fp32 or bf16, or give each worker a GPU",
         )
-    if asked != "fp32" and stage == 0:
-        raise RequestError(
-            f"train.precision: {asked} needs ZeRO, and deepspeed.zero_stage is 0",
-            hint="set deepspeed.zero_stage to 1 (the same memory on one worker, less on several), or train.precision to fp32",
-        )
     return asked
+
+
+def _all_have_bf16(device: torch.device) -> bool:
+    """Whether every rank's device computes in bf16: ranks of a mixed group must not choose for themselves."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if not (dist.is_initialized() and device.type == "cuda"):
+        return native
+    least = torch.tensor(int(native), device=device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return bool(least.item())

@@ -28,16 +28,17 @@ def base_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def prime_optimizer(engine: Any, stage: int) -> None:
-    """Give the optimizer its state tensors without changing anything: one step with zero gradients at rate 0."""
+    """Give the optimizer its state tensors, empty, without changing anything: one step with zero gradients at rate 0 and without
+    weight decay, which Adam, SGD and Adagrad would take for a gradient."""
     inner = base_optimizer(engine)
-    rates = [group["lr"] for group in inner.param_groups]
+    held = {name: [group.get(name) for group in inner.param_groups] for name in ("lr", "weight_decay")}
     for group in inner.param_groups:
-        group["lr"] = 0.0
+        group.update({name: 0.0 for name in held if name in group})
     try:
         _zero_gradient_step(engine, stage, inner)
     finally:
-        for group, rate in zip(inner.param_groups, rates, strict=True):
-            group["lr"] = rate
+        for number, group in enumerate(inner.param_groups):
+            group.update({name: values[number] for name, values in held.items() if name in group})
 
 
 def _zero_gradient_step(engine: Any, stage: int, inner: torch.optim.Optimizer) -> None:
@@ -128,7 +129,9 @@ def scaler_state(engine: Any) -> dict[str, float] | None:
 
 
 def set_scaler_state(engine: Any, state: dict[str, float] | None) -> None:
-    """Put back what `scaler_state` gave."""
+    """Put back what `scaler_state` gave, where this engine scales its loss: another number format does not."""
+    if scaler_state(engine) is None:
+        return
     for field, value in (state or {}).items():
         setattr(engine.optimizer.loss_scaler, field, value)
 
@@ -151,7 +154,9 @@ def as_stored(intervals: Iterable[Interval], table: Mapping[str, Any]) -> Iterat
         facts = table[each.parameter]
         if each.state == FROZEN and facts.trained:
             yield Stored(each, MASTER, torch.float32)
-        elif each.state in (FROZEN, BUFFER) or facts.trained:
+        elif each.state in (FROZEN, BUFFER):  # in the format that the writer trained in
+            yield Stored(each, each.state, getattr(torch, facts.dtype))
+        elif facts.trained:
             yield Stored(each, each.state, each.values.dtype)
         elif each.state == MASTER:
             yield Stored(each, FROZEN, getattr(torch, facts.dtype))
@@ -203,6 +208,15 @@ def read_intervals(
 
     source.read_into(pieces, peers, first, masters_are_there)
     put(early=False)
+
+
+def let_go_of_gathered(engine: Any, stage: int) -> None:
+    """Forget stage 3's gathered copies of small parameters, so that their partitions are what is read into and gathered anew.
+
+    They are there where this engine was restored before, from a checkpoint that turned out to be damaged.
+    """
+    if stage == 3 and engine.optimizer.persistent_parameters:
+        engine.optimizer.persistent_parameters[0].partition(engine.optimizer.persistent_parameters)
 
 
 def refresh_working_weights(engine: Any, stage: int) -> None:

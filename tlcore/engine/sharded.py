@@ -28,6 +28,7 @@ from tlcore.engine.peers import restoring_peers
 from tlcore.engine.precision import MODEL_DTYPES, choose_precision
 from tlcore.engine.restore import (
     as_stored,
+    let_go_of_gathered,
     optimizer_steps,
     prime_optimizer,
     read_intervals,
@@ -54,6 +55,8 @@ class ShardedModel:
         groups: parameter groups for the optimizer.
         batch: the batch arithmetic; DeepSpeed counts micro-steps by it.
         device: this rank's device.
+        memory: what copies from it, the writer's own; None makes one. A trial that changes engines keeps one: the writer orders
+            copies by it, and would not see those of another.
 
     Raises:
         RequestError: a precision the device does not have.
@@ -66,6 +69,7 @@ class ShardedModel:
         groups: Sequence[dict[str, Any]],
         batch: BatchPlan,
         device: torch.device,
+        memory: TorchDevice | None = None,
     ) -> None:
         self.recipe = recipe
         self.stage = recipe.deepspeed.zero_stage
@@ -94,7 +98,7 @@ class ShardedModel:
             # While the first steps overflow, the optimizer makes no state, and a checkpoint needs it.
             prime_optimizer(self._engine, self.stage)
             set_optimizer_steps(self._engine, self.stage, lambda names: 0)
-        self.memory = TorchDevice(device)
+        self.memory = memory or TorchDevice(device)
         self.parameters = state.parameter_table(self._engine.module)
 
     @property
@@ -188,6 +192,7 @@ class ShardedModel:
         self, source: StateSource, stored: Mapping[str, Any], scalars: Mapping[str, Any], peers: Peers | None
     ) -> None:
         """Fill this engine's state. `stored` describes the parameters of `source`: name -> facts."""
+        let_go_of_gathered(self._engine, self.stage)
         prime_optimizer(self._engine, self.stage)
         trained = state.trained_intervals(self._engine, self.stage)
         others = state.whole_or_partitioned(self._engine.module, self.stage)

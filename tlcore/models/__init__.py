@@ -7,11 +7,13 @@ models, `stored.py` reads a checkpoint's weights. Called by `tasks/`, by the dri
 Importing this package costs neither torch nor transformers.
 """
 
+from tlcore.models.attention import check_device
 from tlcore.models.build import (
     build_pretrained,
     build_scratch,
     is_carried,
     mark_new,
+    new_backbone_line,
     new_head_line,
     new_parameters,
     quiet,
@@ -23,8 +25,10 @@ __all__ = [
     "ModelSource",
     "build_pretrained",
     "build_scratch",
+    "check_device",
     "is_carried",
     "mark_new",
+    "new_backbone_line",
     "new_head_line",
     "new_parameters",
     "quiet",

@@ -1,7 +1,7 @@
 """Makes torch models of a resolved source, with transformers.
 
-Owns construction and what it says about the weights: which parameters the source does not carry, whether the source fits at all.
-Does not choose the class nor the labels (`tasks/`), nor what trains (`transfer/`). Called by `tasks/`.
+Owns construction and what the source does not carry of a model (`fitting.py` says whether it fits at all). Does not choose the
+class nor the labels (`tasks/`), nor what trains (`transfer/`). Called by `tasks/`.
 
 Weights stay in the format that the source stores, where it stores one: cast here, a model of 16 bits would be copied whole into the
 memory of every rank, four bytes an element, before the engine takes a rank's part of it. Whoever computes with the model itself
@@ -16,12 +16,13 @@ copying and 91 MB per process for a state dict kept in memory. Frozen parameters
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlcore.errors import ModelError
-from tlcore.models.families import is_own, register_families
+from tlcore.models.attention import attention_of
+from tlcore.models.fitting import backbone_names, check_fits, is_pooler, named
 from tlcore.models.source import ModelSource
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _NEW = "tlcore_new_parameters"
 _CARRIED = "tlcore_carried"
-_NAMES_SHOWN = 4
 _GENERATION = "generation_config.json"
 
 
@@ -46,46 +46,60 @@ def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: in
         config: from `source.load_config`, with labels set.
 
     Raises:
-        ModelError: no safetensors, unreadable, or the weights are of another architecture than the configuration.
+        ModelError: no safetensors, unreadable, the weights are of another architecture than the configuration, or it has not the
+            attention that the source wants.
         CheckpointError, StorageError: the source is a checkpoint that cannot be read.
     """
     if source.checkpoint is not None:
         return _build_from_checkpoint(auto_class, source, config, seed)
-    from safetensors import SafetensorError
-
     files = source.weight_files()
-    try:
-        with seeded(seed), quiet():
-            model, info = auto_class.from_pretrained(
-                source.directory,
-                config=config,
-                dtype=_stored_format(files),
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=source.trust_remote_code,
-                attn_implementation=_attention(auto_class, config),
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"model source {source.name!r}: cannot build {auto_class.__name__}: {reason[:300]}") from error
+    with _translated(auto_class, source), seeded(seed), quiet():
+        formats = _stored_formats(files)
+        model, info = auto_class.from_pretrained(
+            source.directory,
+            config=source.with_stored_form(config),
+            dtype=_common_format(formats),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=source.trust_remote_code,
+            attn_implementation=attention_of(auto_class, source, config),
+            output_loading_info=True,
+        )
     reshaped = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
-    _check_fits(model, source, set(info["missing_keys"]), reshaped)
+    check_fits(model, source.name, set(info["missing_keys"]), reshaped, formats)
     _note_new(model, set(info["missing_keys"]) | reshaped)
     return _as_module(model)
 
 
-def _stored_format(files: Sequence[Path]) -> Any:
-    """The one floating format that safetensors files are in; fp32 where there are several, or one that nothing trains in."""
-    import torch
+@contextlib.contextmanager
+def _translated(auto_class: Any, source: ModelSource) -> Iterator[None]:
+    """What transformers raises inside, as a ModelError that names the source; a package may be missing as well."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"model source {source.name!r}: cannot build {auto_class.__name__}: {reason[:300]}") from error
+
+
+def _stored_formats(files: Sequence[Path]) -> dict[str, str]:
+    """By the name of each tensor in safetensors files."""
     from safetensors import safe_open
 
-    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found: set[str] = set()
+    found: dict[str, str] = {}
     for path in files:
         with safe_open(str(path), framework="pt") as file:
-            found |= {name for key in file.keys() if (name := file.get_slice(key).get_dtype())[0] in "FB"}  # noqa: SIM118 (no mapping)
-    found.discard("BOOL")
+            found |= {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 (no mapping)
+    return found
+
+
+def _common_format(formats: Mapping[str, str]) -> Any:
+    """The one floating format of all; fp32 where there are several, or one that nothing trains in."""
+    import torch
+
+    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    found = {name for name in formats.values() if name[0] in "FB"} - {"BOOL"}
     return known.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
 
 
@@ -102,12 +116,12 @@ def build_scratch(auto_class: Any, source: ModelSource, config: Any, seed: int) 
     own settings, as one with weights does: what is trained, evaluated later and exported must all end a text alike."""
     import torch
 
-    with seeded(seed), quiet():
+    with _translated(auto_class, source), seeded(seed), quiet():
         model = auto_class.from_config(
             config,
             dtype=torch.float32,
             trust_remote_code=source.trust_remote_code,
-            attn_implementation=_attention(auto_class, config),
+            attn_implementation=attention_of(auto_class, source, config),
         )
     if (source.directory / _GENERATION).is_file() and model.can_generate():
         from transformers import GenerationConfig
@@ -139,7 +153,7 @@ def _build_from_checkpoint(auto_class: Any, source: ModelSource, config: Any, se
             reshaped.add(name)
         else:
             carried[there] = tensor
-    _check_fits(model, source, missing, reshaped)
+    check_fits(model, source.name, missing, reshaped, tuple(manifest.parameters))
     stored.read_into(carried)
     _note_new(model, missing | reshaped)
     return _as_module(model)
@@ -151,11 +165,17 @@ def _spellings(name: str, prefix: str) -> tuple[str, ...]:
 
 def new_head_line(model: nn.Module, source: str) -> str | None:
     """One sentence on what a checkpoint used as a source did not carry; None when it carried all."""
-    new = sorted(new_parameters(model))
-    if not new:
-        return None
-    named = ", ".join(new[:_NAMES_SHOWN]) + (f" and {len(new) - _NAMES_SHOWN} more" if len(new) > _NAMES_SHOWN else "")
-    return f"{source} has no {named} of this shape: drawn anew from train.seed"
+    return _drawn_line(new_parameters(model), source)
+
+
+def new_backbone_line(model: nn.Module, source: str) -> str | None:
+    """One sentence on what a pre-trained source did not carry of its backbone; None when nothing but head and pooler is new."""
+    new = new_parameters(model) & backbone_names(model)
+    return _drawn_line([name for name in new if not is_pooler(name)], source)
+
+
+def _drawn_line(new: Collection[str], source: str) -> str | None:
+    return f"{source} has no {named(new)} of this shape: drawn anew from train.seed" if new else None
 
 
 def new_parameters(model: nn.Module) -> frozenset[str]:
@@ -205,43 +225,6 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _attention(auto_class: Any, config: Any) -> str | dict[str, str]:
-    """Torch's own fused attention where the family has it; transformers refuses the name where it has not, also for the backbone
-    that a detector is built around."""
-    from transformers import AutoBackbone
-
-    if is_own(config.model_type):  # the configuration need not come from `load_config`
-        register_families()
-    chosen = _attention_of(auto_class, config)
-    backbone = getattr(config, "backbone_config", None)
-    return chosen if backbone is None else {"": chosen, "backbone_config": _attention_of(AutoBackbone, backbone)}
-
-
-def _attention_of(auto_class: Any, config: Any) -> str:
-    family = auto_class._model_mapping.get(type(config), None)
-    if isinstance(family, tuple):
-        family = family[0]
-    return "sdpa" if getattr(family, "_supports_sdpa", True) else "eager"
-
-
-def _check_fits(model: Any, source: ModelSource, missing: set[str], reshaped: set[str]) -> None:
-    """A head may be new; a backbone that is mostly new means that the weights belong to another network."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    backbone = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
-    if wrong := sorted(reshaped & backbone):
-        raise ModelError(
-            f"model source {source.name!r}: {wrong[0]} has another shape in the weights than config.json says",
-            hint="config.json and the weights do not belong together",
-        )
-    absent = sorted(missing & backbone)
-    if backbone and 2 * len(absent) > len(backbone):
-        raise ModelError(
-            f"model source {source.name!r}: its weights lack {len(absent)} of {len(backbone)} backbone parameters, "
-            f"such as {absent[0]}",
-            hint="config.json and the weights do not belong together",
-        )
 
 
 def _as_module(model: Any) -> nn.Module:

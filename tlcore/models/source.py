@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,16 +27,18 @@ from tlcore.models.families import register_for
 from tlcore.models.fetch import fetch_prefix
 from tlcore.models.gguf_source import gguf_directory, gguf_file
 from tlcore.models.hub import hub_answers, hub_files
+from tlcore.models.layer_drop import without_layer_drop
 from tlcore.models.torchvision_source import SCHEME as TORCHVISION
 from tlcore.models.torchvision_source import torchvision_directory
+from tlcore.models.usable import asks_hub, check_code, check_quantized, is_mxfp4, without_hub
 from tlcore.recipe import trial_recipe_from_dict
+from tlcore.recipe.checks import is_hub_id
 
 FORMS = (
     "a hub id, a directory, package:<installed package>/<folder>, an s3:// prefix, torchvision:<network>, "
     "or a checkpoint's URL"
 )
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HASH_BLOCK_BYTES = 8 << 20
 _HUB_FILES = ("*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm", "*.codes", "*.tiktoken")
 """What is fetched of a hub id: configurations, weights, chat templates, and every form that transformers' tokenizers keep their
@@ -53,7 +55,7 @@ class ModelSource:
 
     `name` is what the recipe says, `directory` holds config.json, the weights and the tokenizer; `revision` is the hub commit
     (None for the other forms). With a `checkpoint`, the weights come from there, straight from the store, and the directory,
-    which is that of the source the checkpoint was trained from, gives the rest.
+    which is that of the source the checkpoint was trained from, gives the rest. `attention`: the recipe's `model.attention`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class ModelSource:
     revision: str | None = None
     trust_remote_code: bool = False
     checkpoint: CheckpointRef | None = None
+    attention: str = "auto"
 
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files of the whole model, in name order.
@@ -109,7 +112,8 @@ class ModelSource:
         return str(self.directory), max((path.stat().st_mtime_ns for path in self.directory.iterdir()), default=0)
 
     def load_config(self, **changes: Any) -> Any:
-        """The transformers configuration with `changes` applied (num_labels, id2label, ...). Raises ModelError."""
+        """The transformers configuration with `changes` applied (num_labels, id2label, ...), without layer drop. Raises
+        ModelError."""
         from transformers import AutoConfig
 
         register_for(self.directory)
@@ -118,9 +122,31 @@ class ModelSource:
             # Their number follows from the names; given beside a source's own, transformers warns that they do not fit.
             changes = {**_nameless_labels(count), **changes}
         try:
-            return AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code, **changes)
+            config = AutoConfig.from_pretrained(self.directory, **self._code, **changes)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise self._unreadable("config.json", error) from error
+        if hasattr(config, "quantization_config"):
+            # of the weights as they are stored; those that are trained and exported are plain numbers
+            del config.quantization_config
+        if self.trust_remote_code and isinstance(getattr(config, "auto_map", None), dict):
+            # a model from its configuration would be made by the code on the hub's main branch
+            config.auto_map = {key: without_hub(text) for key, text in config.auto_map.items()}
+        return without_layer_drop(config)
+
+    def with_stored_form(self, config: Any) -> Any:
+        """The configuration to read the weights with: where they are quantised (mxfp4), they are to become plain numbers."""
+        if not is_mxfp4(self.directory):
+            return config
+        told = deepcopy(config)
+        told.quantization_config = {"quant_method": "mxfp4", "dequantize": True}
+        return told
+
+    @property
+    def _code(self) -> dict[str, Any]:
+        """For transformers' loaders: whether they may run code, and of which commit where a file names the hub for it."""
+        pinned = self.trust_remote_code and self.revision is not None and asks_hub(self.directory)
+        revision = {"code_revision": self.revision} if pinned else {}
+        return {"trust_remote_code": self.trust_remote_code, **revision}
 
     def load_tokenizer(self) -> Any:
         """The tokenizer, the fast one where the source has it; a pad token is made sure of. Raises ModelError."""
@@ -128,7 +154,7 @@ class ModelSource:
 
         register_for(self.directory)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(self.directory, **self._code)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise self._unreadable("tokenizer", error) from error
         if (
@@ -150,7 +176,7 @@ class ModelSource:
         register_for(self.directory)
         loader = getattr(transformers, auto_class)
         try:
-            return loader.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code)
+            return loader.from_pretrained(self.directory, **self._code)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise self._unreadable("preprocessor_config.json", error) from error
 
@@ -173,13 +199,14 @@ def resolve_source(source: str, revision: str | None = None, trust_remote_code: 
         trust_remote_code: run code that ships with the model; a hub id then needs `revision`.
 
     Raises:
-        ModelError: unknown form, nothing there, not a model, or the hub cannot be reached; within ten seconds.
+        ModelError: unknown form, nothing there, not a model, quantised, code of another repository, or the hub cannot be reached;
+            within ten seconds.
         StorageError: the object store refused or did not answer.
         CheckpointError: no such checkpoint, or a damaged one.
     """
     if CheckpointRef.is_one(source):
         return _resolve_checkpoint(source, revision, trust_remote_code)
-    if revision is not None and not _is_hub_id(source):
+    if revision is not None and not is_hub_id(source):
         raise ModelError(
             f"model.revision is {revision!r}, but model.source {source!r} is no hub id and has no revisions",
             hint="remove model.revision",
@@ -190,13 +217,13 @@ def resolve_source(source: str, revision: str | None = None, trust_remote_code: 
         directory = fetch_prefix(source)
     elif source.startswith(TORCHVISION):
         directory = torchvision_directory(source)
-    elif _is_hub_id(source):
+    elif is_hub_id(source):
         return _resolve_hub(source, revision, trust_remote_code)
     else:
         directory = _local_directory(source)
     if file := gguf_file(source, directory):
         directory = gguf_directory(source, file)
-    _check_is_model(source, directory)
+    _check_is_model(source, directory, trust_remote_code)
     return ModelSource(source, directory, None, trust_remote_code)
 
 
@@ -215,10 +242,6 @@ def _resolve_checkpoint(source: str, revision: str | None, trust_remote_code: bo
         )
     base = resolve_source(model.source, model.revision, trust_remote_code)
     return ModelSource(source, base.directory, base.revision, trust_remote_code, ref)
-
-
-def _is_hub_id(source: str) -> bool:
-    return _HUB_ID.fullmatch(source) is not None and not Path(source).is_dir()
 
 
 def _package_directory(source: str) -> Path:
@@ -261,18 +284,21 @@ def _local_directory(source: str) -> Path:
     return path.resolve()
 
 
-def _check_is_model(source: str, directory: Path) -> None:
+def _check_is_model(source: str, directory: Path, trust_remote_code: bool) -> None:
     if not (directory / "config.json").is_file():
         found = ", ".join(sorted(path.name for path in directory.iterdir())[:8]) or "nothing"
         raise ModelError(
             f"model source {source!r}: {directory} has no config.json, so it is no transformers model",
             hint=f"it holds {found}",
         )
+    check_quantized(source, directory)
+    if trust_remote_code:
+        check_code(source, directory, is_hub_id(source))
 
 
 def _resolve_hub(source: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
     directory = _hub_directory(source, revision, trust_remote_code)
-    _check_is_model(source, directory)
+    _check_is_model(source, directory, trust_remote_code)
     return ModelSource(source, directory, directory.name, trust_remote_code)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -20,6 +21,8 @@ from tlcore.models.shelf import node_shelf, shelved
 
 SCHEME: Final = "torchvision:"
 _TIMEOUT_S: Final = 5.0
+_OLD_DENSE: Final = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+"""In the published files of DenseNet, whose layers have had names without that point since torchvision 0.3."""
 
 
 def torchvision_directory(source: str, shelf: Path | None = None) -> Path:
@@ -28,14 +31,15 @@ def torchvision_directory(source: str, shelf: Path | None = None) -> Path:
     Raises:
         ModelError: no such network, its weights cannot be had or belong to another one, or the shelf cannot be written.
     """
-    from tlcore.models.families.torchvision_models import network_names
+    from tlcore.models.families.torchvision_models import NOT_TAKEN, network_names
 
     name, _, given = source.removeprefix(SCHEME).partition("@")
     known = network_names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         meant = f"did you mean {', '.join(near)}?" if near else "resnet50, vgg16_bn, efficientnet_b0, mobilenet_v2, ..."
-        raise ModelError(f"model source {source!r}: torchvision has no classifier {name!r}", hint=meant)
+        taken = " that can be taken: its classifier is not one linear layer" if name in NOT_TAKEN else ""
+        raise ModelError(f"model source {source!r}: torchvision has no classifier {name!r}{taken}", hint=meant)
     file = Path(given).expanduser().absolute() if given else _published_file(source, name)
     if not file.is_file():
         raise ModelError(f"model source {source!r}: {file} is no file", hint="give a state dict saved by torch.save")
@@ -76,17 +80,16 @@ def _published_file(source: str, name: str) -> Path:
 
 def _convert(source: str, name: str, file: Path, folder: Path) -> None:
     import torch
-    import torchvision
     from safetensors.torch import save_file
     from transformers import BitImageProcessor
 
     from tlcore.models.families import torchvision_models as family
     from tlcore.models.families.convert import read_state_dict
 
-    state = read_state_dict(file)
+    state = {_as_built(key): tensor for key, tensor in read_state_dict(file).items()}
     with torch.device("meta"):
-        head = family.head_name(torchvision.models.get_model(name, weights=None))
-    classes = len(state[f"{head}.bias"]) if f"{head}.bias" in state else 0
+        head = family.head_name(family.bare_network(name))
+    classes = len(state[f"{head}.weight"]) if f"{head}.weight" in state else 0
     names = _published(name).meta["categories"] if classes == 1000 else [str(number) for number in range(classes or 2)]
     config = family.TorchvisionConfig(
         network=name, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}
@@ -112,6 +115,10 @@ def _published_pictures(name: str) -> dict[str, Any]:
         "image_std": list(takes.std),
         "resample": {"bilinear": 2, "bicubic": 3}[takes.interpolation.value],
     }
+
+
+def _as_built(key: str) -> str:
+    return _OLD_DENSE.sub(r"\1\2", key)
 
 
 def _renamed(key: str, head: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 from tlcore.errors import Fault, RecipeError
@@ -19,18 +20,24 @@ from tlcore.recipe.fields import close_to, literal_values
 from tlcore.recipe.owned import owned_faults
 from tlcore.recipe.rungs import scheduler_fractions, world_sizes
 from tlcore.recipe.schema import Recipe
-from tlcore.recipe.task_table import TASK_TABLE, takers
+from tlcore.recipe.task_table import TASK_TABLE, metrics_of, takers
 from tlcore.recipe.transfer_checks import transfer_faults
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _HUB_DATA: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?/[A-Za-z0-9][\w-]*")
 """Looks like a hub dataset's id, and not like a file."""
+_HUB_MODEL: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BUCKET: Final = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9](?:/.*)?")
 
 
 def faults_between(recipe: Recipe) -> list[Fault]:
     """Every fault that a well-typed recipe has in itself, its search space aside."""
     return [fault for rule in _RULES for fault in rule(recipe)]
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a `model.source` is taken for the id of a hub model: it looks like one, and no directory here has that path."""
+    return _HUB_MODEL.fullmatch(source) is not None and not Path(source).is_dir()
 
 
 def _name(recipe: Recipe) -> Iterator[Fault]:
@@ -62,7 +69,7 @@ def _texts(recipe: Recipe) -> Iterator[Fault]:
 
 def _model(recipe: Recipe) -> Iterator[Fault]:
     source = recipe.model.source
-    if recipe.model.trust_remote_code and recipe.model.revision is None:
+    if recipe.model.trust_remote_code and recipe.model.revision is None and is_hub_id(source):
         yield Fault(
             "model.trust_remote_code", "got true without model.revision; name the revision whose code you have read"
         )
@@ -88,6 +95,9 @@ def _data(recipe: Recipe) -> Iterator[Fault]:
     yield from _columns(recipe)
     if recipe.task == "text-generation":
         yield from _learned(recipe)
+    if recipe.task == "translation":
+        yield from _languages(recipe)
+    yield from _one_class(recipe)
     if data.labels is not None:
         if len(data.labels) < 2 and recipe.task != "object-detection":  # which tells one kind from nothing
             yield Fault(
@@ -113,6 +123,25 @@ def _columns(recipe: Recipe) -> Iterator[Fault]:
             yield Fault(f"data.{key}", f"got {shown(value)} with task {recipe.task}; only {only} it, so take it out")
 
 
+def _one_class(recipe: Recipe) -> Iterator[Fault]:
+    """What goes with one class per example alone, and not with numbers, or with any number of classes."""
+    data, smoothing = recipe.data, recipe.train.label_smoothing
+    if data.regression:
+        for key, given in (("multi_label", data.multi_label), ("labels", data.labels)):
+            if given:
+                text = f"got {shown(given)} with data.regression, whose labels are numbers and no classes"
+                yield Fault(f"data.{key}", f"{text}; take one of them out")
+    other = next((f"data.{key}" for key in ("regression", "multi_label") if getattr(data, key)), None)
+    if other is not None and data.class_weights is not None:
+        text = f"got {shown(data.class_weights)} with {other}; it weighs examples of one class each, so take it out"
+        yield Fault("data.class_weights", text)
+    if smoothing and (other is not None or not TASK_TABLE[recipe.task].takes("class_weights")):
+        *others, last = takers("class_weights")
+        what = f"with {other}" if other is not None else f"with task {recipe.task}"
+        text = f"got {shown(smoothing)} {what}; {', '.join(others)} and {last} take it, with one class per example"
+        yield Fault("train.label_smoothing", f"{text}, so set it to 0")
+
+
 def _learned(recipe: Recipe) -> Iterator[Fault]:
     """A row is a text, a prompt with its answer, or a conversation."""
     data = recipe.data
@@ -127,6 +156,14 @@ def _learned(recipe: Recipe) -> Iterator[Fault]:
     if data.chat_template is not None and data.messages is None and data.target is None:
         text = f"got {shown(data.chat_template)} with plain texts, which it does not write"
         yield Fault("data.chat_template", f"{text}: name data.messages, or data.target, or take it out")
+
+
+def _languages(recipe: Recipe) -> Iterator[Fault]:
+    """A model is told both languages, or none."""
+    for key, other in (("source_language", "target_language"), ("target_language", "source_language")):
+        if (given := getattr(recipe.data, key)) is not None and getattr(recipe.data, other) is None:
+            text = f"got null with data.{key} {shown(given)}; a model of many languages is told both"
+            yield Fault(f"data.{other}", f"{text}: give the code of this one, or take the other out")
 
 
 def _batch(recipe: Recipe) -> Iterator[Fault]:
@@ -202,6 +239,10 @@ def _deepspeed(recipe: Recipe) -> Iterator[Fault]:
     if settings.offload_optimizer != "none" and settings.zero_stage == 0:
         text = f"got {settings.offload_optimizer} with zero_stage 0; optimizer state is sharded from stage 1 on"
         yield Fault("deepspeed.offload_optimizer", f"{text}: set deepspeed.zero_stage to 1, 2 or 3, or this to none")
+    if recipe.train.precision in ("bf16", "fp16") and settings.zero_stage == 0:
+        text = f"got {recipe.train.precision} with zero_stage 0, at which checkpoints do not reach DeepSpeed's 16-bit training"
+        better = "deepspeed.zero_stage to 1 (the same memory on one worker, less on several)"
+        yield Fault("train.precision", f"{text}: set {better}, or this to auto or fp32")
     if recipe.train.optimizer == "muon" and settings.zero_stage != 0:
         text = f"got muon with zero_stage {settings.zero_stage}, which cuts the whole matrices that it needs"
         yield Fault("train.optimizer", f"{text}: set deepspeed.zero_stage to 0, or this to adamw or lion")
@@ -209,22 +250,23 @@ def _deepspeed(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _metric(recipe: Recipe) -> Iterator[Fault]:
-    search, known = recipe.search, TASK_TABLE[recipe.task].metrics
+    search, known = recipe.search, metrics_of(recipe.task, recipe.data.regression)
     if not search.metrics or len(search.metrics) != len(search.modes):
         text = f"got {len(search.modes)} for {len(search.metrics)} metrics; give a list with one of max, min for each"
         yield Fault("search.mode", text if search.metrics else "got no metric; give at least one search.metric")
         return
     for metric, mode in zip(search.metrics, search.modes, strict=True):
-        yield from _one_metric(recipe.task, known, metric, mode)
+        reporting = recipe.task + (" with data.regression" if recipe.data.regression else "")
+        yield from _one_metric(reporting, known, metric, mode)
     for metric in sorted({metric for metric in search.metrics if search.metrics.count(metric) > 1}):
         yield Fault("search.metric", f"got {metric} twice; give each metric once")
 
 
-def _one_metric(task: str, known: Mapping[str, str], metric: str, mode: str) -> Iterator[Fault]:
+def _one_metric(reporting: str, known: Mapping[str, str], metric: str, mode: str) -> Iterator[Fault]:
     if metric not in known:
         meant = close_to(metric, tuple(known))
         hint = f"; did you mean '{meant}'?" if meant else ""
-        yield Fault("search.metric", f"got {shown(metric)}; {task} reports {', '.join(known)}{hint}")
+        yield Fault("search.metric", f"got {shown(metric)}; {reporting} reports {', '.join(known)}{hint}")
     elif mode != known[metric]:
         better = "more" if known[metric] == "max" else "less"
         text = f"got {mode} with metric {metric}, of which {better} is better"

@@ -25,8 +25,11 @@ class DataSection(Section):
     """Examples for the final figures, touched once; null gives none."""
     text: str = "text"
     """Column with the input text; for speech recognition, with what is said."""
+    text_pair: str | None = None
+    """Column with the second text of a pair, such as a premise's hypothesis or a question's answer; null reads `text` alone."""
     label: str = "label"
-    """Column with the class, as text or whole number; a list of them with multi_label; one per token for token classification."""
+    """Column with the class, as text or whole number; a list of them with multi_label; a number with regression; one per token
+    for token classification."""
     tokens: str = "tokens"
     """Column with the list of words to label."""
     question: str = "question"
@@ -41,8 +44,8 @@ class DataSection(Section):
     input: str | None = None
     """Column with what a prompt is about, put below it after a blank line; a cell may be empty."""
     messages: str | None = None
-    """Column with a conversation, a list of `{role, content}` or `{from, value}`, of which the assistant's turns are learned; null
-    learns `text`."""
+    """Column with a conversation, a list of `{role, content}` or `{from, value}`, of which the assistant's turns are learned, but
+    for one that nobody asked for, at the very beginning; null learns `text`."""
     chat_template: str | None = None
     """How a conversation is written: chatml, or a file with a Jinja template, used and exported in place of the tokenizer's own."""
     image: str | None = None
@@ -57,11 +60,12 @@ class DataSection(Section):
     audio: str = "audio"
     """Column with the sound: a path beside the file, a URL in the store, or the file's bytes (wav, flac, ogg, mp3)."""
     max_length: Positive = 128
-    """Longest input, tokens; longer ones are cut."""
+    """Longest input, tokens; longer ones are cut, texts that are learned whole (language modelling) into several samples."""
     max_target_length: Positive = 128
     """Longest text to produce, tokens; longer ones are cut."""
     max_seconds: AboveZero = 30.0
-    """Longest sound, seconds; longer ones are left out of training, with a line that counts them, and predicted in chunks."""
+    """Longest sound, seconds; longer ones are left out of training and of every metric, with a line that counts them, and predicted
+    in chunks."""
     image_size: Literal["auto"] | Positive = "auto"
     """Height and width that pictures are brought to, pixels; auto is the pre-trained model's own."""
     frames: Literal["auto"] | Positive = "auto"
@@ -72,6 +76,11 @@ class DataSection(Section):
     """Class names in index order; null takes them from the training examples, sorted."""
     multi_label: bool = False
     """An example may have any number of classes; the label column holds a list, or texts with `|` between classes."""
+    regression: bool = False
+    """Tell a number in place of a class: the label column holds numbers, the loss is their mean squared error."""
+    class_weights: Literal["balanced"] | None = None
+    """balanced: in the training loss a rare class weighs as much as a frequent one, each sample by the inverse of its class's
+    number of training examples; null: each sample weighs the same. Metrics count every sample once."""
     prefix: str = ""
     """Put before each input text, such as T5's `translate English to French: `."""
     packing: bool = False
@@ -82,6 +91,11 @@ class DataSection(Section):
     """Beams of the search that produces text in evaluations and predictions."""
     language: str | None = None
     """Language spoken, for a model of several, such as `en` or `french`; null leaves it to the model."""
+    source_language: str | None = None
+    """Language of the texts, for a model that translates between many: the code that its tokenizer has for it, such as `eng_Latn`
+    (NLLB), `en_XX` (mBART) or `en` (M2M100)."""
+    target_language: str | None = None
+    """Language that they are translated into, as `source_language` is given."""
     embedding_size: Positive = 128
     """Numbers in the embedding of a picture."""
 

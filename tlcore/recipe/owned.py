@@ -1,6 +1,6 @@
-"""The keys of DeepSpeed's configuration that tlcore sets itself, and by which setting a recipe reaches them.
+"""The keys of DeepSpeed's configuration: those that tlcore sets itself, by which setting a recipe reaches them, and the others.
 
-Owns the table for `deepspeed.extra`; the configuration itself is built in `engine/`. Read in DeepSpeed 0.19.8's
+Owns the tables for `deepspeed.extra`; the configuration itself is built in `engine/`. Read in DeepSpeed 0.19.8's
 `runtime/config.py` and `runtime/zero/config.py`. Called by `checks.py`.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tlcore.errors import Fault
 from tlcore.recipe.credentials import shown
+from tlcore.recipe.fields import close_to
 
 _BATCH: Final = "train.global_batch_size, train.micro_batch_size and resources.workers"
 _CHECKPOINTS: Final = "the checkpoint section; tlcore writes checkpoints itself"
@@ -51,18 +52,68 @@ OWNED: Final[dict[str, str]] = {
 }
 """Key in DeepSpeed's configuration -> what to set instead."""
 
+FREE: Final = (
+    "aio",
+    "autotuning",
+    "comms_logger",
+    "communication_data_type",
+    "compression_training",
+    "curriculum_learning",
+    "data_efficiency",
+    "data_parallel_size",
+    "dataloader_drop_last",
+    "datastates_ckpt",
+    "disable_allgather",
+    "disable_python_gc",
+    "dump_state",
+    "eigenvalue",
+    "expert_parallel",
+    "flops_profiler",
+    "gradient_allreduce_op",
+    "gradient_predivide_factor",
+    "graph_harvesting",
+    "hybrid_engine",
+    "log_level",
+    "memory_breakdown",
+    "nebula",
+    "pipeline",
+    "prescale_gradients",
+    "progressive_layer_drop",
+    "quantize_training",
+    "seq_parallel_communication_data_type",
+    "sequence_parallel_size",
+    "sparse_attention",
+    "sparse_gradients",
+    "steps_per_print",
+    "tensor_parallel",
+    "timers",
+    "use_data_before_expert_parallelism",
+    "vocabulary_size",
+    "wall_clock_breakdown",
+    "weight_quantization",
+    "zero_optimization",
+)
+"""Every other key that DeepSpeed reads at the top level. Whatever stands there beside these it ignores without a word."""
+
 LAYOUTS: Final = ("round_robin_gradients", "mics_shard_size", "zenflow")
 """Keys of `zero_optimization` that lay the state out otherwise than checkpoints read it."""
 
 
 def owned_faults(extra: dict[str, Any]) -> Iterator[Fault]:
-    """One fault per key of `deepspeed.extra` that is tlcore's own."""
+    """One fault per key of `deepspeed.extra` that is tlcore's own, or nobody's."""
     for key, instead in OWNED.items():
         value: Any = extra
         for part in key.split("."):
             value = value.get(part, _ABSENT) if isinstance(value, dict) else _ABSENT
         if value is not _ABSENT:
             yield Fault(f"deepspeed.extra.{key}", f"is set by tlcore; take it out and use {instead}")
+    for key in extra:
+        if key not in FREE and key not in OWNED:
+            meant = close_to(key, FREE)
+            text = f"did you mean {meant}?" if meant else "see DeepSpeed's documentation, or take it out"
+            yield Fault(
+                f"deepspeed.extra.{key}", f"is no key of DeepSpeed's configuration, which would ignore it; {text}"
+            )
     zero = extra.get("zero_optimization", {})
     if isinstance(zero, dict):
         for key in (key for key in LAYOUTS if zero.get(key)):

@@ -53,6 +53,7 @@ def pair_faults(recipe: Recipe) -> Iterator[Fault]:
     yield from _algorithm_and_scheduler(recipe)
     yield from _metrics(recipe)
     yield from _ranges_alone(recipe)
+    yield from _generation(recipe)
     yield from _population(recipe)
     yield from _warm_start(recipe)
 
@@ -96,6 +97,13 @@ def _ranges_alone(recipe: Recipe) -> Iterator[Fault]:
             what = "a condition" if domain.when else f"a {domain.kind}"
             text = f"has {what}; sampler cmaes moves in ranges alone"
             yield Fault(f"search.space.{key}", f"{text}: use uniform, loguniform, quniform or randint, or sampler tpe")
+
+
+def _generation(recipe: Recipe) -> Iterator[Fault]:
+    optuna = recipe.search.algorithm.optuna
+    if optuna is not None and optuna.sampler == "nsga2" and optuna.startup == 1:
+        text = "got 1 with sampler nsga2, whose generations are as large; a point has two parents"
+        yield Fault("search.algorithm.optuna.startup", f"{text}: give at least 2, or null for 10")
 
 
 def _population(recipe: Recipe) -> Iterator[Fault]:

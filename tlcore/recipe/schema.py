@@ -20,6 +20,7 @@ from tlcore.recipe.search_schema import SearchSection
 from tlcore.recipe.section import AboveZero, Fraction, NotNegative, Positive, Section, Texts
 
 Optimizer = Literal["adamw", "adam", "sgd", "lion", "adagrad", "muon"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 LrSchedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Task = Literal[
@@ -54,7 +55,10 @@ class ModelSection(Section):
     revision: str | None = None
     """Commit, tag or branch of a hub model; null is its main branch."""
     trust_remote_code: bool = False
-    """Run Python code that comes with a hub model; needs `revision`."""
+    """Run Python code that comes with the model; of a hub model it needs `revision`."""
+    attention: Attention = "auto"
+    """How the model computes attention; auto is sdpa where the model's class has it, else eager. flash_attention_2 and _3 need a
+    GPU, 16-bit training and their packages."""
 
 
 class TransferSection(Section):
@@ -144,6 +148,8 @@ class TrainSection(Section):
     """Number format of forward and backward; auto is bf16 where the device has it natively, else fp32."""
     gradient_clip: AboveZero | None = 1.0
     """Largest norm of all gradients together; null clips nothing."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each target that all classes have alike, in the training loss of one class per sample."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False

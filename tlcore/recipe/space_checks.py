@@ -32,15 +32,17 @@ NOT_SEARCHABLE: Final = {
     "track": "it belongs to the whole sweep",
     "data.validation": "trials measured on different examples cannot be compared",
     "data.test": "the test examples are for the final figures alone",
+    "data.mask_probability": "evaluations hide as much, so that trials would be measured on different tasks",
 }
 """Setting or section -> why it cannot be searched."""
+_MEASURED_ON_EVERY_TOKEN: Final = ("text-generation", "masked-language-modeling", "image-text-to-text")
 
 MOST_COMBINATIONS: Final = 256
 """Combinations of domain values tried; where there are more, a fixed random choice of them."""
 MOST_SHOWN: Final = 3
 _DEPENDENT: Final = (
     ("train.global_batch_size", "train.micro_batch_size", "resources.workers"),
-    ("deepspeed.zero_stage", "deepspeed.offload_optimizer", "deepspeed.offload_param"),
+    ("deepspeed.zero_stage", "deepspeed.offload_optimizer", "deepspeed.offload_param", "train.precision"),
 )
 MOST_GRID_POINTS: Final = 10_000
 
@@ -70,11 +72,23 @@ def _keys(recipe: Recipe) -> Iterator[Fault]:
         root = key.partition(".")[0]
         if why := NOT_SEARCHABLE.get(key) or NOT_SEARCHABLE.get(root):
             yield Fault(path, f"cannot be searched, {why}; take it out")
+        elif why := _incomparable(recipe, key):
+            yield Fault(path, f"cannot be searched, {why}")
         elif key in sections():
             inside = next(setting for setting in settings() if setting.startswith(f"{key}."))
             yield Fault(path, f"names a section; name one of its settings, such as {inside}")
         elif key not in settings():
             yield Fault(path, f"names no setting of a recipe{_meant(key)}")
+
+
+def _incomparable(recipe: Recipe, key: str) -> str | None:
+    """Why trials that differ in this setting would be measured on different examples in this recipe."""
+    if key == "data.train" and not isinstance(recipe.data.validation, str):
+        text = f"data.validation={recipe.data.validation:g} of it is held out, so that trials are measured on different examples"
+        return f"{text}: give data.validation a place of its own, or take it out"
+    if key == "data.max_length" and recipe.task in _MEASURED_ON_EVERY_TOKEN:
+        return "evaluated texts are cut by it too, so that trials are measured on different tokens; take it out"
+    return None
 
 
 def _meant(key: str) -> str:

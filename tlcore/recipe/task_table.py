@@ -37,11 +37,13 @@ def _metrics(main: str, *others: str, **better: Better) -> dict[str, Better]:
     }
 
 
-_LESS_IS_BETTER: Final = ("loss", "perplexity", "wer", "cer")
+_LESS_IS_BETTER: Final = ("loss", "perplexity", "wer", "cer", "mse", "mae")
 
 TASK_TABLE: Final[dict[str, TaskRow]] = {
     "text-classification": TaskRow(
-        _metrics("accuracy", "f1"), ("text", "label"), ("labels", "multi_label", "max_length")
+        _metrics("accuracy", "f1"),
+        ("text", "text_pair", "label"),
+        ("labels", "multi_label", "regression", "class_weights", "max_length"),
     ),
     "token-classification": TaskRow(
         _metrics("f1", "precision", "recall", "accuracy"), ("tokens", "label"), ("labels", "max_length")
@@ -53,7 +55,9 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
         ("prefix", "max_length", "max_target_length", "beams"),
     ),
     "translation": TaskRow(
-        _metrics("bleu", "chrf"), ("text", "target"), ("prefix", "max_length", "max_target_length", "beams")
+        _metrics("bleu", "chrf"),
+        ("text", "target"),
+        ("prefix", "max_length", "max_target_length", "beams", "source_language", "target_language"),
     ),
     "text-generation": TaskRow(
         {"eval_loss": "min", "eval_perplexity": "min", "eval_accuracy": "max"},
@@ -66,10 +70,14 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
         ("max_length", "mask_probability"),
     ),
     "image-classification": TaskRow(
-        _metrics("accuracy", "f1"), ("image", "label"), ("labels", "multi_label", "image_size", "augment")
+        _metrics("accuracy", "f1"),
+        ("image", "label"),
+        ("labels", "multi_label", "regression", "class_weights", "image_size", "augment"),
     ),
     "video-classification": TaskRow(
-        _metrics("accuracy", "f1"), ("video", "label"), ("labels", "multi_label", "image_size", "frames")
+        _metrics("accuracy", "f1"),
+        ("video", "label"),
+        ("labels", "multi_label", "regression", "class_weights", "image_size", "frames"),
     ),
     "object-detection": TaskRow(_metrics("map", "map_50"), ("image", "objects"), ("labels", "image_size", "augment")),
     "image-segmentation": TaskRow(_metrics("miou", "accuracy"), ("image", "mask"), ("labels", "image_size", "augment")),
@@ -86,7 +94,9 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
         _metrics("wer", "cer"), ("audio", "text"), ("max_seconds", "max_target_length", "language", "beams")
     ),
     "audio-classification": TaskRow(
-        _metrics("accuracy", "f1"), ("audio", "label"), ("labels", "multi_label", "max_seconds")
+        _metrics("accuracy", "f1"),
+        ("audio", "label"),
+        ("labels", "multi_label", "regression", "class_weights", "max_seconds"),
     ),
     "audio-pretraining": TaskRow(
         {"eval_loss": "min", "eval_accuracy": "max"}, ("audio",), ("max_seconds", "mask_probability")
@@ -95,6 +105,16 @@ TASK_TABLE: Final[dict[str, TaskRow]] = {
         _metrics("bleu", "chrf"), ("audio", "target"), ("max_seconds", "max_target_length", "language", "beams")
     ),
 }
+
+NUMBER_METRICS: Final = _metrics("mse", "mae", "pearson", "spearman")
+"""What a task that classifies reports where `data.regression` asks for numbers. Errors before correlations: a correlation of few
+samples, or of a model that tells one number throughout, says nothing."""
+
+
+def metrics_of(task: str, regression: bool) -> Mapping[str, Better]:
+    """What a recipe's trials report, the main one first."""
+    row = TASK_TABLE[task]
+    return NUMBER_METRICS if regression and row.takes("regression") else row.metrics
 
 
 def takers(key: str) -> tuple[str, ...]:
@@ -118,12 +138,14 @@ def with_target(data: dict[str, Any]) -> dict[str, Any]:
 
 def with_main_metric(data: dict[str, Any]) -> dict[str, Any]:
     """A raw recipe with its task's main metric, and each metric's own mode, where its `search` does not say."""
-    task, search = data.get("task"), data.get("search") or {}
-    row = TASK_TABLE.get(task) if isinstance(task, str) else None
-    if row is None or not isinstance(search, dict) or search.get("mode") is not None:
+    task, search, section = data.get("task"), data.get("search") or {}, data.get("data")
+    if not isinstance(task, str) or task not in TASK_TABLE:
         return data
-    metric = search.get("metric", next(iter(row.metrics)))
-    modes = [row.metrics.get(name) for name in ([metric] if isinstance(metric, str) else metric or ["-"])]
+    if not isinstance(search, dict) or search.get("mode") is not None:
+        return data
+    metrics = metrics_of(task, isinstance(section, dict) and section.get("regression") is True)
+    metric = search.get("metric", next(iter(metrics)))
+    modes = [metrics.get(name) for name in ([metric] if isinstance(metric, str) else metric or ["-"])]
     if None in modes:
         return data
     return {**data, "search": {**search, "metric": metric, "mode": modes[0] if isinstance(metric, str) else modes}}

@@ -74,9 +74,13 @@ class _Shown:
 
 
 class JobServer:
-    """A connection to one cluster's jobs. Raises RequestError at once when the server or its token is wrong."""
+    """A connection to one cluster's jobs. Raises RequestError at once when the server or its token is wrong.
 
-    def __init__(self, address: ClusterAddress) -> None:
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, address: ClusterAddress, clock: Callable[[], float] = time.monotonic) -> None:
         if not job_server_answers(address):
             raise RequestError(
                 f"no Ray job server answers at {address.job_server} (named by {address.named_by})",
@@ -85,6 +89,7 @@ class JobServer:
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.ERROR)
         self.address = address
+        self._clock, self._answered_s = clock, clock()
         with _translated(address), _no_overriding():
             self._client = JobSubmissionClient(address.job_server, headers=address.headers)
 
@@ -100,11 +105,13 @@ class JobServer:
         """Raises RequestError for a job this cluster does not know."""
         try:
             with _translated(self.address):
-                return _facts(job, self._client.get_job_info(job))
+                facts = _facts(job, self._client.get_job_info(job))
         except SweepError as error:
             if "status code 404" not in error.message:
                 raise
             raise self._unknown(job) from error
+        self._answered_s = self._clock()
+        return facts
 
     def submitted(self) -> list[JobFacts]:
         """Jobs that came through the job server, newest first."""
@@ -130,17 +137,16 @@ class JobServer:
         minute.
         """
         shown = _Shown(write)
-        answered = time.monotonic()
+        self._answered_s = self._clock()
         while True:
             try:
                 facts = self.facts(job)
                 if facts.ended:
                     shown.take(self.log(job), begin=0)
                     return facts
-                answered = time.monotonic()
                 asyncio.run(self._tail(job, shown))
             except (aiohttp.ClientError, SweepError, RuntimeError) as error:
-                if time.monotonic() - answered > _LOST_LOG_S:
+                if self._clock() - self._answered_s > _LOST_LOG_S:
                     hint = f"the job may still run: tlcore attach {job}"
                     raise SweepError(f"lost the log of {job}: {error}", hint=hint) from error
                 time.sleep(_POLL_S)

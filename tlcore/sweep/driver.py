@@ -45,7 +45,7 @@ from tlcore.sweep.search.searchers import make_searcher
 from tlcore.sweep.search.source import TrialSource, Waiting, trials_wanted
 from tlcore.sweep.search.warm import earlier_results
 from tlcore.sweep.slots.board import open_board
-from tlcore.sweep.slots.evicted import evictions_are_deaths
+from tlcore.sweep.slots.deaths import deaths_are_survived
 from tlcore.sweep.slots.places import free_orphans
 from tlcore.sweep.slots.slot import Slot
 from tlcore.train.budget import exhausted
@@ -211,8 +211,9 @@ class Driver:
             self._seats.end(trial.trial)
 
     def _source(self, scratch: Path, board: str) -> TrialSource:
-        self._growth = read_growth(self._cluster.nodes())
-        gpus = self._cluster.has_gpus() or self._growth.has_gpus()
+        nodes = self._cluster.nodes()
+        self._growth = read_growth(nodes)
+        gpus = self._growth.gpus(nodes)
         facts = {
             "url": self._run.url,
             "recipe": self._recipe.to_dict(),
@@ -267,7 +268,7 @@ class Driver:
     def _fit(self, source: TrialSource, scratch: Path) -> None:
         try:
             # not `Tuner`: it pickles itself with all its callbacks into a state file, which nobody here would read
-            with evictions_are_deaths():
+            with deaths_are_survived():
                 tune.run(
                     Slot,
                     name="tune",
@@ -350,7 +351,7 @@ class Driver:
                 self._board_actor.stop.remote()
                 told.add("stop")
             # too slow once, or the cluster is going: the driver's own thread will say so
-            with suppress(RayError, TlcoreError):
+            with suppress(RayError, TlcoreError, OSError):
                 if time.monotonic() >= look_again:
                     look_again = time.monotonic() + ORPHANS_EVERY_S
                     _free_orphans()

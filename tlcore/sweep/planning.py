@@ -23,6 +23,7 @@ from tlcore.storage import ensure_embedded, probe
 from tlcore.sweep.cluster.estimates import EstimatorProcess, what_matters
 from tlcore.sweep.cluster.fit import FitCheck, Verdict
 from tlcore.sweep.cluster.gpus import gpu_memories, smallest, with_gpu_memory
+from tlcore.sweep.cluster.growth import Growth, read_growth
 from tlcore.sweep.cluster.resources import Cluster, Node
 from tlcore.sweep.quiet import quiet_ray
 from tlcore.sweep.search.source import trials_wanted
@@ -34,26 +35,22 @@ _RAY_SHARE: Final = 0.7
 
 @dataclass(frozen=True)
 class Site:
-    """Where trials would run: nodes, and what to call it."""
+    """Where trials would run: nodes, what to call it, and what an autoscaler could add."""
 
     nodes: Sequence[Node]
     name: str
-
-    @property
-    def has_gpus(self) -> bool:
-        """Whether any node has a GPU."""
-        return any(node.resources.get("GPU", 0.0) > 0 for node in self.nodes)
+    growth: Growth
 
 
 def make_plan(recipe: Recipe) -> dict[str, Any]:
     """The plan, JSON-able: `points` (each with settings, batch, needs by stage, verdict), `site`, `storage`, `fits`.
 
     Raises:
-        TlcoreError: the recipe's model cannot be read, or the cluster not reached.
+        TlcoreError: the recipe's model cannot be read, the cluster not reached, or nobody can say whether trials take GPUs there.
     """
     with EstimatorProcess() as estimate, site() as there:
         estimate.prepare(recipe)
-        check = FitCheck(recipe, there.nodes, there.has_gpus, estimate)
+        check = FitCheck(recipe, there.nodes, there.growth.gpus(there.nodes), estimate, there.growth)
         points = [_row(recipe, point, trials, check, estimate) for point, trials in distinct_points(recipe)]
     storage = storage_problem(recipe.storage)
     fits = storage is None and any(row["fits"] is not False for row in points)
@@ -153,7 +150,8 @@ def site() -> Iterator[Site]:
         yield this_machine()
         return
     with tempfile.TemporaryDirectory(prefix="tlcore-") as logs, quiet_ray(Path(logs)):
-        yield Site(with_gpu_memory(Cluster().nodes()), f"the cluster at {address}")
+        nodes = Cluster().nodes()
+        yield Site(with_gpu_memory(nodes), f"the cluster at {address}", read_growth(nodes))
 
 
 def this_machine() -> Site:
@@ -163,7 +161,7 @@ def this_machine() -> Site:
     gpus = gpu_memories()
     free = _RAY_SHARE * (get_system_memory() - get_used_memory())
     resources = {"CPU": float(os.cpu_count() or 1), "memory": free, "GPU": float(len(gpus))}
-    return Site([Node(resources, {}, gpu_bytes=smallest(gpus))], "this machine")
+    return Site([Node(resources, {}, gpu_bytes=smallest(gpus))], "this machine", Growth())
 
 
 def summary(plan: Mapping[str, Any]) -> str:

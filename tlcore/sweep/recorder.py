@@ -8,6 +8,7 @@ every trial). Called by Tune's controller, in the driver's thread, and by the dr
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from tlcore.sweep.search.source import SlotTrial
 from tlcore.sweep.slots.failures import is_hopeless
 from tlcore.sweep.slots.slot import REPORT, slot_name
 
+_log = logging.getLogger(__name__)
 _RESULT_KEYS = (
     "step",
     "total_steps",
@@ -78,8 +80,7 @@ class Recorder:
                 raise
             self._wrote_s = self._clock()
             self.state.apply(entry)
-            if self.display is not None:
-                self.display.on_event(entry)
+            self._show(lambda display: display.on_event(entry))
         for listener in self.listeners:
             listener(entry)
         return entry
@@ -131,8 +132,17 @@ class Recorder:
     def progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Show the newest progress."""
         with self._lock:
-            if self.display is not None:
-                self.display.on_progress(snapshot)
+            self._show(lambda display: display.on_progress(snapshot))
+
+    def _show(self, tell: Callable[[Display], None]) -> None:
+        """Whoever reads along may leave (`| head`) or have a full disk: the sweep goes on, and its journal has it all."""
+        if self.display is None:
+            return
+        try:
+            tell(self.display)
+        except OSError as error:
+            self.display = None
+            _log.warning("the sweep can be shown no more, and goes on: %s", error)
 
 
 class JournalCallback(Callback):
@@ -182,9 +192,12 @@ class JournalCallback(Callback):
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial's slot died and another one will take it up."""
         self._recorder.take_notes()
-        slot = self._slots[trial.trial_id]
-        self._recorder.record("lost", trial.trial_id, rank=None, cause="the slot's process died", step=None, slot=slot)
-        trial.set_config({**trial.config, "reached": self._recorder.state.trials[trial.trial_id].fraction})
+        state = self._recorder.state.trials[trial.trial_id]
+        # none when it died as it was made or handed over: the trial never ran there, whatever it ran in before
+        slot = self._slots.pop(trial.trial_id, None) if state.status == "running" else None
+        cause = "the slot's process died" if slot else "a slot's process died before it took the trial"
+        self._recorder.record("lost", trial.trial_id, rank=None, cause=cause, step=None, slot=slot)
+        trial.set_config({**trial.config, "reached": state.fraction})
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """The trial ended by an error."""

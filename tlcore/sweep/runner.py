@@ -198,11 +198,12 @@ def _search(recipe: Recipe) -> dict[str, Any]:
 def _check_fits(recipe: Recipe, cluster: Cluster, estimate: Estimate | None) -> tuple[Admit, list[str]]:
     """See that the sweep's points can run; returns what becomes of each suggestion, and what could not be found out.
 
-    Raises CannotPlace, CannotFit: some cannot and the recipe says refuse, or none can and nothing helps.
+    Raises CannotPlace, CannotFit: some cannot and the recipe says refuse, or none can and nothing helps. RequestError: nobody can
+    say whether they take GPUs.
     """
     nodes = cluster.nodes()
     growth = read_growth(nodes)
-    gpus = cluster.has_gpus() or growth.has_gpus()
+    gpus = growth.gpus(nodes)
     # whatever the searcher, its points come from the same domains
     points = trial_points(recipe, trials_wanted(recipe))
     if recipe.failures.on_infeasible == "refuse" or estimate is None:
@@ -218,7 +219,7 @@ def _check_fits(recipe: Recipe, cluster: Cluster, estimate: Estimate | None) -> 
     return admission(recipe, check), sorted({verdict.reason for _, verdict in verdicts if verdict.fits is None})
 
 
-def _shapes(recipe: Recipe, points: Sequence[Point], gpus: bool) -> list[Shape]:
+def _shapes(recipe: Recipe, points: Sequence[Point], gpus: bool | None) -> list[Shape]:
     """Every shape that a trial of these points has on its way, each once."""
     trials = [apply_point(recipe, point) for point in points]
     return list(dict.fromkeys(shape_of(with_workers(each, n), gpus) for each in trials for n in world_sizes(each)))

@@ -4,7 +4,8 @@ Owns the task's batches, model, centre, loss, prediction and export. The method 
 2018; `models/families/one_class.py`): the mean square distance of normal pictures from a fixed centre falls, and a picture's
 distance is its score. Called through `build_task`.
 
-Labels: `good`, `normal`, `ok`, 0 or false is normal, anything else an anomaly, as inspection data sets lay out their folders.
+Labels: `good`, `normal`, `ok`, 0 or false is normal, anything else an anomaly, as inspection data sets lay out their folders; of
+numbers that have names (`ClassLabel`) it is the names that say so.
 Anomalies among the training pictures are left out of training; validation and test need both kinds.
 """
 
@@ -27,13 +28,14 @@ from tlcore.models import (
     seeded,
 )
 from tlcore.models.families import register_families
-from tlcore.tasks.base import Batch, MetricAccumulator
+from tlcore.tasks.base import Batch, Draws, MetricAccumulator
 from tlcore.tasks.gathered import SLOT, slots_of
 from tlcore.tasks.image_logits import position_settings
 from tlcore.tasks.labelled_media import LabelledMedia
 from tlcore.tasks.labelled_pictures import LabelledPictures
 from tlcore.tasks.logits import inputs_of
 from tlcore.tasks.model_task import ModelTask
+from tlcore.tasks.sample_labels import named
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,7 +69,8 @@ class AnomalyDetection(ModelTask[LabelledMedia]):
         for name in splits:
             kinds = set(self._anomalies(name, self._rows(name)).tolist())
             if name == "train" and not kinds:
-                there = ", ".join(str(value) for value in self._pictures.splits[name].read.labels.values[:10])
+                labels = self._pictures.splits[name].read.labels
+                there = ", ".join(str(named(value, labels.names)) for value in labels.values[:10])
                 raise DataError(
                     f"{self._pictures.splits[name].place} has no normal picture; its labels are {there}",
                     hint=f"normal ones are labelled {', '.join(NORMAL[:4])}",
@@ -104,12 +107,12 @@ class AnomalyDetection(ModelTask[LabelledMedia]):
         trained: nn.Module = model.train()
         return trained
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         rows = self._rows(split)[np.asarray(indices if len(indices) else [0], dtype=np.int64)]
         return {
-            "pixel_values": self._pictures.pixels(split, rows),
+            "pixel_values": self._pictures.pixels(split, rows, draws),
             "labels": torch.from_numpy(self._anomalies(split, rows)),
             SLOT: torch.from_numpy(slots_of(indices)),
         }
@@ -183,7 +186,8 @@ class AnomalyDetection(ModelTask[LabelledMedia]):
     def _anomalies(self, split: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """1 for each anomaly, else 0 [B]."""
         labels = self._pictures.splits[split].read.labels
-        kinds = np.array([str(value).strip().lower() not in NORMAL for value in labels.values], dtype=np.int64)
+        meant = [str(named(value, labels.names)).strip().lower() for value in labels.values]
+        kinds = np.array([each not in NORMAL for each in meant], dtype=np.int64)
         return labels.one_of(rows, kinds)
 
 

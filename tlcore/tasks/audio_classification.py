@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.tasks.base import Batch, MetricAccumulator
-from tlcore.tasks.choice import Choice
+from tlcore.tasks.base import Batch, Draws, MetricAccumulator
+from tlcore.tasks.choice import choice_or_number
 from tlcore.tasks.classes import assumed_labels
 from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.sample_labels import SampleLabels, empty_cells
 from tlcore.tasks.sound_inputs import SoundInputs, model_inputs
-from tlcore.tasks.sound_models import load_sound_config
 from tlcore.tasks.sounds import Sounds, check_sounds, open_sound, read_sounds, sound_examples
 from tlcore.tasks.splits import Splits
 
@@ -36,7 +35,7 @@ class AudioClassification(ModelTask[Sounds]):
         super().__init__(recipe)
         self._inputs = SoundInputs(self._source, recipe.data.max_seconds)
         self._splits = Splits(recipe.data, self._read)
-        self._choice = Choice(recipe.data, facts, self._splits, self._labels_of)
+        self._choice = choice_or_number(recipe, facts, self._splits, self._labels_of)
 
     @staticmethod
     def assumed_facts(recipe: Recipe) -> dict[str, Any]:
@@ -52,7 +51,7 @@ class AudioClassification(ModelTask[Sounds]):
         chosen = self._splits[split]
         return chosen.read.frames[chosen.rows]
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         chosen = self._splits[split]
         filler = len(indices) == 0
         rows = chosen.rows_of([0] if filler else indices)
@@ -91,7 +90,7 @@ class AudioClassification(ModelTask[Sounds]):
         return [self._inputs.extractor]
 
     def _config(self) -> Any:
-        return load_sound_config(self._source, **self._choice.as_config())
+        return self._source.load_config(**self._choice.as_config())
 
     def _labels_of(self, sounds: Sounds) -> SampleLabels:
         data = self._recipe.data

@@ -16,10 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.errors import DataError, ModelError
-from tlcore.tasks.base import Batch, MetricAccumulator, SumOverRanks
+from tlcore.tasks.base import Batch, Draws, MetricAccumulator, SumOverRanks
 from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.sound_inputs import SoundInputs, model_inputs, output_lengths
-from tlcore.tasks.sound_models import load_sound_config
 from tlcore.tasks.sounds import Sounds, check_sounds, open_sound, read_sounds, sound_examples
 from tlcore.tasks.splits import Splits
 
@@ -51,7 +50,7 @@ class AudioPretraining(ModelTask[Sounds]):
         chosen = self._splits[split]
         return chosen.read.frames[chosen.rows]
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         chosen = self._splits[split]
@@ -140,7 +139,7 @@ class AudioPretraining(ModelTask[Sounds]):
         return cosine_similarity(told.unsqueeze(1), others, dim=-1), outputs.codevector_perplexity
 
     def _config(self) -> Any:
-        config = load_sound_config(self._source)
+        config = self._source.load_config()
         if config.model_type != "wav2vec2":
             raise ModelError(
                 f"model source {self._source.name!r} is a {config.model_type}, which is not pre-trained by contrast",

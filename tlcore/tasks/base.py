@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from torch import Tensor, nn
+    from torch import Generator, Tensor, nn
 
     from tlcore.recipe import Recipe
 
     Batch: TypeAlias = dict[str, Tensor]
 else:
     Batch = dict
+
+Draws: TypeAlias = "Generator | None"
+"""What random numbers come from; None: torch's global generator."""
 
 IGNORED = -100
 """Label of a sample without weight, as in torch's cross entropy."""
@@ -75,11 +78,15 @@ class Task(Protocol):
         """A fresh model on the CPU in training mode, in the format that its source stores (fp32 from scratch), the same on every
         rank: weights that the source does not carry (all, from scratch) are drawn from `train.seed`. Raises ModelError."""
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         """A micro-batch of these samples, on the CPU.
 
         Without indices, one filler sample that has no weight in loss and metrics: a rank with nothing left still takes part in the
         collectives of its model.
+
+        Args:
+            draws: what a training sample is made anew with (augmentation, hidden words). Called from a thread beside the one that
+                trains, though never twice at once.
         """
 
     def largest_batch(self, samples: int) -> Batch:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from tlcore.data import MediaRows, Opener, class_names, fingerprint, read_media
 from tlcore.errors import DataError
 from tlcore.tasks.images import ENDINGS
+from tlcore.tasks.telling import tell_once
 
 _COCO: Final = ("images", "annotations", "categories")
 
@@ -54,23 +56,25 @@ class BoxedPictures:
 
 
 def read_boxes(place: str, image: str, objects: str, split: str) -> BoxedPictures:
-    """The samples at a place: a COCO json file, or a table.
+    """The samples at a place: a COCO json file, or a table. Boxes without area are left out, which is said: COCO's own files have
+    some.
 
     Args:
         image, objects: the table's columns.
         split: of a hub dataset that names none.
 
     Raises:
-        DataError: nothing there, no such columns, boxes that are none. StorageError.
+        DataError: nothing there, no such columns, boxes that are none, or all without area. StorageError.
     """
     if PurePosixPath(place).suffix.lower() == ".json" and (found := _as_coco(place)) is not None:
         return _read_coco(place, found, image)
     rows = read_media(place, [image], ENDINGS, others=[objects], split=split)
     numbers: dict[Any, int] = {}
+    cells = rows.table.column(objects).to_pylist()
     each = tuple(
-        _objects_of(cell, numbers, f"{place}, row {row + 1}, column {objects!r}")
-        for row, cell in enumerate(rows.table.column(objects).to_pylist())
+        _objects_of(cell, numbers, f"{place}, row {row + 1}, column {objects!r}") for row, cell in enumerate(cells)
     )
+    _say_left_out(place, sum(len(cell["bbox"]) for cell in cells), each)
     return BoxedPictures(rows, each, tuple(numbers), class_names(rows.table, objects, "category"))
 
 
@@ -87,17 +91,34 @@ def _objects(
     boxes: Sequence[Any], categories: Iterable[Any], crowds: Sequence[bool], numbers: dict[Any, int], where: str
 ) -> Objects:
     for box in boxes:
-        if len(box) != 4 or min(box[2:]) <= 0:
+        if not _is_box(box):
             raise DataError(
-                f"{where}: box {list(box)} is not x, y, width, height in pixels with a width and height above 0",
-                hint="correct it, or take it out",
+                f"{where}: box {box} is not x, y, width, height in pixels", hint="correct it, or take it out"
             )
-    kinds = [numbers.setdefault(category, len(numbers)) for category in categories]
+    kept = [one for one in zip(boxes, categories, crowds, strict=True) if min(one[0][2:]) > 0]
     return Objects(
-        np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        np.array(kinds, dtype=np.int64),
-        np.array(crowds, dtype=np.bool_),
+        np.array([box for box, _, _ in kept], dtype=np.float32).reshape(-1, 4),
+        np.array([numbers.setdefault(category, len(numbers)) for _, category, _ in kept], dtype=np.int64),
+        np.array([crowd for _, _, crowd in kept], dtype=np.bool_),
     )
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list) and len(box) == 4 and all(isinstance(one, int | float) and isfinite(one) for one in box)
+    )
+
+
+def _say_left_out(place: str, given: int, objects: Sequence[Objects]) -> None:
+    """Of the boxes that are given those without area. Raises DataError where that is all of them."""
+    left_out = given - sum(len(each.kinds) for each in objects)
+    if left_out and left_out == given:
+        raise DataError(
+            f"{place}: none of its {given} boxes has a width and height above 0",
+            hint="boxes are x, y, width, height in pixels",
+        )
+    if left_out:
+        tell_once(f"{left_out} of {given} boxes of {place} have no width or height above 0 and were left out")
 
 
 def _as_coco(place: str) -> dict[str, Any] | None:
@@ -134,6 +155,7 @@ def _read_coco(place: str, found: Mapping[str, Any], image: str) -> BoxedPicture
     objects = tuple(
         _objects(*_columns(by_picture[each["id"]]), numbers, f"{place}, image {each['id']}") for each in found["images"]
     )
+    _say_left_out(place, len(found["annotations"]), objects)
     digest = "\n".join(fingerprint(place))
     opener = Opener(_folder_of(place, files[0]))
     return BoxedPictures(MediaRows(place, pa.table({image: files}), digest, opener), objects, tuple(numbers))

@@ -1,13 +1,14 @@
-"""Choosing classes: one per sample or, with `data.multi_label`, any number.
+"""Choosing classes: one per sample or, with `data.multi_label`, any number; or, with `data.regression`, telling a number instead.
 
 Owns what that decides for a task: the targets of a batch, their loss, the counts of an evaluation, the model's `problem_type`
-and what is answered. The classes' names are `classes.py`'s, labels as they stand in the data `sample_labels.py`'s. Called by the
-tasks that classify texts, pictures, videos and sounds.
+and what is answered; for numbers `regression.py` does. The classes' names are `classes.py`'s, labels as they stand in the data
+`sample_labels.py`'s. Called by the tasks that classify texts, pictures, videos and sounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sized
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -16,10 +17,12 @@ import numpy.typing as npt
 from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
 from tlcore.tasks.classes import Classes, tell_unseen
 from tlcore.tasks.logits import mean_binary_cross_entropy, mean_cross_entropy
+from tlcore.tasks.regression import Numbers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from tlcore.recipe import Recipe
     from tlcore.recipe.data_schema import DataSection
     from tlcore.tasks.sample_labels import SampleLabels
     from tlcore.tasks.splits import Splits
@@ -30,12 +33,25 @@ LIKELY: Final = 0.5
 Read = TypeVar("Read", bound=Sized)
 
 
+def choice_or_number(
+    recipe: Recipe,
+    facts: Mapping[str, Any] | None,
+    splits: Splits[Read],
+    labels: Callable[[Read], SampleLabels],
+) -> Choice[Read] | Numbers[Read]:
+    """What a recipe asks of each sample. The arguments are `Choice`'s."""
+    if recipe.data.regression:
+        return Numbers(recipe.data, splits, labels)
+    return Choice(recipe.data, facts, splits, labels, recipe.train.label_smoothing)
+
+
 class Choice(Generic[Read]):
     """The classes of a recipe's label column, over its splits.
 
     Args:
         facts: of an earlier `Task.facts()`, or None.
         labels: gives the labels of what was read at a place.
+        smoothing: share of each target that all classes have alike (Szegedy et al. 2015), for one class per sample.
     """
 
     def __init__(
@@ -44,8 +60,9 @@ class Choice(Generic[Read]):
         facts: Mapping[str, Any] | None,
         splits: Splits[Read],
         labels: Callable[[Read], SampleLabels],
+        smoothing: float = 0.0,
     ) -> None:
-        self._many = data.multi_label
+        self._many, self._balanced, self._smoothing = data.multi_label, data.class_weights == "balanced", smoothing
         self._splits, self._labels = splits, labels
         self._classes = Classes(data, facts, lambda: labels(splits.read_training_place()))
         self._of_split: dict[str, tuple[SampleLabels, npt.NDArray[np.int64]]] = {}
@@ -78,7 +95,11 @@ class Choice(Generic[Read]):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over the samples that count: an fp32 scalar with gradient."""
-        return (mean_binary_cross_entropy if self._many else mean_cross_entropy)(logits, labels)
+        if self._many:
+            return mean_binary_cross_entropy(logits, labels)
+        # An estimate of memory reads no data, and needs no weights.
+        weights = self._class_weights if self._balanced and "train" in self._of_split else None
+        return mean_cross_entropy(logits, labels, self._smoothing, weights)
 
     def counts(self, logits: Callable[[nn.Module, Batch], Tensor]) -> MetricAccumulator:
         """An evaluation's counts.
@@ -113,6 +134,15 @@ class Choice(Generic[Read]):
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return self._classes.facts()
+
+    @cached_property
+    def _class_weights(self) -> Tensor:
+        """Of each class [C], so that in the training samples each weighs as much as any other, and a sample 1 in the mean."""
+        import torch
+
+        counts = self._counts("train")
+        occurring = np.maximum(counts, 1) * np.count_nonzero(counts)
+        return torch.from_numpy((counts.sum() / occurring).astype(np.float32))
 
     def _counts(self, split: str) -> npt.NDArray[np.int64]:
         """Samples of each class [C]."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tlcore.data import encode_labels, find_files, find_label_names, hub_dataset, read_split
 from tlcore.data.labels import SHOWN
 from tlcore.errors import DataError
+from tlcore.tasks.regression import numbers_of
 from tlcore.tasks.sample_labels import Labels, SampleLabels, empty_cells
 from tlcore.tasks.splits import given_places
 from tlcore.tasks.telling import tell_once
@@ -132,13 +133,13 @@ def _found_in(labels: Labels, where: str) -> NamedClasses:
 
 def assumed_labels(data: DataSection) -> dict[str, Any]:
     """Facts for a task that is built without reading data."""
-    return {"labels": list(data.labels or ASSUMED)}
+    return {} if data.regression else {"labels": list(data.labels or ASSUMED)}
 
 
 def check_labelled(
     data: DataSection, places: Sequence[tuple[str, str]], others: Sequence[str], texts: Sequence[str]
 ) -> None:
-    """Read the label column and `others` of small places, and see that every label is a class of the training data's.
+    """Read the label column and `others` of small places, and see that every label is a class of the training data's, or a number.
 
     Args:
         places: (split, place), the training one first.
@@ -160,7 +161,8 @@ def check_labelled(
 def check_distinct(
     data: DataSection, places: Sequence[tuple[str, str]], distinct: Callable[[str, str], Labels | None]
 ) -> None:
-    """See that every label is a class of the training data's. Raises DataError, and what `distinct` raises.
+    """See that every label is a class of the training data's, or with `data.regression` a number. Raises DataError, and what
+    `distinct` raises.
 
     Args:
         places: (split, place), the training one first.
@@ -171,6 +173,9 @@ def check_distinct(
     for split, place in places:
         labels = distinct(split, place)
         if labels is None:
+            continue
+        if data.regression and isinstance(labels, SampleLabels):
+            numbers_of(labels, place, data.label)
             continue
         where = f"{place}, column {data.label!r}"
         if classes is None:

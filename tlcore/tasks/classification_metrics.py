@@ -19,7 +19,8 @@ from tlcore.tasks.logits import binary_losses
 
 
 class ClassificationCounts:
-    """Confusion matrix [C true, C predicted] and summed loss; a MetricAccumulator.
+    """Samples of each class that are labelled so, that are answered so, and both [3, C], and summed loss; a MetricAccumulator. Not
+    the whole confusion matrix, which of 10,000 classes takes 800 MB.
 
     Args:
         logits: gives [B, C] logits in fp32 for a batch.
@@ -28,7 +29,7 @@ class ClassificationCounts:
     def __init__(self, classes: int, logits: Callable[[nn.Module, Batch], Tensor]) -> None:
         self._classes = classes
         self._logits = logits
-        self._confusion = torch.zeros(classes, classes, dtype=torch.float64)
+        self._by_class = torch.zeros(3, classes, dtype=torch.float64)
         self._loss_sum = torch.zeros(1, dtype=torch.float64)
 
     def update(self, model: nn.Module, batch: Batch) -> None:
@@ -38,23 +39,24 @@ class ClassificationCounts:
             labels = batch["labels"].to(logits.device)
             losses = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
             counted = labels != IGNORED
-            cells = labels[counted] * self._classes + logits.argmax(dim=-1)[counted]
-            self._confusion += torch.bincount(cells, minlength=self._classes**2).view_as(self._confusion).cpu()
+            wanted, found = labels[counted], logits.argmax(dim=-1)[counted]
+            kinds = (wanted, found, wanted[wanted == found])
+            self._by_class += torch.stack([torch.bincount(kind, minlength=self._classes) for kind in kinds]).cpu()
             self._loss_sum += losses[counted].double().sum().cpu()
 
     def merge(self, sum_over_ranks: SumOverRanks) -> None:
         """One sum for all counts; float64 holds counts exactly up to 2**53."""
-        summed = sum_over_ranks(torch.cat([self._confusion.flatten(), self._loss_sum]))
-        self._confusion = summed[:-1].reshape(self._classes, self._classes).clone()
+        summed = sum_over_ranks(torch.cat([self._by_class.flatten(), self._loss_sum]))
+        self._by_class = summed[:-1].reshape(self._by_class.shape).clone()
         self._loss_sum = summed[-1:].clone()
 
     def compute(self) -> dict[str, float]:
         """accuracy, f1 (mean over the classes that occur among labels or predictions), loss (mean over samples)."""
-        samples = self._confusion.sum()
+        wanted, found, right = self._by_class
+        samples = wanted.sum()
         if samples == 0:
             raise DataError("no sample was evaluated", hint="the split is empty")
-        right = self._confusion.diagonal()
-        occurrences = self._confusion.sum(dim=0) + self._confusion.sum(dim=1)
+        occurrences = wanted + found
         present = occurrences > 0
         f1 = (2 * right[present] / occurrences[present]).mean()
         return {"accuracy": float(right.sum() / samples), "f1": float(f1), "loss": float(self._loss_sum[0] / samples)}

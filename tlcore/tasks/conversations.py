@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile
 from typing import Any, Final, TypeAlias
 
 from tlcore.data import read_text
@@ -69,10 +70,17 @@ def read_conversation(cell: Any, where: str) -> list[Turn]:
     return [_read_turn(turn, number, where) for number, turn in enumerate(turns)]
 
 
+def asked_turns(turns: Sequence[Turn]) -> list[Turn]:
+    """The turns from the first that is not the assistant's: ShareGPT's dumps have conversations whose beginning is lost, and of an
+    answer to nothing there is nothing to learn."""
+    return list(dropwhile(lambda turn: turn["role"] == "assistant", turns))
+
+
 def check_learnable(turns: Sequence[Turn], where: str) -> None:
-    """Raise DataError where no turn is the assistant's."""
-    if not any(turn["role"] == "assistant" for turn in turns):
-        raise DataError(f"{where}: no turn is the assistant's, so nothing is to be learned", hint="remove that row")
+    """Raise DataError where no turn is the assistant's, or none that follows another."""
+    if not any(turn["role"] == "assistant" for turn in asked_turns(turns)):
+        what = "no turn but the first" if turns and turns[0]["role"] == "assistant" else "no turn"
+        raise DataError(f"{where}: {what} is the assistant's, so nothing is to be learned", hint="remove that row")
 
 
 def encode_conversation(tokenizer: Any, messages: Any, where: str) -> list[Encoded]:
@@ -86,8 +94,9 @@ def encode_conversation(tokenizer: Any, messages: Any, where: str) -> list[Encod
         DataError: as `read_conversation`; no assistant turn, or what the template refuses.
         ModelError: there is no chat template, or one that does not append the answer to the question.
     """
-    turns = read_conversation(messages, where)
-    check_learnable(turns, where)
+    given = read_conversation(messages, where)
+    check_learnable(given, where)
+    turns = asked_turns(given)
     whole = _render(tokenizer, turns, where)
     ends = [at + 1 for at, turn in enumerate(turns) if turn["role"] == "assistant"]
     rendered = [_render_last(tokenizer, turns[:end], where) for end in ends]
@@ -98,7 +107,7 @@ def encode_conversation(tokenizer: Any, messages: Any, where: str) -> list[Encod
 
 def encode_prompt(tokenizer: Any, messages: Any, where: str) -> list[int]:
     """Token ids of a conversation that the assistant is to go on with. Raises as `encode_conversation`."""
-    text = _render(tokenizer, read_conversation(messages, where), where, prompt=True)
+    text = _render(tokenizer, asked_turns(read_conversation(messages, where)), where, prompt=True)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 

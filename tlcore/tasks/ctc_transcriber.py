@@ -11,7 +11,6 @@ Shapes: B sounds, S steps, V signs of the vocabulary, L signs of the longest tex
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import SimpleNamespace
@@ -26,9 +25,8 @@ from tlcore.tasks.ctc_vocabulary import CtcVocabulary, Word, make_tokenizer
 from tlcore.tasks.error_rates import ErrorRates, Heard
 from tlcore.tasks.long_sounds import windows
 from tlcore.tasks.sound_inputs import SoundInputs, model_inputs, output_lengths
-from tlcore.tasks.sound_models import load_sound_config
 from tlcore.tasks.sounds import Pcm, Sounds
-from tlcore.tasks.telling import is_rank_0
+from tlcore.tasks.telling import tell_once
 from tlcore.tasks.tokens import store_tokens
 from tlcore.tasks.transcriber import REFERENCES, decode_references
 
@@ -73,8 +71,8 @@ class CtcTranscriber:
 
     def config(self) -> Any:
         vocabulary = self.vocabulary
-        return load_sound_config(
-            self._source, vocab_size=len(vocabulary.tokenizer), pad_token_id=vocabulary.blank, ctc_zero_infinity=True
+        return self._source.load_config(
+            vocab_size=len(vocabulary.tokenizer), pad_token_id=vocabulary.blank, ctc_zero_infinity=True
         )
 
     def processors(self) -> list[Any]:
@@ -85,12 +83,7 @@ class CtcTranscriber:
 
     def encode(self, texts: Sequence[str], sounds: Sounds) -> list[list[int]]:
         labels = [self.vocabulary.encode(text) for text in texts]
-        if empty := [number for number, ids in enumerate(labels) if not ids]:
-            row = int(sounds.kept[empty[0]]) + 1
-            raise DataError(
-                f"{sounds.rows.place}, row {row}: nothing of {texts[empty[0]]!r} is in the vocabulary",
-                hint="remove that row, or write down what is said",
-            )
+        self._check_signs(sounds.rows.place, texts, labels)
         self._check_room(sounds, labels)
         return labels
 
@@ -166,9 +159,29 @@ class CtcTranscriber:
             parts.append(told[window.steps_kept(len(told))].cpu().numpy())
         return np.concatenate(parts)
 
+    def _check_signs(self, place: str, texts: Sequence[str], labels: Sequence[Sequence[int]]) -> None:
+        """Say how many texts the vocabulary has nothing of, and how many not all. Raises DataError where it has nothing of any."""
+        empty = [text for text, ids in zip(texts, labels, strict=True) if not ids]
+        strange = [text for text, ids in zip(texts, labels, strict=True) if self.vocabulary.unknown in ids]
+        if len(empty) == len(texts):
+            raise DataError(
+                f"{place}: nothing of any of the {len(texts)} texts is in the vocabulary, such as {texts[0]!r}",
+                hint="give texts in the letters of the model, or a model without a vocabulary of its own",
+            )
+        if empty:
+            tell_once(
+                f"{place}: nothing of {len(empty)} of {len(texts)} texts is in the vocabulary, such as {empty[0]!r}: "
+                "not learned, and in no metric"
+            )
+        if strange:
+            tell_once(
+                f"{place}: {len(strange)} of {len(texts)} texts have letters or digits that the vocabulary lacks, such as "
+                f"{strange[0]!r}: learned as its unknown sign"
+            )
+
     def _check_room(self, sounds: Sounds, labels: Sequence[Sequence[int]]) -> None:
         """Count the texts that cannot be told in their sound's steps; rank 0 says so. Raises DataError where none can be."""
-        config = load_sound_config(self._source)
+        config = self._source.load_config()
         kind = self.auto_class._model_mapping[type(config)]
         lengths = [self._inputs.length(int(frames)) for frames in sounds.frames]
         # The method needs nothing of a model but its configuration.
@@ -180,12 +193,10 @@ class CtcTranscriber:
                 f"{place}: each of the {short} texts has more signs than its sound has steps of the model",
                 hint="check that sounds and texts belong together",
             )
-        if short and is_rank_0():
-            logging.getLogger(__name__).warning(
-                "%s: %d of %d texts have more signs than their sound has steps of the model; they teach nothing",
-                place,
-                short,
-                len(labels),
+        if short:
+            tell_once(
+                f"{place}: {short} of {len(labels)} texts have more signs than their sound has steps of the model; they "
+                "teach nothing"
             )
 
 

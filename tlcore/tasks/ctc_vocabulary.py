@@ -7,6 +7,7 @@ brought into it. Called by `ctc_transcriber.py`.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,10 @@ ASSUMED: Final = (*SPECIAL, *"abcdefghijklmnopqrstuvwxyz'")
 """Where no data is looked at."""
 _WORD_PARTS: Final = "LNM"
 """Unicode's letters, numbers and marks."""
+_INNER_APOSTROPHE: Final = re.compile(r"(?<=\w)[’ʼ＇](?=\w)")
+"""What is written for `'` within a word; elsewhere it may be a quotation mark."""
+_DIVIDING: Final = "/…"
+"""Beside dashes and hyphens: signs that stand between two words without a blank."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +74,30 @@ class CtcVocabulary:
         letters = [sign for sign in self._signs if len(sign) == 1 and sign.isalpha()]
         self._upper = bool(letters) and all(letter == letter.upper() for letter in letters)
         self._lower = bool(letters) and all(letter == letter.lower() for letter in letters)
+        self._composed = not any(unicodedata.combining(sign) for sign in self._signs if len(sign) == 1)
         self._silent = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
+        self.unknown = tokenizer.unk_token_id
         self._between = getattr(tokenizer, "word_delimiter_token_id", None)
 
     def plain(self, text: str) -> str:
-        """The text as this vocabulary tells it: in its case, single spaces, without punctuation that it does not have."""
+        """The text as this vocabulary tells it: in its case, with its apostrophe, accents composed where it has no marks of their
+        own, single spaces, without punctuation that it does not have; where a hyphen or a dash was, two words."""
+        if self._composed:
+            text = unicodedata.normalize("NFC", text)
         if self._upper != self._lower:
             text = text.upper() if self._upper else text.lower()
-        kept = [
-            character
-            for character in text
-            if character.isspace() or character in self._signs or unicodedata.category(character)[0] in _WORD_PARTS
-        ]
-        return " ".join("".join(kept).split())
+        if "'" in self._signs:
+            text = _INNER_APOSTROPHE.sub(lambda found: found[0] if found[0] in self._signs else "'", text)
+        return " ".join("".join(map(self._known, text)).split())
+
+    def _known(self, character: str) -> str:
+        """What stands for a character: a letter stays, which the vocabulary may know or not."""
+        if character in self._signs or character.isspace():
+            return character
+        kind = unicodedata.category(character)
+        if kind == "Pd" or character in _DIVIDING:
+            return " "
+        return character if kind[0] in _WORD_PARTS else ""
 
     def encode(self, text: str) -> list[int]:
         """Numbers of the plain text's signs; a letter that the vocabulary does not have is its unknown sign."""

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from tlcore.tasks.base import Draws
 from tlcore.tasks.images import as_tensor
+from tlcore.tasks.random_parts import vary_together
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,9 +84,8 @@ class DetectionImages:
         }
 
 
-def vary(pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A random part, 30 % to all of a picture, brought to its size, in half of all cases as its mirror image; drawn from torch's
-    generator.
+def vary(pixels: Tensor, boxes: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    """A random part, 30 % to all of a picture, brought to its size, in half of all cases as its mirror image.
 
     Args:
         pixels: uint8 [3, h, w].
@@ -93,15 +94,10 @@ def vary(pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns the same, and which boxes are left [M]; those that are not have any numbers.
     """
     import torch
-    from torchvision.transforms.v2 import RandomResizedCrop
-    from torchvision.transforms.v2 import functional as pixels_of
     from torchvision.tv_tensors import BoundingBoxes, Image
 
     size = (int(pixels.shape[1]), int(pixels.shape[2]))
     named: Any = BoundingBoxes(boxes, format="XYWH", canvas_size=size)
-    crop = RandomResizedCrop(size, scale=(_SMALLEST_PART, 1.0), antialias=True)
-    varied = crop(Image(pixels), named)
-    if torch.rand(()) < 0.5:
-        varied = tuple(pixels_of.horizontal_flip(each) for each in varied)
+    varied = vary_together((Image(pixels), named), size, _SMALLEST_PART, draws)
     moved = varied[1].as_subclass(torch.Tensor)
     return varied[0].as_subclass(torch.Tensor), moved, (moved[:, 2:] >= _SMALLEST_SIDE).all(dim=1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
+from tlcore.errors import ModelError
 from tlcore.tasks.base import IGNORED, Batch
 from tlcore.tasks.detection_metrics import FIELDS, MOST_FOUND, corner_first
 from tlcore.tasks.logits import inputs_of
@@ -44,7 +45,7 @@ class Detector(Protocol):
 
 
 class Detr:
-    """Carion et al. 2020, arXiv:2005.12872, and what answers likewise (YOLOS)."""
+    """Carion et al. 2020, arXiv:2005.12872, and what answers likewise (YOLOS, Table Transformer)."""
 
     multiple = 1
 
@@ -104,9 +105,21 @@ class Yolox:
         return found
 
 
+_KINDS: Final[dict[str, type[Detr] | type[Yolox]]] = {
+    **dict.fromkeys(("detr", "yolos", "table-transformer"), Detr),
+    "tlcore-yolox": Yolox,
+}
+"""By `model_type`. RT-DETR, Deformable DETR and their kin judge each class by itself, and learn by other losses."""
+
+
 def detector_of(config: Any) -> Detector:
-    """The kind that a configuration is of."""
-    return Yolox() if config.model_type == "tlcore-yolox" else Detr()
+    """The kind that a configuration is of. Raises ModelError: none that is known here."""
+    if config.model_type not in _KINDS:
+        raise ModelError(
+            f"a model of type {config.model_type!r} is no detector that can be trained here",
+            hint=f"take one of type {', '.join(_KINDS)}",
+        )
+    return _KINDS[config.model_type]()
 
 
 def box_losses(logits: Tensor, boxes: Tensor, batch: Batch, config: Any) -> Tensor:

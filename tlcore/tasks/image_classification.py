@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.tasks.base import Batch, MetricAccumulator
-from tlcore.tasks.choice import Choice
+from tlcore.tasks.base import Batch, Draws, MetricAccumulator
+from tlcore.tasks.choice import choice_or_number
 from tlcore.tasks.classes import assumed_labels
 from tlcore.tasks.image_logits import image_logits
 from tlcore.tasks.labelled_media import LabelledMedia
@@ -36,7 +36,7 @@ class ImageClassification(ModelTask[LabelledMedia]):
         data = recipe.data
         self._pictures = LabelledPictures(data, self._source)
         self._splits = self._pictures.splits
-        self._choice = Choice(data, facts, self._splits, lambda read: read.labels)
+        self._choice = choice_or_number(recipe, facts, self._splits, lambda read: read.labels)
 
     @staticmethod
     def assumed_facts(recipe: Recipe) -> dict[str, Any]:
@@ -51,11 +51,11 @@ class ImageClassification(ModelTask[LabelledMedia]):
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return self._pictures.lengths(split)
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         filler = len(indices) == 0
         rows = self._splits[split].rows_of([0] if filler else indices)
         labels = self._choice.targets(split, rows, filler=filler)
-        return {"pixel_values": self._pictures.pixels(split, rows), "labels": labels}
+        return {"pixel_values": self._pictures.pixels(split, rows, draws), "labels": labels}
 
     def largest_batch(self, samples: int) -> Batch:
         return {"pixel_values": self._pictures.image.largest(samples), "labels": self._choice.largest(samples)}

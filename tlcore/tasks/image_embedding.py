@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import encode_labels
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator
 from tlcore.tasks.gathered import SLOT, slots_of
 from tlcore.tasks.image_logits import image_logits
 from tlcore.tasks.labelled_media import LabelledMedia
@@ -51,7 +51,7 @@ class ImageEmbedding(ModelTask[LabelledMedia]):
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return self._pictures.lengths(split)
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         filler = len(indices) == 0
@@ -59,7 +59,7 @@ class ImageEmbedding(ModelTask[LabelledMedia]):
         rows = chosen.rows_of([0] if filler else indices)
         labels = np.array([IGNORED]) if filler else chosen.read.labels.index[rows]
         return {
-            "pixel_values": self._pictures.pixels(split, rows),
+            "pixel_values": self._pictures.pixels(split, rows, draws),
             "labels": torch.from_numpy(labels),
             SLOT: torch.from_numpy(slots_of(indices)),
         }

@@ -20,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import MediaRows, bytes_read, read_media
+from tlcore.data.media import find_media
 from tlcore.errors import DataError
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator
 from tlcore.tasks.classes import ASSUMED, MOST_CHECKED_BYTES
 from tlcore.tasks.images import ENDINGS, ImageModel, held_pictures, picture_examples, pictures_given
 from tlcore.tasks.logits import logits_of
-from tlcore.tasks.masks import NOTHING, held_masks, largest_class
+from tlcore.tasks.masks import NOTHING, check_numbered, held_masks, largest_class
 from tlcore.tasks.model_task import ModelTask
+from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits, given_places
 
 if TYPE_CHECKING:
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
 
     from tlcore.recipe import Recipe
 
-_MOST_CLASSES: Final = 255
+_KEPT: Final = 4
+"""Places kept per process: train, validation and test of one recipe, and one over. Their masks are `masks.py`'s."""
+_read: Recent[MediaRows] = Recent(_KEPT)
 
 
 class ImageSegmentation(ModelTask[MediaRows]):
@@ -57,19 +61,23 @@ class ImageSegmentation(ModelTask[MediaRows]):
         data = self._recipe.data
         for split, place in given_places(data):
             if bytes_read(place) <= MOST_CHECKED_BYTES:
-                rows = self._rows(place, split)
+                rows = self._remembered(place, split)
                 for column in (data.image_column, data.mask):
                     rows.check_present(column)
+                if split == "train" and data.labels is not None:
+                    check_numbered(rows, data.mask)
 
     def load_data(self, splits: Sequence[str] = ("train", "validation")) -> dict[str, int]:
         counts = {name: len(self._splits[name].rows) for name in splits}
+        if self._known is None and self._recipe.data.labels is not None:
+            check_numbered(self._splits.read_training_place(), self._recipe.data.mask)
         _ = self._names
         return counts
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.ones(len(self._splits[split].rows), dtype=np.int32)
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         filler = len(indices) == 0
@@ -82,8 +90,8 @@ class ImageSegmentation(ModelTask[MediaRows]):
         # To the size that the picture was brought to: nearest, since between two class numbers there is no third.
         masks = held_masks(chosen.read, data.mask, rows, how, [each.shape[-2:] for each in pixels], len(self._names))
         if vary:
-            varied = [image.vary(each, mask) for each, mask in zip(pixels, masks, strict=True)]
-            pixels, masks = [each for each, _ in varied], [mask for _, mask in varied]
+            varied = [image.vary(each, draws, mask) for each, mask in zip(pixels, masks, strict=True)]
+            pixels, masks = [each[0] for each in varied], [each[1] for each in varied]
         labels = torch.stack(masks)[:, 0].long()
         labels[(labels == NOTHING) | filler] = IGNORED
         return {"pixel_values": image.finish(pixels), "labels": labels}
@@ -147,7 +155,7 @@ class ImageSegmentation(ModelTask[MediaRows]):
         if largest < 1:
             raise DataError(
                 f"{data.train}, column {data.mask!r}: no mask has a class beside 0",
-                hint="masks hold class numbers, 255 for none; name the classes in data.labels if they are right",
+                hint="masks hold class numbers, 255 for none: write an object as 1; or, if they are right, name data.labels",
             )
         return tuple(str(number) for number in range(largest + 1))
 
@@ -169,13 +177,12 @@ class ImageSegmentation(ModelTask[MediaRows]):
         shares = {name: float(share) for name, share in zip(self._names, counts, strict=True) if share}
         return {"shares": shares, "mask_png": base64.b64encode(file.getvalue()).decode()}
 
-    def _rows(self, place: str, split: str) -> MediaRows:
-        data = self._recipe.data
-        return read_media(place, [data.image_column, data.mask], ENDINGS, split=split)
-
     def _remembered(self, place: str, split: str) -> MediaRows:
+        columns = (self._recipe.data.image_column, self._recipe.data.mask)
         if (place, split) not in self._read:
-            self._read[place, split] = self._rows(place, split)
+            found = find_media(place)
+            key = (found.stamp(), split, columns)
+            self._read[place, split] = _read.get(key, lambda: read_media(found, columns, ENDINGS, split=split))
         return self._read[place, split]
 
 

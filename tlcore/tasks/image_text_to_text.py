@@ -18,16 +18,17 @@ import numpy.typing as npt
 
 from tlcore.data import MediaRows, bytes_read, fingerprint, read_media
 from tlcore.errors import DataError
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator
 from tlcore.tasks.classes import MOST_CHECKED_BYTES
 from tlcore.tasks.generate import generate
 from tlcore.tasks.images import ENDINGS, as_tensor, held_pictures, picture_examples, pictures_given
-from tlcore.tasks.logits import logits_of, mean_cross_entropy
+from tlcore.tasks.logits import mean_cross_entropy
 from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.picture_prompts import Asked, PicturePrompts
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits, given_places
 from tlcore.tasks.telling import tell_cut
+from tlcore.tasks.told import told_logits, with_most_told, with_told
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,7 +75,7 @@ class ImageTextToText(ModelTask[AskedPictures]):
     def weights(self, split: str) -> npt.NDArray[np.float64]:
         return np.array([asked.learned for asked in self._asked(split)], dtype=np.float64)
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         chosen, column = self._splits[split], self._recipe.data.image_column
         filler = len(indices) == 0
         rows = chosen.rows_of([0] if filler else indices)
@@ -87,7 +88,7 @@ class ImageTextToText(ModelTask[AskedPictures]):
             labels[row, tokens:] = IGNORED
         if filler:
             labels[:] = IGNORED
-        return {**batch, "labels": labels}
+        return with_told({**batch, "labels": labels}, ahead=1)
 
     def largest_batch(self, samples: int) -> Batch:
         """Texts of `max_length` beside pictures of 224 pixels square; a family that cuts larger ones into tiles takes more."""
@@ -102,7 +103,7 @@ class ImageTextToText(ModelTask[AskedPictures]):
             for name, value in longer.items():
                 made[name] = torch.nn.functional.pad(made[name], (0, max(0, more)), value=value)
             whole = {name: torch.cat([tensor] * samples) for name, tensor in made.items()}
-        return {**whole, "labels": whole["input_ids"]}
+        return with_most_told({**whole, "labels": whole["input_ids"]})
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return mean_cross_entropy(*_told(model, batch))
@@ -173,9 +174,8 @@ class ImageTextToText(ModelTask[AskedPictures]):
 
 
 def _told(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [B, T - 1, V] in fp32, and the token that each of them tells."""
-    logits = logits_of(model, batch, use_cache=False)
-    return logits[:, :-1], batch["labels"][:, 1:].to(logits.device)
+    """Logits [M, V] in fp32 where the next token is learned, and that token [M]."""
+    return told_logits(model, batch, ahead=1, use_cache=False)
 
 
 def _picture_and_question(given: Any, number: int) -> Mapping[str, Any]:

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from tlcore.data import MediaRows, Opener
 from tlcore.errors import DataError
+from tlcore.tasks.base import Draws
+from tlcore.tasks.random_parts import vary_together
 from tlcore.tasks.recent import Held
 from tlcore.tasks.sample_labels import named
 
@@ -33,9 +36,19 @@ ENDINGS: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 HELD_BYTES: Final = 512 << 20
 """Decoded pictures kept per process."""
 _PREDICT_BATCH: Final = 32
+_LEAST_PART: Final = 0.08
 _ROOM: Final = 2
 """Pictures to be cropped at random are kept with a shorter side of so many times the model's: a quarter is still sharp."""
-_held: Held[Tensor] = Held(HELD_BYTES, lambda tensor: tensor.numel() * tensor.element_size())
+
+
+class Prepared(NamedTuple):
+    """What is kept of a picture: its pixels as they were prepared, and its width and height as it lies there."""
+
+    pixels: Tensor
+    size: tuple[int, int]
+
+
+_held: Held[Prepared] = Held(HELD_BYTES, lambda kept: kept.pixels.numel() * kept.pixels.element_size())
 
 
 class ImageModel:
@@ -109,20 +122,14 @@ class ImageModel:
             picture = picture.resize((width, height))
         return as_tensor(picture)
 
-    def vary(self, pixels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def vary(self, pixels: Tensor, draws: Draws, *masks: Tensor) -> list[Tensor]:
         """A random part, 8 % to all of a picture, brought to the model's size, in half of all cases as its mirror image (Szegedy et
-        al. 2015); drawn from torch's generator. uint8 [3, h, w] to uint8 [3, H, W]; and the same part of its mask, if it has one,
-        [1, h, w] to [1, H, W]."""
+        al. 2015). uint8 [3, h, w] to uint8 [3, H, W]; and the same part of its masks, [1, h, w] to [1, H, W]."""
         import torch
-        from torchvision.transforms.v2 import RandomResizedCrop
-        from torchvision.transforms.v2 import functional as pixels_of
         from torchvision.tv_tensors import Image, Mask
 
-        plain = pixels[:1] if mask is None else mask
-        varied = RandomResizedCrop(self.size, antialias=True)(Image(pixels), Mask(plain))
-        if torch.rand(()) < 0.5:
-            varied = tuple(pixels_of.horizontal_flip(each) for each in varied)
-        return varied[0].as_subclass(torch.Tensor), varied[1].as_subclass(torch.Tensor)
+        shown = (Image(pixels), *(Mask(mask) for mask in masks))
+        return [each.as_subclass(torch.Tensor) for each in vary_together(shown, self.size, _LEAST_PART, draws)]
 
 
 def set_sizes(processor: Any, image_size: Literal["auto"] | int) -> None:
@@ -142,11 +149,11 @@ def set_sizes(processor: Any, image_size: Literal["auto"] | int) -> None:
 
 
 def decode(content: bytes, name: str) -> Image:
-    """A picture in RGB, turned upright, what is transparent white. Raises DataError."""
+    """A picture in RGB, turned upright, what is transparent white, of 16 bits the upper 8. Raises DataError."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        picture = _eight_bits(ImageOps.exif_transpose(Image.open(io.BytesIO(content))), name)
         if picture.has_transparency_data:
             above = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
@@ -156,6 +163,29 @@ def decode(content: bytes, name: str) -> Image:
         raise DataError(
             f"{name} cannot be read as a picture: {reason}", hint="replace the file, or take its row out"
         ) from error
+
+
+def _eight_bits(picture: Image, name: str) -> Image:
+    """A picture of grey levels in 16 bits, or in floats from 0 to 1, in 8, where PIL would cut all above 255 off. Raises
+    DataError: other floats, numbers of 32 bits."""
+    import numpy as np
+    from PIL import Image
+
+    if picture.mode not in ("I", "F") and not picture.mode.startswith("I;16"):
+        return picture
+    levels = np.asarray(picture)
+    least, most = levels.min(), levels.max()
+    upper = 1 if picture.mode == "F" else 65535
+    if not (least >= 0 and most <= upper):  # and no NaN
+        raise DataError(
+            f"{name} has grey levels from {least:g} to {most:g}, which are not of 0 to {upper}",
+            hint="write it with 8 or 16 bits a channel",
+        )
+    if picture.mode == "F":
+        levels = (levels * 255).round()
+    elif picture.mode != "I" or most > 255:
+        levels = levels >> 8
+    return Image.fromarray(levels.astype(np.uint8))
 
 
 def as_tensor(picture: Image) -> Tensor:
@@ -169,6 +199,13 @@ def as_tensor(picture: Image) -> Tensor:
 def held_pictures(
     rows: MediaRows, column: str, indices: npt.NDArray[np.int64], how: str, prepare: Callable[[Image], Tensor]
 ) -> list[Tensor]:
+    """Pixels of `prepared_pictures`, alone."""
+    return [each.pixels for each in prepared_pictures(rows, column, indices, how, prepare)]
+
+
+def prepared_pictures(
+    rows: MediaRows, column: str, indices: npt.NDArray[np.int64], how: str, prepare: Callable[[Image], Tensor]
+) -> list[Prepared]:
     """What `prepare` makes of these rows' pictures, from what is kept where it is there.
 
     Args:
@@ -177,23 +214,18 @@ def held_pictures(
     Raises DataError, StorageError.
     """
 
-    def make(absent: Sequence[int]) -> list[Tensor]:
-        contents = rows.read(column, absent)
-        return [prepare(decode(content, rows.name(column, row))) for content, row in zip(contents, absent, strict=True)]
-
-    return _held.get((rows.digest, column, how), [int(row) for row in indices], make)
-
-
-def picture_sizes(rows: MediaRows, column: str, indices: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Width and height of these rows' pictures as they lie there, pixels."""
-
-    def size(picture: Image) -> Tensor:
+    def make(absent: Sequence[int]) -> list[Prepared]:
         import torch
 
-        return torch.tensor(picture.size)
+        def open_one(content: bytes, row: int) -> Prepared:
+            picture = decode(content, rows.name(column, row))
+            return Prepared(prepare(picture), picture.size)
 
-    found = held_pictures(rows, column, indices, "size", size)
-    return [(int(width), int(height)) for width, height in found]
+        # As many at a time as this process has processors: decoded they are large, and decoding leaves Python to other threads.
+        with ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="pictures") as threads:
+            return list(threads.map(open_one, rows.read(column, absent), absent))
+
+    return _held.get((rows.digest, column, how), [int(row) for row in indices], make)
 
 
 def pictures_given(inputs: Sequence[Any]) -> list[Image]:

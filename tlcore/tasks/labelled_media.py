@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tlcore.data import MediaRows, bytes_read, read_media
+from tlcore.data.media import MediaPlace, find_media
 from tlcore.tasks.classes import MOST_CHECKED_BYTES, check_distinct
+from tlcore.tasks.recent import Recent
 from tlcore.tasks.sample_labels import SampleLabels, empty_cells
 from tlcore.tasks.splits import Splits, given_places
 
 if TYPE_CHECKING:
     from tlcore.recipe.data_schema import DataSection
+
+_KEPT: Final = 4
+"""Places kept per process: train, validation and test of one recipe, and one over. Bytes inside a table are kept with it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,12 @@ class LabelledMedia:
         return len(self.rows)
 
 
-def read_labelled(data: DataSection, column: str, endings: Sequence[str], place: str, split: str) -> LabelledMedia:
+_read: Recent[LabelledMedia] = Recent(_KEPT)
+
+
+def read_labelled(
+    data: DataSection, column: str, endings: Sequence[str], place: str | MediaPlace, split: str
+) -> LabelledMedia:
     """The samples at a place. Raises as `read_media`."""
     empty = empty_cells(data.label, data.multi_label)
     rows = read_media(place, [column], endings, label=data.label, split=split, may_be_empty=empty)
@@ -38,12 +48,14 @@ def read_labelled(data: DataSection, column: str, endings: Sequence[str], place:
 
 
 def labelled_splits(data: DataSection, column: str, endings: Sequence[str]) -> Splits[LabelledMedia]:
-    """The splits of a task, each place read once."""
+    """The splits of a task. A place is looked at once, and read if no task of this process has read it as it lies there now."""
     read: dict[tuple[str, str], LabelledMedia] = {}
 
     def remembered(place: str, split: str) -> LabelledMedia:
         if (place, split) not in read:
-            read[place, split] = read_labelled(data, column, endings, place, split)
+            found = find_media(place)
+            key = (found.stamp(), split, column, tuple(endings), data.label, data.multi_label)
+            read[place, split] = _read.get(key, lambda: read_labelled(data, column, endings, found, split))
         return read[place, split]
 
     return Splits(data, remembered)

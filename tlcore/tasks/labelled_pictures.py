@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tlcore.tasks.base import Draws
 from tlcore.tasks.images import ENDINGS, ImageModel, held_pictures, picture_examples
 from tlcore.tasks.labelled_media import check_labelled_media, labelled_splits
 from tlcore.tasks.splits import given_places
@@ -43,13 +44,13 @@ class LabelledPictures:
         """As `Task.lengths`: pictures are all of one size."""
         return np.ones(len(self.splits[split].rows), dtype=np.int32)
 
-    def pixels(self, split: str, rows: npt.NDArray[np.int64]) -> Tensor:
+    def pixels(self, split: str, rows: npt.NDArray[np.int64], draws: Draws) -> Tensor:
         """Pictures of these rows of the split's place, fp32 [B, 3, H, W]; training pictures varied where the recipe says so."""
         if split != "train" or not self._data.augment:
             return self.plain_pixels(split, rows)
         read, column, image = self.splits[split].read.rows, self._data.image_column, self.image
         whole = held_pictures(read, column, rows, f"whole, for {image.size}", image.shrink)
-        return image.finish([image.vary(pixels)[0] for pixels in whole])
+        return image.finish([image.vary(pixels, draws)[0] for pixels in whole])
 
     def plain_pixels(self, split: str, rows: npt.NDArray[np.int64]) -> Tensor:
         """The same without any variation."""

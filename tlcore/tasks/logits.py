@@ -33,19 +33,28 @@ def inputs_of(model: nn.Module, batch: Batch, without: Sequence[str] = ("labels"
     }
 
 
-def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def mean_cross_entropy(
+    logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Mean over the labels that count: an fp32 scalar with gradient, 0 where none counts.
 
     Args:
         logits: [..., C].
         labels: [...], `IGNORED` where there is none.
+        smoothing: share of each target that all classes have alike.
+        class_weights: [C], by which the loss of each label of a class is multiplied. The mean is over labels, not over their
+            weights: it must not depend on which of them meet in a micro-batch.
     """
     from torch.nn.functional import cross_entropy
 
     labels = labels.to(logits.device).flatten()
     # Not reduction="mean": that is 0/0 for a filler batch, which must give a zero with a gradient.
-    total = cross_entropy(logits.flatten(0, -2), labels, ignore_index=IGNORED, reduction="sum")
-    return total / (labels != IGNORED).sum().clamp(min=1)
+    counted = (labels != IGNORED).sum().clamp(min=1)
+    told = logits.flatten(0, -2)
+    if class_weights is None:
+        return cross_entropy(told, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=smoothing) / counted
+    losses = cross_entropy(told, labels, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing)
+    return (losses * class_weights.to(logits.device)[labels.clamp(min=0)]).sum() / counted
 
 
 def mean_binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

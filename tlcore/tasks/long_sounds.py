@@ -44,20 +44,25 @@ def windows(samples: int, most: int) -> list[Window]:
     return made
 
 
-def join_texts(texts: Sequence[str]) -> str:
+def join_texts(texts: Sequence[str], between: str = " ") -> str:
     """One text of those of overlapping windows: each goes on where the longest run of words that it shares with the end of the
-    text so far has its middle."""
+    text so far has its middle.
+
+    Args:
+        between: what stands between two words; empty for a language that writes nothing there, whose signs are looked at alone.
+    """
+    least = 1 if between else 2  # one sign alone is shared by chance
     joined: list[str] = []
     for text in texts:
-        words = text.split()
+        words = text.split() if between else list(text.strip())
         end, head = joined[-len(words) :], words
         match = SequenceMatcher(None, _folded(end), _folded(head), autojunk=False).find_longest_match()
         # A run in the first half of the new text and the last half of the old one is the overlap; else there is none.
-        if match.size and match.b <= len(head) // 2 and match.a + match.size >= len(end) // 2:
+        if match.size >= least and match.b <= len(head) // 2 and match.a + match.size >= len(end) // 2:
             joined = joined[: len(joined) - len(end) + match.a]
             words = words[match.b :]
         joined += words
-    return " ".join(joined)
+    return between.join(joined)
 
 
 def _folded(words: Sequence[str]) -> list[str]:

@@ -9,21 +9,23 @@ training, and by the sample alone in evaluations, so that these can be compared 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import fingerprint, read_split
+from tlcore.data import fingerprint, hold_out, read_split
 from tlcore.errors import DataError, ModelError
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator
 from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.logits import logits_of
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TokenStore, tokenize
+from tlcore.tasks.splits import RowSplits, held_share
+from tlcore.tasks.tokens import TokenStore, tokenize_in_pieces
+from tlcore.tasks.told import TOLD, told_logits, with_most_told, with_told
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -34,11 +36,13 @@ _KEPT: Final = 4
 _MASKED, _REPLACED = 0.8, 0.1
 
 
+@dataclass(frozen=True)
 class Texts:
-    """One place's texts as tokens."""
+    """One place's texts as tokens, those longer than a sample in several pieces. `held`: which pieces are held out for validation;
+    None where any may be."""
 
-    def __init__(self, store: TokenStore) -> None:
-        self.store = store
+    store: TokenStore
+    held: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.store.lengths)
@@ -54,7 +58,7 @@ class MaskedLanguageModeling(TextTask[Texts]):
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(recipe)
-        self._splits = Splits(recipe.data, self._read)
+        self._splits = RowSplits(recipe.data, self._read)
 
     def check_data(self) -> None:
         data = self._recipe.data
@@ -65,7 +69,7 @@ class MaskedLanguageModeling(TextTask[Texts]):
         chosen = self._splits[split]
         return chosen.read.store.lengths[chosen.rows]
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         chosen = self._splits[split]
@@ -73,34 +77,36 @@ class MaskedLanguageModeling(TextTask[Texts]):
         rows = chosen.rows_of([0] if filler else indices)
         ids, mask = (torch.from_numpy(array) for array in chosen.read.store.pad(rows, self._text.pad_id))
         if split == "train":
-            hidden, told = self._hide(ids, mask, None)
+            hidden, told = self._hide(ids, mask, draws)
         else:
             seeds = [torch.Generator().manual_seed(int(row)) for row in rows]
             parts = [self._hide(ids[at : at + 1], mask[at : at + 1], seed) for at, seed in enumerate(seeds)]
             hidden, told = (torch.cat(each) for each in zip(*parts, strict=True))
         labels = torch.where(told & (not filler), ids, IGNORED)
-        return {"input_ids": hidden, "attention_mask": mask, "labels": labels}
+        return with_told({"input_ids": hidden, "attention_mask": mask, "labels": labels})
 
     def largest_batch(self, samples: int) -> Batch:
         import torch
 
         tokens = torch.zeros(samples, self._text.max_length, dtype=torch.int64)
-        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens.clone()}
+        batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens.clone()}
+        return with_most_told(batch, self._recipe.data.mask_probability)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Each sample weighs once, however many tokens are hidden in it: that number is drawn, and no rank knows the others'."""
         from torch.nn.functional import cross_entropy
 
-        logits = logits_of(model, batch)
-        labels = batch["labels"].to(logits.device)
-        each = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none").sum(dim=1)
-        told = (labels != IGNORED).sum(dim=1)
-        return (each / told.clamp(min=1)).sum() / (told > 0).sum().clamp(min=1)
+        logits, tokens = told_logits(model, batch)
+        told = (batch["labels"] != IGNORED).to(logits.device)
+        # of the sample that each told token is in; one without any makes no difference
+        shares = (1 / told.sum(dim=1, keepdim=True).clamp(min=1)).expand_as(told)
+        weights = shares.flatten()[batch[TOLD].to(logits.device)]
+        return (cross_entropy(logits, tokens, reduction="none") * weights).sum() / told.any(dim=1).sum().clamp(min=1)
 
     def metrics(self) -> MetricAccumulator:
         from tlcore.tasks.token_counts import TokenCounts
 
-        return TokenCounts(lambda model, batch: (logits := logits_of(model, batch), batch["labels"].to(logits.device)))
+        return TokenCounts(told_logits)
 
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The text with each of its mask tokens filled in."""
@@ -150,10 +156,13 @@ class MaskedLanguageModeling(TextTask[Texts]):
 
     def _read(self, place: str, hub_split: str) -> Texts:
         data = self._recipe.data
-        key = (fingerprint(place), hub_split, data.text, self._text.max_length, self._source.fingerprint)
-        return _prepared.get(key, lambda: self._prepare(place, hub_split))
+        share = held_share(data, place)
+        key = (fingerprint(place), hub_split, data.text, share, self._text.max_length, self._source.fingerprint)
+        return _prepared.get(key, lambda: self._prepare(place, hub_split, share))
 
-    def _prepare(self, place: str, hub_split: str) -> Texts:
+    def _prepare(self, place: str, hub_split: str, share: float | None) -> Texts:
         data = self._recipe.data
         column = read_split(place, [data.text], texts=[data.text], split=hub_split).data.table.column(data.text)
-        return Texts(tokenize(self._text.tokenizer, column.to_pylist(), self._text.max_length, place=place))
+        store, row_of_piece = tokenize_in_pieces(self._text.tokenizer, column.to_pylist(), self._text.max_length)
+        held = None if share is None else np.isin(row_of_piece, hold_out(len(column), share)[1])
+        return Texts(store, held)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tlcore.data import MediaRows
 from tlcore.errors import DataError
-from tlcore.tasks.recent import Held
+from tlcore.tasks.recent import Held, Recent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,12 @@ NOTHING: Final = 255
 HELD_BYTES: Final = 256 << 20
 """Masks kept per process, a byte a pixel: half of what pictures take."""
 _AT_A_TIME: Final = 64
+_LOOKED_AT: Final = 200
+"""Masks in which a class beside 0 must turn up, where there is a 255."""
+_FIRST: Final = 8
+"""So many of them at a time: of right masks the first few have one."""
 _held: Held[Tensor] = Held(HELD_BYTES, lambda tensor: tensor.numel())
+_largest: Recent[int] = Recent(4)
 
 
 def decode_mask(content: bytes, name: str) -> npt.NDArray[np.uint8]:
@@ -74,7 +79,11 @@ def held_masks(
 
 
 def largest_class(rows: MediaRows, column: str) -> int:
-    """The largest class number of all masks, -1 where no pixel has a class; reads them all, once."""
+    """The largest class number of all masks, -1 where no pixel has a class; reads them all, once per process."""
+    return _largest.get((rows.digest, column), lambda: _find_largest(rows, column))
+
+
+def _find_largest(rows: MediaRows, column: str) -> int:
     largest = -1
     for start in range(0, len(rows), _AT_A_TIME):
         some = range(start, min(start + _AT_A_TIME, len(rows)))
@@ -82,6 +91,24 @@ def largest_class(rows: MediaRows, column: str) -> int:
             mask = decode_mask(content, rows.name(column, row))
             largest = max(largest, int(mask[mask != NOTHING].max(initial=0)) if (mask != NOTHING).any() else -1)
     return largest
+
+
+def check_numbered(rows: MediaRows, column: str) -> None:
+    """See that masks are not written as 0 and 255, black and white, of which 255 would count nowhere: any model that says 0
+    everywhere were perfect. Reads the first masks, until one has a class beside 0. Raises DataError, StorageError."""
+    marked = False
+    for start in range(0, min(_LOOKED_AT, len(rows)), _FIRST):
+        some = range(start, min(start + _FIRST, len(rows)))
+        for content, row in zip(rows.read(column, some), some, strict=True):
+            mask = decode_mask(content, rows.name(column, row))
+            if ((mask > 0) & (mask < NOTHING)).any():
+                return
+            marked = marked or bool((mask == NOTHING).any())
+    if marked:
+        raise DataError(
+            f"{rows.place}, column {column!r}: the first masks hold only 0 and 255, and 255 means no class",
+            hint="write the object as 1; masks hold class numbers",
+        )
 
 
 def _prepare(content: bytes, name: str, size: tuple[int, ...], classes: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
@@ -33,7 +34,9 @@ class ModelTask(ABC, Generic[Read]):
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._source = resolve_source(recipe.model.source, recipe.model.revision, recipe.model.trust_remote_code)
+        chosen = recipe.model
+        source = resolve_source(chosen.source, chosen.revision, chosen.trust_remote_code)
+        self._source = replace(source, attention=chosen.attention)
 
     @staticmethod
     def assumed_facts(recipe: Recipe) -> dict[str, Any]:

@@ -7,21 +7,23 @@ differ is `detectors.py`'s. Called through `build_task`. Every picture weighs on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import bytes_read
+from tlcore.data.media import find_media
 from tlcore.errors import DataError, Fault, RecipeError
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator
 from tlcore.tasks.boxes import BoxedPictures, read_boxes
 from tlcore.tasks.classes import ASSUMED, MOST_CHECKED_BYTES, NamedClasses
 from tlcore.tasks.detection_images import DetectionImages, vary
 from tlcore.tasks.gathered import SLOT, slots_of
-from tlcore.tasks.images import held_pictures, picture_sizes, pictures_given
+from tlcore.tasks.images import pictures_given, prepared_pictures
 from tlcore.tasks.model_task import ModelTask
+from tlcore.tasks.recent import Recent
 from tlcore.tasks.sample_labels import named
 from tlcore.tasks.splits import Splits, given_places
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 _LIKELY: Final = 0.5
 """Score from which a box is part of a prediction."""
+_KEPT: Final = 4
+"""Places kept per process: train, validation and test of one recipe, and one over."""
+_read: Recent[BoxedPictures] = Recent(_KEPT)
 
 
 class ObjectDetection(ModelTask[BoxedPictures]):
@@ -66,21 +71,21 @@ class ObjectDetection(ModelTask[BoxedPictures]):
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.ones(len(self._splits[split].rows), dtype=np.int32)
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         chosen, data, side = self._splits[split], self._recipe.data, self._images.side
         rows = chosen.rows_of(indices if len(indices) else [0])
-        pixels = held_pictures(chosen.read.rows, data.image_column, rows, f"for {side}", self._images.shape)
-        wholes = picture_sizes(chosen.read.rows, data.image_column, rows)
+        kept = prepared_pictures(chosen.read.rows, data.image_column, rows, f"for {side}", self._images.shape)
+        pixels = [each.pixels for each in kept]
         varies = split == "train" and data.augment
         objects = []
-        for at, (row, whole) in enumerate(zip(rows, wholes, strict=True)):
+        for at, (row, (_, whole)) in enumerate(zip(rows, kept, strict=True)):
             boxes, labels, crowds = self._objects(chosen.read, int(row), self._classes_of(split))
             scale = max(whole) / side
             boxes = boxes / scale
             if varies:
-                pixels[at], boxes, left = vary(pixels[at], boxes)
+                pixels[at], boxes, left = vary(pixels[at], boxes, draws)
                 boxes, labels, crowds = boxes[left], labels[left], crowds[left]
             objects.append((_centred(boxes) / side, labels, crowds, torch.tensor([scale * side], dtype=torch.float64)))
         padded = {
@@ -182,7 +187,7 @@ class ObjectDetection(ModelTask[BoxedPictures]):
 
     @cached_property
     def _detector(self) -> Detector:
-        """Raises RecipeError: its pictures cannot be of the side that the recipe asks for."""
+        """Raises RecipeError: its pictures cannot be of the side that the recipe asks for; ModelError: no detector known here."""
         from tlcore.tasks.detectors import detector_of
 
         detector, side = detector_of(self._source.load_config()), self._images.side
@@ -219,7 +224,9 @@ class ObjectDetection(ModelTask[BoxedPictures]):
     def _remembered(self, place: str, split: str) -> BoxedPictures:
         data = self._recipe.data
         if (place, split) not in self._read:
-            self._read[place, split] = read_boxes(place, data.image_column, data.objects, split)
+            key = (find_media(place).stamp(), split, data.image_column, data.objects)
+            make = partial(read_boxes, place, data.image_column, data.objects, split)
+            self._read[place, split] = _read.get(key, make)
         return self._read[place, split]
 
 

@@ -1,11 +1,12 @@
 """Extractive question answering: the span of a text that answers a question, through transformers' question answering models.
 
 Owns the task: question and text as tokens, in overlapping windows where they are longer than `data.max_length`, the answer's place
-in each, collation, loss, the best span over all windows, its scores (Rajpurkar et al. 2016), prediction, export. Called through
-`build_task`.
+in each, collation, loss, scores of the answers found (Rajpurkar et al. 2016), prediction, export. Called through `build_task`; how
+answers are read and found is `answers.py`'s.
 
 A sample is one question with all its windows, so that its answer is judged on one rank; loss is the mean over windows (`weights`).
-A window without the answer points at its first token, as published for BERT (Devlin et al. 2018).
+A window without the answer points at its first token, as published for BERT (Devlin et al. 2018). That a text has no answer is said
+only by a model whose training data has such questions: of other data that place means no more than "not in this window".
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split
 from tlcore.errors import DataError
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator, SumOverRanks
+from tlcore.tasks.answers import best_span, characters, read_answers, token_span
+from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator, SumOverRanks
 from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.logits import inputs_of
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TokenStore, store_tokens
+from tlcore.tasks.tokens import TokenStore, chunks, join_stores, store_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,8 +41,8 @@ _KEPT: Final = 4
 _SEGMENTS: Final = "token_type_ids"
 _INPUTS: Final = ("input_ids", "attention_mask", _SEGMENTS)
 _SPLITS: Final = ("train", "validation", "test")
-LONGEST_ANSWER: Final = 30
-"""Tokens of an answer, at most, when the best span is looked for; BERT's published setting."""
+_UNANSWERABLE: Final = "unanswerable"
+"""Name among a checkpoint's facts."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,23 @@ class QuestionAnswering(TextTask[Windows]):
 
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(recipe)
+        self._facts = facts
         self._splits = Splits(recipe.data, self._read)
+
+    @staticmethod
+    def assumed_facts(recipe: Recipe) -> dict[str, Any]:
+        return {_UNANSWERABLE: False}
+
+    def facts(self) -> dict[str, Any]:
+        """Whether the training data has questions without an answer."""
+        return {_UNANSWERABLE: self._may_be_nothing}
+
+    @cached_property
+    def _may_be_nothing(self) -> bool:
+        if self._facts is not None:
+            # a checkpoint of an earlier version does not say
+            return bool(self._facts.get(_UNANSWERABLE, True))
+        return not all(self._splits.read_training_place().answers)
 
     def check_data(self) -> None:
         data = self._recipe.data
@@ -95,7 +113,7 @@ class QuestionAnswering(TextTask[Windows]):
         counts = np.bincount(chosen.read.sample, minlength=len(chosen.read))
         return counts[chosen.rows].astype(np.float64)
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         chosen = self._splits[split]
@@ -148,8 +166,8 @@ class QuestionAnswering(TextTask[Windows]):
             arrays = self._padded(*self._stored(encoded), np.array(windows))
             with torch.no_grad():
                 scores = _scores(model, {name: torch.from_numpy(array) for name, array in arrays.items()}).cpu()
-            spans = [_characters(encoded, window) for window in windows]
-            answers.append({"prediction": best_span(scores, spans, pair["context"])})
+            spans = [characters(encoded, window) for window in windows]
+            answers.append({"prediction": best_span(scores, spans, pair["context"], self._may_be_nothing)})
         return answers
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
@@ -173,7 +191,8 @@ class QuestionAnswering(TextTask[Windows]):
         for sample in dict.fromkeys(owners.tolist()):
             own = np.flatnonzero(owners == sample)
             spans = [read.spans[windows[at]] for at in own.tolist()]
-            found.append((best_span(scores[own], spans, read.contexts[sample]), read.answers[sample]))
+            said = best_span(scores[own], spans, read.contexts[sample], self._may_be_nothing)
+            found.append((said, read.answers[sample]))
         return found
 
     def _encode(self, questions: list[str], contexts: list[str], where: str, first: int) -> Any:
@@ -223,19 +242,27 @@ class QuestionAnswering(TextTask[Windows]):
         table = read_split(place, _columns(data), texts=[data.question, data.context], split=hub_split).data.table
         questions, contexts, given = (table.column(name).to_pylist() for name in _columns(data))
         answers = [
-            _read_answers(cell, text, f"{place}, row {row + 1}")
+            read_answers(cell, text, f"{place}, row {row + 1}")
             for row, (cell, text) in enumerate(zip(given, contexts, strict=True))
         ]
         return questions, contexts, answers
 
     def _prepare(self, place: str, hub_split: str) -> Windows:
         questions, contexts, answers = self._columns_of(place, hub_split)
-        encoded = self._encode(questions, contexts, f"{place}, row", 1)
-        sample = np.array(encoded["overflow_to_sample_mapping"], dtype=np.int64)
-        spans = [_characters(encoded, window) for window in range(len(sample))]
-        places = [_token_span(spans[window], answers[owner]) for window, owner in enumerate(sample.tolist())]
+        tokens, segments, samples, spans, first = [], [], [], [], 0
+        for chunk in chunks(contexts):
+            encoded = self._encode(questions[first : first + len(chunk)], chunk, f"{place}, row", first + 1)
+            ids, kinds = self._stored(encoded)
+            tokens.append(ids)
+            segments += [] if kinds is None else [kinds]
+            samples.append(np.array(encoded["overflow_to_sample_mapping"], dtype=np.int64) + first)
+            spans += [characters(encoded, window) for window in range(len(samples[-1]))]
+            first += len(chunk)
+        sample = np.concatenate(samples)
+        places = [token_span(span, answers[owner]) for span, owner in zip(spans, sample.tolist(), strict=True)]
         return Windows(
-            *self._stored(encoded),
+            join_stores(tokens),
+            join_stores(segments) if segments else None,
             sample,
             np.array([start for start, _ in places], dtype=np.int64),
             np.array([end for _, end in places], dtype=np.int64),
@@ -288,26 +315,6 @@ class AnswerCounts:
         return {"f1": f1 / questions, "exact": exact / questions, "loss": loss / windows}
 
 
-def best_span(scores: Tensor, spans: Sequence[npt.NDArray[np.int32]], context: str) -> str:
-    """The text of the span with the highest start plus end score over all windows of a question; empty where pointing at a window's
-    first token scores higher in every window, which says that there is no answer.
-
-    Args:
-        scores: [W, T, 2].
-    """
-    best, answer, nothing = -np.inf, "", np.inf
-    for window, place in enumerate(spans):
-        start, end = scores[window, : len(place), 0].numpy(), scores[window, : len(place), 1].numpy()
-        nothing = min(nothing, float(start[0] + end[0]))
-        inside = np.flatnonzero(place[:, 0] >= 0)
-        for first in inside[np.argsort(-start[inside])[:20]]:
-            lasts = inside[(inside >= first) & (inside < first + LONGEST_ANSWER)]
-            last = lasts[np.argmax(end[lasts])]
-            if start[first] + end[last] > best:
-                best, answer = float(start[first] + end[last]), context[place[first, 0] : place[last, 1]]
-    return answer if best >= nothing else ""
-
-
 def _scores(model: nn.Module, batch: Batch) -> Tensor:
     """[W, T, 2] in fp32: how well each token starts and ends the answer; padding never does."""
     import torch
@@ -321,38 +328,6 @@ def _scores(model: nn.Module, batch: Batch) -> Tensor:
 
 def _columns(data: Any) -> list[str]:
     return [data.question, data.context, data.answers]
-
-
-def _read_answers(cell: Any, context: str, where: str) -> list[tuple[str, int]]:
-    """(text, first character) of each answer, checked against the text. Raises DataError."""
-    found = json.loads(cell) if isinstance(cell, str) else cell
-    if not isinstance(found, Mapping) or not {"text", "answer_start"} <= set(found):
-        raise DataError(f"{where}: the answers are {str(cell)[:80]!r}", hint="give {text: [...], answer_start: [...]}")
-    answers = list(zip(found["text"], found["answer_start"], strict=True))
-    for text, start in answers:
-        if context[start : start + len(text)] != text:
-            there = context[start : start + len(text)]
-            raise DataError(
-                f"{where}: answer {text!r} does not stand at character {start} of the text, where there is {there!r}",
-                hint="answer_start counts characters from 0",
-            )
-    return answers
-
-
-def _characters(encoded: Any, window: int) -> npt.NDArray[np.int32]:
-    """[T, 2]: first and past-the-last character of each token in the text; -1 for tokens of the question and special ones."""
-    of_text = np.array([part == 1 for part in encoded.sequence_ids(window)])
-    return np.where(of_text[:, None], np.array(encoded["offset_mapping"][window], dtype=np.int32), np.int32(-1))
-
-
-def _token_span(place: npt.NDArray[np.int32], answers: Sequence[tuple[str, int]]) -> tuple[int, int]:
-    """First and last token of the first answer; (0, 0) where this window does not hold all of it."""
-    if not answers:
-        return 0, 0
-    text, start = answers[0]
-    first = np.flatnonzero((place[:, 0] >= 0) & (place[:, 0] <= start) & (place[:, 1] > start))
-    last = np.flatnonzero((place[:, 0] >= 0) & (place[:, 0] < start + len(text)) & (place[:, 1] >= start + len(text)))
-    return (int(first[0]), int(last[0])) if len(first) and len(last) else (0, 0)
 
 
 def _question_and_context(given: Any, number: int) -> dict[str, str]:

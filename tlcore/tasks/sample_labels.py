@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import class_names
+from tlcore.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,12 +37,14 @@ class Labels(Protocol):
 
 @dataclass(frozen=True)
 class SampleLabels:
-    """`values`: the distinct labels; sample i has `values[index[offsets[i]:offsets[i + 1]]]`. `names` as in `Labels`."""
+    """`values`: the distinct labels; sample i has `values[index[offsets[i]:offsets[i + 1]]]`. `names` as in `Labels`. `rows`: where
+    each sample stands in its table; None where all of it was read."""
 
     values: tuple[Any, ...]
     index: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
     names: tuple[str, ...] | None = None
+    rows: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def read(
@@ -52,18 +55,25 @@ class SampleLabels:
 
         Args:
             rows: which samples' labels, in which order; None for all.
+
+        Raises DataError: lists of labels without `multi_label`.
         """
         names = class_names(table, column)
         chosen = table.column(column)
         cells = (chosen if rows is None else chosen.take(rows)).combine_chunks()
         if not multi_label:
+            _check_single(cells, column)
             encoded = cells.dictionary_encode()
             index = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-            return cls(tuple(encoded.dictionary.to_pylist()), index, np.arange(len(cells) + 1, dtype=np.int64), names)
+            return cls(
+                tuple(encoded.dictionary.to_pylist()), index, np.arange(len(cells) + 1, dtype=np.int64), names, rows
+            )
         numbers: dict[Any, int] = {}
         each = [[numbers.setdefault(label, len(numbers)) for label in _labels(cell)] for cell in cells.to_pylist()]
         offsets = np.cumsum([0, *(len(some) for some in each)], dtype=np.int64)
-        return cls(tuple(numbers), np.array([one for some in each for one in some], dtype=np.int64), offsets, names)
+        return cls(
+            tuple(numbers), np.array([one for some in each for one in some], dtype=np.int64), offsets, names, rows
+        )
 
     def one_of(self, rows: npt.NDArray[np.int64], class_of: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Class of each row [B], where each has one label.
@@ -72,6 +82,11 @@ class SampleLabels:
             class_of: class of each of `values`.
         """
         return class_of[self.index[rows]]
+
+    def first_row(self, value: int) -> int:
+        """Row of the table, from 1, where the one of `values` with this number first stands; each sample has one label."""
+        sample = int(np.flatnonzero(self.index == value)[0])
+        return (sample if self.rows is None else int(self.rows[sample])) + 1
 
     def counts(
         self, class_of: npt.NDArray[np.int64], classes: int, rows: npt.NDArray[np.int64] | None = None
@@ -93,6 +108,17 @@ class SampleLabels:
 def empty_cells(column: str, multi_label: bool) -> list[str]:
     """The label column, where a sample may have none: an empty cell is then the empty set."""
     return [column] if multi_label else []
+
+
+def _check_single(cells: pa.Array, column: str) -> None:
+    import pyarrow as pa
+
+    if pa.types.is_nested(cells.type):
+        raise DataError(
+            f"column {column!r} holds {cells.type} where a sample has one label",
+            hint="where samples have any number of labels, as lists, set data.multi_label: true",
+            column=column,
+        )
 
 
 def _labels(cell: Any) -> list[Any]:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from tlcore.errors import Fault, RecipeError
 from tlcore.tasks.base import Batch
 from tlcore.tasks.logits import inputs_of
@@ -59,16 +61,18 @@ class SoundInputs:
         return round(self._max_seconds * self.rate_hz)
 
     def batch(self, sounds: Sequence[Pcm]) -> Batch:
-        """The model's inputs for these sounds, [B, T] or [B, ...] of features, and `LENGTHS` [B]."""
+        """The model's inputs for these sounds, [B, T] or [B, ...] of features, and `LENGTHS` [B]; silence fills up what is
+        shorter than the model can take."""
         import torch
 
-        fixed = {} if self._is_fixed else {"padding": True}
+        one_step, one_span = self._least
+        filled = [np.pad(as_floats(sound), (0, max(0, one_step - len(sound)))) for sound in sounds]
         made = self.extractor(
-            [as_floats(sound) for sound in sounds],
+            filled,
             sampling_rate=self.rate_hz,
             return_attention_mask=True,
             return_tensors="pt",
-            **fixed,
+            **self._padding(max(len(sound) for sound in filled), one_span),
         )
         mask = made["attention_mask"]
         batch = {name: made[name] for name in _INPUTS if name in made}
@@ -89,7 +93,8 @@ class SoundInputs:
             length = self.length(self.window)
             shape, name = (length, extractor.feature_size), _INPUTS[1]
         else:
-            shape, name, length = (self.window,), _INPUTS[0], self.window
+            length = max(self.window, *self._least)
+            shape, name = (length,), _INPUTS[0]
         batch = {name: torch.zeros(samples, *shape), LENGTHS: torch.full((samples,), length)}
         if extractor.return_attention_mask:
             batch["attention_mask"] = torch.ones(samples, length, dtype=torch.int32)
@@ -97,11 +102,32 @@ class SoundInputs:
 
     def length(self, frames: int) -> int:
         """`LENGTHS` of a sound of so many samples."""
-        return int(self.extractor.frames(frames)) if hasattr(self.extractor, "frames") else frames
+        return int(self.extractor.frames(frames)) if hasattr(self.extractor, "frames") else max(frames, self._least[0])
+
+    @cached_property
+    def _least(self) -> tuple[int, int]:
+        """Samples that a model of waveforms needs: of each sound, for one step of its convolutions; of a batch, for one span of
+        the steps that it hides in training (SpecAugment), without which transformers raises. 0 for other models."""
+        config = self._source.load_config()
+        layers = list(zip(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()), strict=True))
+        span = int(config.mask_time_length) if getattr(config, "mask_time_prob", 0) else 1
+        return (_samples_of(1, layers), _samples_of(span, layers)) if layers else (0, 0)
+
+    def _padding(self, longest: int, least: int) -> dict[str, Any]:
+        if self._is_fixed:
+            return {}
+        return {"padding": "max_length", "max_length": least} if longest < least else {"padding": True}
 
     @property
     def _is_fixed(self) -> bool:
         return hasattr(self.extractor, "nb_max_frames")
+
+
+def _samples_of(steps: int, layers: Sequence[tuple[int, int]]) -> int:
+    """The fewest samples of which convolutions of these (kernel, stride) make so many steps."""
+    for kernel, stride in reversed(layers):
+        steps = (steps - 1) * stride + kernel
+    return steps
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> Batch:

@@ -11,7 +11,6 @@ before training because every file is opened once.
 from __future__ import annotations
 
 import io
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from tlcore.tasks.classes import MOST_CHECKED_BYTES, check_distinct
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.sample_labels import SampleLabels, empty_cells, named
 from tlcore.tasks.splits import given_places
-from tlcore.tasks.telling import is_rank_0
+from tlcore.tasks.telling import tell_once
 
 if TYPE_CHECKING:
     from tlcore.recipe.data_schema import DataSection
@@ -47,6 +46,14 @@ def decode(content: bytes, rate_hz: int, name: str) -> Pcm:
 
     Raises DataError: no sound that can be read, an empty one, or values that are no numbers.
     """
+    sound = _decode(content, rate_hz, name)
+    if sound.size == 0:
+        raise DataError(f"{name} holds no sound: it has no frame", hint="remove it from the data")
+    return sound
+
+
+def _decode(content: bytes, rate_hz: int, name: str) -> Pcm:
+    """As `decode`, but an empty sound is one too."""
     import soundfile
 
     try:
@@ -54,8 +61,6 @@ def decode(content: bytes, rate_hz: int, name: str) -> Pcm:
     except (soundfile.LibsndfileError, TypeError) as error:
         raise _unreadable(name, error) from error
     mono = samples.mean(axis=1)
-    if mono.size == 0:
-        raise DataError(f"{name} holds no sound: it has no frame", hint="remove it from the data")
     if not np.isfinite(mono).all():
         raise DataError(f"{name} holds samples that are no numbers", hint="write the file anew")
     return as_pcm(resample(mono, given_hz, rate_hz))
@@ -73,7 +78,7 @@ def as_floats(sound: Pcm) -> npt.NDArray[np.float32]:
 
 def resample(sound: npt.NDArray[np.float32], given_hz: int, wanted_hz: int) -> npt.NDArray[np.float32]:
     """The same sound at another rate: scipy's polyphase filter, which keeps what lies above the new band from folding into it."""
-    if given_hz == wanted_hz:
+    if given_hz == wanted_hz or sound.size == 0:
         return sound
     from scipy.signal import resample_poly  # a second to import, and most data needs none of it
 
@@ -99,7 +104,7 @@ def _unreadable(name: str, error: Exception) -> DataError:
 
 @dataclass(frozen=True)
 class Sounds:
-    """The sounds of a place that are short enough. `frames` [N]: length of each at `rate_hz`; `kept` [N]: its row in `rows`."""
+    """The sounds of a place that can be used. `frames` [N]: length of each at `rate_hz`; `kept` [N]: its row in `rows`."""
 
     rows: MediaRows
     column: str
@@ -144,7 +149,7 @@ def read_sounds(
     texts: Sequence[str] = (),
     may_be_empty: Sequence[str] = (),
 ) -> Sounds:
-    """Open every sound of a place once; those longer than `max_seconds` are left out, which rank 0 says.
+    """Open every sound of a place once; those longer than `max_seconds` and those without a frame are left out, which rank 0 says.
 
     Args:
         column: holds the sounds; a folder of files has just them.
@@ -171,30 +176,28 @@ def _open_all(rows: MediaRows, column: str, rate_hz: int, max_seconds: float) ->
             if held_bytes >= KEPT_BYTES:
                 lengths[row] = math.ceil(_seconds(content, name) * rate_hz)
                 continue
-            sound = decode(content, rate_hz, name)
+            sound = _decode(content, rate_hz, name)
             lengths[row] = len(sound)
             if len(sound) <= most:
                 held[row] = sound
                 held_bytes += sound.nbytes
-    kept = np.flatnonzero(lengths <= most)
-    _say_left_out(rows.place, len(rows) - len(kept), len(rows), max_seconds)
+    kept = np.flatnonzero((lengths > 0) & (lengths <= most))
+    _tell_left_out(rows.place, len(rows), int((lengths > most).sum()), int((lengths == 0).sum()), max_seconds)
     return Sounds(rows, column, rate_hz, kept.astype(np.int64), lengths[kept].astype(np.int32), held)
 
 
-def _say_left_out(place: str, count: int, samples: int, max_seconds: float) -> None:
-    if count == samples:
+def _tell_left_out(place: str, samples: int, longer: int, empty: int, max_seconds: float) -> None:
+    """Say how many were left out, of each kind. Raises DataError where none is left."""
+    limit = f"longer than data.max_seconds={max_seconds:g}"
+    if longer + empty == samples:
         raise DataError(
-            f"{place}: all {samples} sounds are longer than {max_seconds:g} s",
-            hint="raise data.max_seconds, or cut them",
+            f"{place}: none of {samples} sounds is left: {longer} are {limit}, {empty} have no frame",
+            hint="raise data.max_seconds, cut them, or write the files anew",
         )
-    if count and is_rank_0():
-        logging.getLogger(__name__).warning(
-            "%s: left out %d of %d sounds, which are longer than data.max_seconds %g",
-            place,
-            count,
-            samples,
-            max_seconds,
-        )
+    if longer:
+        tell_once(f"{place}: left out {longer} of {samples} sounds, which are {limit}: not learned, and in no metric")
+    if empty:
+        tell_once(f"{place}: left out {empty} of {samples} sounds, which have no frame")
 
 
 def open_sound(given: Any, rate_hz: int) -> Pcm:

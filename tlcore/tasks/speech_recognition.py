@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.errors import ModelError
-from tlcore.tasks.base import Batch, MetricAccumulator
+from tlcore.tasks.base import Batch, Draws, MetricAccumulator
 from tlcore.tasks.ctc_vocabulary import ASSUMED, find_vocabulary
 from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.recent import Recent
@@ -79,7 +79,7 @@ class SpeechRecognition(ModelTask[SpokenTexts]):
         self._way.prepare(model)
         return model
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         chosen = self._splits[split]
         filler = len(indices) == 0
         rows = chosen.rows_of([0] if filler else indices)
@@ -157,9 +157,10 @@ class SpeechRecognition(ModelTask[SpokenTexts]):
     def _read(self, place: str, hub_split: str) -> SpokenTexts:
         data = self._recipe.data
         sounds = self._read_sounds(place, hub_split)
-        settings = (data.language, data.max_target_length, self._recipe.task)
-        key = (place, sounds.rows.digest, hub_split, self._column, self._source.fingerprint, *settings)
-        return _prepared.get((*key, tuple(self.facts().get("vocabulary", ()))), lambda: self._prepare(sounds))
+        heard = (place, sounds.rows.digest, hub_split, data.audio, sounds.rate_hz, data.max_seconds)
+        told = (self._column, self._source.fingerprint, data.language, data.max_target_length, self._recipe.task)
+        vocabulary = tuple(self.facts().get("vocabulary", ()))
+        return _prepared.get((*heard, *told, vocabulary), lambda: self._prepare(sounds))
 
     def _prepare(self, sounds: Sounds) -> SpokenTexts:
         texts = sounds.cells(self._column)

@@ -1,14 +1,14 @@
 """The three splits of a recipe's data: which place each is read from, and which of its samples belong to it.
 
-Owns that mapping and the holding out of validation samples; reads nothing itself. Called by every task, each with its own way of
-reading a place.
+Owns that mapping and the holding out of validation samples, by rows of the data where a row gives several of them: what one is
+judged by must not be learned from another. Reads nothing itself. Called by every task, each with its own way of reading a place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,31 @@ class Splits(Generic[Read]):
     def _hold_out(self, read: Read, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Samples to train on and samples held out, both ascending. Raises DataError where there would be none."""
         return hold_out(len(read), share)
+
+
+class HeldByRow(Sized, Protocol):
+    """Samples of which reading has chosen those to hold out."""
+
+    @property
+    def held(self) -> npt.NDArray[np.bool_] | None:
+        """Which they are; None where any may be."""
+
+
+ReadByRow = TypeVar("ReadByRow", bound=HeldByRow)
+
+
+class RowSplits(Splits[ReadByRow]):
+    """Splits that hold out whole rows of the data, where a row gives several samples."""
+
+    def _hold_out(self, read: ReadByRow, share: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        if read.held is None:
+            return super()._hold_out(read, share)
+        return np.flatnonzero(~read.held), np.flatnonzero(read.held)
+
+
+def held_share(data: DataSection, place: str) -> float | None:
+    """The share of a place's rows that is held out for validation; None where none is."""
+    return data.validation if isinstance(data.validation, float) and place == data.train else None
 
 
 def given_places(data: DataSection) -> list[tuple[str, str]]:

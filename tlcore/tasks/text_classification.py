@@ -1,4 +1,4 @@
-"""One class per text, or any number of them, through transformers' sequence classification models.
+"""One class per text or pair of texts, any number of them, or a number, through transformers' sequence classification models.
 
 Owns the task's data preparation, model class, collation, loss, prediction and export. Called through `build_task`.
 
@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split
-from tlcore.errors import DataError
-from tlcore.tasks.base import Batch, MetricAccumulator
-from tlcore.tasks.choice import Choice
+from tlcore.tasks.base import Batch, Draws, MetricAccumulator
+from tlcore.tasks.choice import choice_or_number
 from tlcore.tasks.classes import assumed_labels, check_labelled
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.logits import logits_of
@@ -26,7 +25,7 @@ from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.sample_labels import SampleLabels, empty_cells
 from tlcore.tasks.splits import Splits, given_places
-from tlcore.tasks.tokens import TokenStore, tokenize
+from tlcore.tasks.text_pairs import TokenizedTexts, asked_columns, largest_texts, pair_of, text_columns, tokenize_texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,13 +39,13 @@ _KEPT: Final = 4
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """One place's texts as tokens, and their labels as they stand in the data."""
+    """One place's texts, or pairs of them, as tokens, and their labels as they stand in the data."""
 
-    texts: TokenStore
+    texts: TokenizedTexts
     labels: SampleLabels
 
     def __len__(self) -> int:
-        return len(self.texts.lengths)
+        return len(self.texts.tokens.lengths)
 
 
 _prepared: Recent[LabelledTexts] = Recent(_KEPT)
@@ -60,7 +59,7 @@ class TextClassification(TextTask[LabelledTexts]):
     def __init__(self, recipe: Recipe, facts: Mapping[str, Any] | None = None) -> None:
         super().__init__(recipe)
         self._splits = Splits(recipe.data, self._read)
-        self._choice = Choice(recipe.data, facts, self._splits, lambda read: read.labels)
+        self._choice = choice_or_number(recipe, facts, self._splits, lambda read: read.labels)
 
     @staticmethod
     def assumed_facts(recipe: Recipe) -> dict[str, Any]:
@@ -68,37 +67,25 @@ class TextClassification(TextTask[LabelledTexts]):
 
     def check_data(self) -> None:
         data = self._recipe.data
-        check_labelled(data, given_places(data), [data.text], texts=[data.text])
+        check_labelled(data, given_places(data), text_columns(data), texts=text_columns(data))
 
     def _check_split(self, split: str) -> None:
         self._choice.check(split)
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
-        return chosen.read.texts.lengths[chosen.rows]
+        return chosen.read.texts.tokens.lengths[chosen.rows]
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
-        import torch
-
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         chosen = self._splits[split]
         filler = len(indices) == 0
         rows = chosen.rows_of([0] if filler else indices)
-        ids, mask = chosen.read.texts.pad(rows, self._text.pad_id)
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": self._choice.targets(split, rows, filler=filler),
-        }
+        labels = self._choice.targets(split, rows, filler=filler)
+        return {**chosen.read.texts.batch(rows, self._text.pad_id), "labels": labels}
 
     def largest_batch(self, samples: int) -> Batch:
-        import torch
-
-        tokens = torch.zeros(samples, self._text.max_length, dtype=torch.int64)
-        return {
-            "input_ids": tokens,
-            "attention_mask": torch.ones_like(tokens),
-            "labels": self._choice.largest(samples),
-        }
+        pairs = self._recipe.data.text_pair is not None
+        return {**largest_texts(self._text, samples, pairs), "labels": self._choice.largest(samples)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self._choice.loss(logits_of(model, batch), batch["labels"])
@@ -109,24 +96,22 @@ class TextClassification(TextTask[LabelledTexts]):
     def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         import torch
 
-        for number, text in enumerate(inputs):
-            if not isinstance(text, str):
-                raise DataError(f"input {number} is {text!r}, not a text", hint="give one text per input")
         answers: list[dict[str, Any]] = []
-        store = tokenize(self._text.tokenizer, inputs, self._text.max_length)
+        texts = tokenize_texts(self._text, asked_columns(inputs, pairs=self._recipe.data.text_pair is not None))
         for start in range(0, len(inputs), _PREDICT_BATCH):
             rows = np.arange(start, min(start + _PREDICT_BATCH, len(inputs)))
-            ids, mask = store.pad(rows, self._text.pad_id)
             with torch.no_grad():
-                logits = logits_of(
-                    model, {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-                )
+                logits = logits_of(model, texts.batch(rows, self._text.pad_id))
             answers.extend(self._choice.answers(self._choice.probabilities(logits)))
         return answers
 
     def examples(self, split: str, count: int) -> list[tuple[Any, Any]]:
         data = self._recipe.data
-        return plain_examples(data, split, count, data.text, data.label)
+        found = plain_examples(data, split, count, data.text, data.label)
+        if data.text_pair is None:
+            return found
+        seconds = plain_examples(data, split, count, data.text_pair, None)
+        return [(pair_of(first, second), label) for (first, label), (second, _) in zip(found, seconds, strict=True)]
 
     def facts(self) -> dict[str, Any]:
         return self._choice.facts()
@@ -136,15 +121,15 @@ class TextClassification(TextTask[LabelledTexts]):
 
     def _read(self, place: str, hub_split: str) -> LabelledTexts:
         data = self._recipe.data
-        columns = (data.text, data.label, data.multi_label)
+        columns = (*text_columns(data), data.label, data.multi_label)
         key = (fingerprint(place), hub_split, *columns, self._text.max_length, self._source.fingerprint)
         return _prepared.get(key, lambda: self._prepare(place, hub_split))
 
     def _prepare(self, place: str, hub_split: str) -> LabelledTexts:
         data = self._recipe.data
         empty = empty_cells(data.label, data.multi_label)
-        columns = [data.text, data.label]
-        table = read_split(place, columns, texts=[data.text], split=hub_split, may_be_empty=empty).data.table
+        named = text_columns(data)
+        table = read_split(place, [*named, data.label], texts=named, split=hub_split, may_be_empty=empty).data.table
         labels = SampleLabels.read(table, data.label, data.multi_label)
-        texts = tokenize(self._text.tokenizer, table.column(data.text).to_pylist(), self._text.max_length, place=place)
-        return LabelledTexts(texts, labels)
+        columns = [table.column(name).to_pylist() for name in named]
+        return LabelledTexts(tokenize_texts(self._text, columns, place), labels)

@@ -10,7 +10,7 @@ that texts must not see each other, in every family whose attention takes positi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split, read_text
 from tlcore.errors import DataError
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator
 from tlcore.tasks.classes import checked_places
 from tlcore.tasks.conversations import (
     Encoded,
@@ -33,12 +33,13 @@ from tlcore.tasks.conversations import (
     template_of,
 )
 from tlcore.tasks.generate import generate
-from tlcore.tasks.learned_texts import LearnedTexts, RowSplits, group_texts
-from tlcore.tasks.logits import logits_of, mean_cross_entropy
+from tlcore.tasks.learned_texts import EncodedTexts, LearnedTexts, group_texts, told_counts
+from tlcore.tasks.logits import mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
-from tlcore.tasks.splits import given_places
-from tlcore.tasks.telling import tell_cut
+from tlcore.tasks.splits import RowSplits, given_places, held_share
+from tlcore.tasks.tokens import TokenStore, chunks, join_stores, store_tokens
+from tlcore.tasks.told import told_logits, with_most_told, with_told
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 _KEPT: Final = 4
 _LOOKED_AT: Final = 100
 """First conversations of a place that are looked at before workers start."""
+_AT_ONCE: Final = 1024
+"""Rows of conversations or pairs that are Python objects at one time."""
 _TEMPLATE: Final = "chat_template"
 """Name among a checkpoint's facts: the file that the recipe names may be gone when a model is exported."""
 
@@ -85,15 +88,10 @@ class TextGeneration(TextTask[LearnedTexts]):
 
     def weights(self, split: str) -> npt.NDArray[np.float64]:
         chosen = self._splits[split]
-        read = chosen.read
-        # The first token of a text follows nothing and is not told.
-        told = read.learned.copy()
-        told[read.texts.offsets[:-1][read.texts.lengths > 0]] = False
-        sums = np.concatenate([[0], np.cumsum(told)])
-        each = sums[read.texts.offsets[1:]] - sums[read.texts.offsets[:-1]]
-        return _sums(each, [read.groups[row] for row in chosen.rows]).astype(np.float64)
+        told = told_counts(chosen.read.texts, chosen.read.learned)
+        return _sums(told, [chosen.read.groups[row] for row in chosen.rows]).astype(np.float64)
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         chosen = self._splits[split]
@@ -117,13 +115,13 @@ class TextGeneration(TextTask[LearnedTexts]):
         else:
             ends = np.array([[len(tokens)] for tokens, _, _ in samples])
             arrays["attention_mask"] = (np.arange(width) < ends).astype(np.int64)
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return with_told({name: torch.from_numpy(array) for name, array in arrays.items()}, ahead=1)
 
     def largest_batch(self, samples: int) -> Batch:
         import torch
 
         tokens = torch.zeros(samples, self._text.max_length, dtype=torch.int64)
-        batch = {"input_ids": tokens, "labels": tokens.clone()}
+        batch = with_most_told({"input_ids": tokens, "labels": tokens.clone()})
         return batch if self._recipe.data.packing else {**batch, "attention_mask": torch.ones_like(tokens)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -219,21 +217,19 @@ class TextGeneration(TextTask[LearnedTexts]):
 
     def _read(self, place: str, hub_split: str) -> LearnedTexts:
         data = self._recipe.data
-        share = data.validation if isinstance(data.validation, float) else None
+        share = held_share(data, place)
         template = None if data.chat_template is None else self._tokenizer.chat_template
         columns = data.text, data.target, data.input, data.messages, template
         key = (fingerprint(place), hub_split, columns, share, data.packing, self._text.max_length)
         return _prepared.get((*key, self._source.fingerprint), lambda: self._prepare(place, hub_split, share))
 
     def _prepare(self, place: str, hub_split: str, share: float | None) -> LearnedTexts:
-        most = self._text.max_length
-        rows = [
-            self._encode(row, f"{place}, row {number}")
-            for number, row in enumerate(self._rows(place, hub_split).to_pylist(), start=1)
-        ]
-        tell_cut(place, [len(ids) for row in rows for ids, _ in row], most)
-        rows = [[(ids[:most], learned[:most]) for ids, learned in row] for row in rows]
-        found = group_texts(rows, most if self._recipe.data.packing else None, share)
+        data, most, table = self._recipe.data, self._text.max_length, self._rows(place, hub_split)
+        if data.messages is None and data.target is None:
+            encoded = EncodedTexts.in_pieces(self._encode_texts(table.column(data.text).to_pylist()), most)
+        else:
+            encoded = EncodedTexts.cut(self._encode_rows(table, place), most, place)
+        found = group_texts(encoded, most if data.packing else None, share)
         if not found.learned.any():
             raise DataError(
                 f"{place}: nothing is left to be learned of any row, once each is cut at {most} tokens",
@@ -241,32 +237,36 @@ class TextGeneration(TextTask[LearnedTexts]):
             )
         return found
 
-    def _encode(self, row: Mapping[str, Any], where: str) -> list[Encoded]:
+    def _encode_rows(self, table: Any, place: str) -> Iterator[list[Encoded]]:
+        """Conversations, or prompts with their answers, row by row."""
         data = self._recipe.data
-        if data.messages is not None:
-            return encode_conversation(self._tokenizer, row[data.messages], where)
-        if data.target is None:
-            return [self._encode_text(row[data.text])]
-        return encode_pair(self._tokenizer, self._asked(row), row[data.target], where)
+        rows = (row for batch in table.to_batches(max_chunksize=_AT_ONCE) for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            where = f"{place}, row {number}"
+            if data.messages is not None:
+                yield encode_conversation(self._tokenizer, row[data.messages], where)
+            else:
+                yield encode_pair(self._tokenizer, self._asked(row), row[data.target], where)
 
     def _asked(self, row: Mapping[str, Any]) -> str:
         """The text of a row, with what it is about below it."""
         data = self._recipe.data
         return join_input(row[data.text], None if data.input is None else row[data.input])
 
-    def _encode_text(self, text: str) -> Encoded:
-        """The text and the token that ends it, which is what tells the model to stop."""
+    def _encode_texts(self, texts: Sequence[str]) -> TokenStore:
+        """Whole texts, each with the token that ends it, which is what tells the model to stop."""
         end = self._tokenizer.eos_token_id
-        ids = self._tokenizer(text)["input_ids"]
-        ids = [*ids, *([end] if end is not None and ids[-1:] != [end] else [])]
-        return ids, [True] * len(ids)
+        parts = []
+        for chunk in chunks(texts):
+            encoded = self._tokenizer(chunk, verbose=False)["input_ids"]
+            parts.append(store_tokens([ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in encoded]))
+        return join_stores(parts)
 
 
 def _told(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [B, T - 1, V] in fp32, and the token that each of them tells."""
+    """Logits [M, V] in fp32 where the next token is learned, and that token [M]."""
     # Without a cache: with one, transformers takes position ids for those of a longer text instead of several texts.
-    logits = logits_of(model, batch, use_cache=False)
-    return logits[:, :-1], batch["labels"][:, 1:].to(logits.device)
+    return told_logits(model, batch, ahead=1, use_cache=False)
 
 
 def _sums(values: npt.NDArray[Any], groups: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[Any]:

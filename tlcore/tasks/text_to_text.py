@@ -1,7 +1,11 @@
 """Summarization and translation, through transformers' sequence-to-sequence models.
 
 Owns the tasks: texts and targets as tokens, collation, loss, produced text and its scores, export. Called through `build_task`; the
-two tasks differ in their scores alone.
+two tasks differ in their scores, and in that a translation is from one language into another.
+
+A model of many languages (NLLB, mBART, M2M100) tells them by tokens of their own, which its tokenizer puts around a text once it
+knows the language. It is made to produce the target's as it was trained to: as the first token, or, where that token ends a target
+(mBART of 25 languages), in place of the token that a decoder starts from.
 
 Loss is the mean over the target tokens of the global batch (`weights`).
 """
@@ -17,24 +21,28 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcore.data import fingerprint, read_split
-from tlcore.errors import DataError, ModelError
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator
+from tlcore.errors import DataError, Fault, ModelError, RecipeError
+from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator
 from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
 from tlcore.tasks.generate import generate
-from tlcore.tasks.logits import logits_of, mean_cross_entropy
+from tlcore.tasks.logits import mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits
 from tlcore.tasks.tokens import TokenStore, tokenize
+from tlcore.tasks.told import told_logits, with_most_told, with_told
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tlcore.recipe import Recipe
+    from tlcore.recipe.data_schema import DataSection
 
 _KEPT: Final = 4
 _PREDICT_BATCH: Final = 8
+_SHOWN: Final = 12
+"""Codes of languages in a message."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class TextToText(TextTask[TextPairs]):
         chosen = self._splits[split]
         return chosen.read.targets.lengths[chosen.rows].astype(np.float64)
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         chosen = self._splits[split]
@@ -82,18 +90,15 @@ class TextToText(TextTask[TextPairs]):
         ids, mask = chosen.read.texts.pad(rows, self._text.pad_id)
         labels, told = chosen.read.targets.pad(rows, IGNORED)
         labels[(told == 0) | filler] = IGNORED
-        return {
-            "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy(mask),
-            "labels": torch.from_numpy(labels),
-        }
+        arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return with_told({name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def largest_batch(self, samples: int) -> Batch:
         import torch
 
         tokens = torch.zeros(samples, self._text.max_length, dtype=torch.int64)
         labels = torch.zeros(samples, self._recipe.data.max_target_length, dtype=torch.int64)
-        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+        return with_most_told({"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels})
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return mean_cross_entropy(*self._told(model, batch))
@@ -122,8 +127,42 @@ class TextToText(TextTask[TextPairs]):
         data = self._recipe.data
         return plain_examples(data, split, count, data.text, data.target_column)
 
+    def build_model(self, from_scratch: bool) -> nn.Module:
+        """As `ModelTask` says; one of many languages then produces texts in the target's."""
+        model = super().build_model(from_scratch)
+        if self._language_id is not None:
+            settings: Any = model.generation_config
+            settings.decoder_start_token_id = self._start_id
+            settings.forced_bos_token_id = self._language_id if self._is_language_first else None
+        return model
+
+    def _processors(self) -> list[Any]:
+        return [self._tokenizer]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """The source's, with the recipe's languages. Raises RecipeError where it knows others, none, or is told none."""
+        tokenizer, data = self._text.tokenizer, self._recipe.data
+        if self._recipe.task == "translation":
+            _check_languages(tokenizer, data, self._source.name)
+        if data.target_language is not None:
+            tokenizer.src_lang, tokenizer.tgt_lang = data.source_language, data.target_language
+        return tokenizer
+
+    @cached_property
+    def _language_id(self) -> int | None:
+        """The token of the target's language, where the recipe names one."""
+        given = self._recipe.data.target_language
+        return None if given is None else _languages(self._tokenizer)[given]
+
+    @property
+    def _is_language_first(self) -> bool:
+        return bool(self._tokenizer(text_target="a")["input_ids"][0] == self._language_id)
+
     def _config(self) -> Any:
         config = self._text.load_config()
+        if self._language_id is not None and not self._is_language_first:
+            config.decoder_start_token_id = self._language_id
         if config.decoder_start_token_id is None:
             raise ModelError(
                 f"model source {self._source.name!r}: its configuration names no decoder_start_token_id",
@@ -137,7 +176,7 @@ class TextToText(TextTask[TextPairs]):
         return start
 
     def _told(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits [B, T, V] in fp32, and the tokens [B, T] that they tell."""
+        """Logits [M, V] in fp32 where the target has a token, and that token [M]."""
         import torch
 
         labels = batch["labels"]
@@ -145,14 +184,12 @@ class TextToText(TextTask[TextPairs]):
         before = labels.new_full((len(labels), 1), self._start_id)
         shifted = labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, self._text.pad_id)
         given = {**batch, "decoder_input_ids": torch.cat([before, shifted], dim=1)}
-        logits = logits_of(model, given, use_cache=False)
-        return logits, labels.to(logits.device)
+        return told_logits(model, given, use_cache=False)
 
     def _produce(self, model: nn.Module, inputs: Batch, *, together: bool) -> list[str]:
         data = self._recipe.data
         ids = generate(model, inputs, together=together, max_new_tokens=data.max_target_length, num_beams=data.beams)
-        texts: list[str] = self._text.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return texts
+        return self._decode(ids.tolist())
 
     def _produce_counted(self, model: nn.Module, batch: Batch) -> list[str]:
         """For the samples that count; a filler is produced for as well, since the other ranks wait for that."""
@@ -161,17 +198,23 @@ class TextToText(TextTask[TextPairs]):
 
     def _expected(self, batch: Batch) -> list[str]:
         kept = [labels[labels != IGNORED].tolist() for labels in batch["labels"]]
-        return [self._text.tokenizer.decode(ids, skip_special_tokens=True) for ids in kept if ids]
+        return self._decode([ids for ids in kept if ids])
+
+    def _decode(self, texts: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of tokens, without those that stand for no word; M2M100's tokenizer need not count its languages' among them."""
+        words = [[token for token in ids if token != self._language_id] for ids in texts]
+        return [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in words]
 
     def _tokens(self, texts: Sequence[str], place: str | None = None) -> TokenStore:
         prefix = self._recipe.data.prefix
-        return tokenize(self._text.tokenizer, [prefix + text for text in texts], self._text.max_length, place=place)
+        return tokenize(self._tokenizer, [prefix + text for text in texts], self._text.max_length, place=place)
 
     def _read(self, place: str, hub_split: str) -> TextPairs:
         data = self._recipe.data
         key = (fingerprint(place), hub_split, data.text, data.target_column, data.prefix, data.max_target_length)
+        languages = data.source_language, data.target_language
         return _prepared.get(
-            (*key, self._text.max_length, self._source.fingerprint), lambda: self._prepare(place, hub_split)
+            (*key, *languages, self._text.max_length, self._source.fingerprint), lambda: self._prepare(place, hub_split)
         )
 
     def _prepare(self, place: str, hub_split: str) -> TextPairs:
@@ -179,5 +222,32 @@ class TextToText(TextTask[TextPairs]):
         columns = [data.text, data.target_column]
         table = read_split(place, columns, texts=columns, split=hub_split).data.table
         expected = table.column(data.target_column).to_pylist()
-        targets = tokenize(self._text.tokenizer, expected, data.max_target_length, as_target=True, place=place)
+        targets = tokenize(self._tokenizer, expected, data.max_target_length, as_target=True, place=place)
         return TextPairs(self._tokens(table.column(data.text).to_pylist(), place), targets)
+
+
+def _languages(tokenizer: Any) -> dict[str, int]:
+    """The token of each language that a tokenizer tells apart; none where it is not asked for any."""
+    if not hasattr(tokenizer, "set_tgt_lang_special_tokens"):
+        return {}
+    # NLLB's has no table: its languages are the special tokens beside the named ones
+    known: dict[str, int] | None = getattr(tokenizer, "lang_code_to_id", None)
+    return known or {str(code): tokenizer.convert_tokens_to_ids(str(code)) for code in tokenizer.extra_special_tokens}
+
+
+def _check_languages(tokenizer: Any, data: DataSection, source: str) -> None:
+    known, faults = sorted(_languages(tokenizer)), []
+    codes = f"such as {', '.join(known[:_SHOWN])}" + (f" (it has {len(known)})" if len(known) > _SHOWN else "")
+    for key in ("source_language", "target_language"):
+        given = getattr(data, key)
+        if given is None and known:
+            text = f"is null, but model {source!r} knows many languages; give a code of its tokenizer, {codes}"
+        elif given is not None and not known:
+            text = f"is {given!r}, but model {source!r} is told no languages; take it out"
+        elif given is not None and given not in known:
+            text = f"is {given!r}, which model {source!r} does not know; give a code of its tokenizer, {codes}"
+        else:
+            continue
+        faults.append(Fault(f"data.{key}", text))
+    if faults:
+        raise RecipeError(faults)

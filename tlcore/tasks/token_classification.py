@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tlcore.data import class_names, fingerprint, read_split
 from tlcore.errors import DataError
-from tlcore.tasks.base import IGNORED, Batch, MetricAccumulator, SumOverRanks
+from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator, SumOverRanks
 from tlcore.tasks.classes import Classes, assumed_labels, checked_places
 from tlcore.tasks.entities import spans
 from tlcore.tasks.examples import plain_examples
@@ -28,7 +28,7 @@ from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits
 from tlcore.tasks.telling import is_rank_0, tell_cut
-from tlcore.tasks.tokens import TokenStore, store_tokens, whole_lengths
+from tlcore.tasks.tokens import CHUNK_TEXTS, TokenStore, join_stores, store_tokens, whole_lengths
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,7 +93,7 @@ class TokenClassification(TextTask[LabelledWords]):
         weights: npt.NDArray[np.float64] = each[chosen.rows].astype(np.float64)
         return weights
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         chosen = self._splits[split]
@@ -128,13 +128,11 @@ class TokenClassification(TextTask[LabelledWords]):
             words = given.split() if isinstance(given, str) else list(given)
             if not words:
                 raise DataError(f"input {number} has no word", hint="give a text, or a list of words")
-            encoded = self._text.tokenizer(
-                words, is_split_into_words=True, truncation=True, max_length=self._text.max_length
-            )
-            ids = torch.tensor([encoded["input_ids"]])
+            encoded = self._encode([words], truncation=True, max_length=self._text.max_length)
+            ids = torch.tensor(encoded["input_ids"])
             with torch.no_grad():
                 chosen = logits_of(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})[0].argmax(-1)
-            word_of = encoded.word_ids()
+            word_of = encoded.word_ids(0)
             first = _first_tokens(word_of)
             names = {word_of[at]: self._classes.names[int(chosen[at])] for at in first}
             # Words that a long text is cut before have no label; one that the tokenizer drops whole has the one of nothing.
@@ -177,28 +175,37 @@ class TokenClassification(TextTask[LabelledWords]):
     def _prepare(self, place: str, hub_split: str) -> LabelledWords:
         data = self._recipe.data
         table = read_split(place, [data.tokens, data.label], split=hub_split).data.table
-        words, labels = table.column(data.tokens).to_pylist(), table.column(data.label).to_pylist()
-        _check_words(words, labels, place)
-        values = tuple(dict.fromkeys(chain.from_iterable(labels)))
-        index_of = {value: index for index, value in enumerate(values)}
-        most = self._text.max_length
-        encoded = self._text.tokenizer(words, is_split_into_words=True, truncation=True, max_length=most)
-        if is_rank_0():
-            tell_cut(place, whole_lengths(encoded, most, partial(self._uncut, words)), most)
-        label_of = []
-        for row, given in enumerate(labels):
-            own = np.full(len(encoded["input_ids"][row]), -1, dtype=np.int64)
-            word_of = encoded.word_ids(row)
-            first = _first_tokens(word_of)
-            # by word, not by count: a word that the tokenizer drops whole (a zero-width space) has no token
-            own[first] = [index_of[given[word_of[at]]] for at in first]
-            label_of.append(own)
+        index_of: dict[Any, int] = {}
+        stores, label_of = [], []
+        whole: list[int] = []
+        for start in range(0, table.num_rows, CHUNK_TEXTS):
+            chunk = table.slice(start, CHUNK_TEXTS)
+            words, labels = chunk.column(data.tokens).to_pylist(), chunk.column(data.label).to_pylist()
+            _check_words(words, labels, place, start)
+            encoded = self._encode(words, truncation=True, max_length=self._text.max_length)
+            if is_rank_0():
+                whole += whole_lengths(encoded, self._text.max_length, partial(self._uncut, words))
+            stores.append(store_tokens(encoded["input_ids"]))
+            label_of += [_labelled(encoded, row, given, index_of) for row, given in enumerate(labels)]
+        tell_cut(place, whole, self._text.max_length)
         names = class_names(table, data.label)
-        return LabelledWords(store_tokens(encoded["input_ids"]), np.concatenate(label_of), values, names)
+        return LabelledWords(join_stores(stores), np.concatenate(label_of), tuple(index_of), names)
+
+    def _encode(self, words: Sequence[Sequence[str]], **settings: Any) -> Any:
+        """Texts of words as tokens that know their words: the tokens of the running texts."""
+        texts = [[*some[:1], *(f"{self._gap}{word}" for word in some[1:])] for some in words]
+        return self._text.tokenizer(texts, is_split_into_words=True, **settings)
+
+    @cached_property
+    def _gap(self) -> str:
+        """What stands before a word that follows another. A byte-level tokenizer has the space as a part of the word, and would
+        take each word given alone for the rest of the one before; others mark where words begin themselves."""
+        tokenizer = self._text.tokenizer
+        apart = tokenizer(["a", "a"], is_split_into_words=True)["input_ids"]
+        return "" if apart == tokenizer("a a")["input_ids"] else " "
 
     def _uncut(self, words: Sequence[Sequence[str]], rows: Sequence[int]) -> Any:
-        some = [words[row] for row in rows]
-        return self._text.tokenizer(some, is_split_into_words=True, truncation=False, verbose=False)
+        return self._encode([words[row] for row in rows], truncation=False, verbose=False)
 
 
 class EntityCounts:
@@ -253,8 +260,20 @@ def _first_tokens(word_ids: Sequence[int | None]) -> list[int]:
     return [at for at, word in enumerate(word_ids) if word is not None and (at == 0 or word_ids[at - 1] != word)]
 
 
-def _check_words(words: Sequence[Any], labels: Sequence[Any], place: str) -> None:
-    for row, (some, given) in enumerate(zip(words, labels, strict=True)):
+def _labelled(encoded: Any, row: int, labels: Sequence[Any], index_of: dict[Any, int]) -> npt.NDArray[np.int64]:
+    """The label of each token of an encoded row, by its number, which a new label gets here; -1 but for first tokens of words."""
+    numbers = [index_of.setdefault(label, len(index_of)) for label in labels]
+    word_of = encoded.word_ids(row)
+    found = np.full(len(word_of), -1, dtype=np.int64)
+    first = _first_tokens(word_of)
+    # by word, not by count: a word that the tokenizer drops whole (a zero-width space) has no token
+    found[first] = [numbers[word_of[at]] for at in first]
+    return found
+
+
+def _check_words(words: Sequence[Any], labels: Sequence[Any], place: str, first: int = 0) -> None:
+    """Raise DataError where a row's words and labels are no lists of the same length. `first`: the row that they begin with."""
+    for row, (some, given) in enumerate(zip(words, labels, strict=True), start=first):
         if not isinstance(some, list) or not isinstance(given, list) or len(some) != len(given) or not some:
             counts = (
                 f"{len(some)} words and {len(given)} labels"
@@ -263,6 +282,10 @@ def _check_words(words: Sequence[Any], labels: Sequence[Any], place: str) -> Non
             )
             raise DataError(
                 f"{place}, row {row + 1}: {counts}", hint="data.tokens and data.label name lists of the same length"
+            )
+        if other := [word for word in some if not isinstance(word, str)]:
+            raise DataError(
+                f"{place}, row {row + 1}: word {other[0]!r} is no text", hint="data.tokens names lists of texts"
             )
 
 

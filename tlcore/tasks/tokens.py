@@ -6,22 +6,26 @@ because lists of lists of a million snippets cost 30 times their tokens, and a b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from tlcore.errors import Fault, ModelError, RecipeError
-from tlcore.tasks.telling import is_rank_0, tell_cut
+from tlcore.tasks.telling import is_rank_0, tell_cut, tell_once
 
 if TYPE_CHECKING:
     from tlcore.models import ModelSource
 
 CHUNK_TEXTS = 8192
 """Texts given to the tokenizer at once; its lists of a chunk are gone before the next."""
+CHUNK_CHARACTERS = 4 << 20
+"""Characters given to it at once: of long documents, 8,192 would fill the memory with its lists."""
+
+_IDS_ALONE: Final = {"return_attention_mask": False, "return_token_type_ids": False}
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,57 @@ def tokenize(
     """Tokenize with the model's special tokens, cutting at `max_length` tokens; `as_target` with the vocabulary of what is
     produced, where a tokenizer has two (Marian). `place`: where the texts are from; how many of them were cut is then said."""
     given = "text_target" if as_target else "text"
-    plain = {"return_attention_mask": False, "return_token_type_ids": False}
-    parts: list[npt.NDArray[np.int32]] = []
-    lengths: list[int] = []
+    parts: list[TokenStore] = []
     whole: list[int] = []
-    for start in range(0, len(texts), CHUNK_TEXTS):
-        chunk = list(texts[start : start + CHUNK_TEXTS])
-        encoded = tokenizer(**{given: chunk}, truncation=True, max_length=max_length, **plain)
-        lengths.extend(len(ids) for ids in encoded["input_ids"])
-        parts.append(np.fromiter((token for ids in encoded["input_ids"] for token in ids), dtype=np.int32))
+    for chunk in chunks(texts):
+        encoded = tokenizer(**{given: chunk}, truncation=True, max_length=max_length, **_IDS_ALONE)
+        parts.append(store_tokens(encoded["input_ids"]))
         if place is not None and is_rank_0():
             whole += whole_lengths(encoded, max_length, partial(_uncut, tokenizer, given, chunk))
     if place is not None:
         tell_cut(place, whole, max_length, *(("data.max_target_length", "targets") if as_target else ()))
-    tokens = np.concatenate(parts) if parts else np.empty(0, np.int32)
-    return TokenStore(tokens, _offsets(lengths))
+    return join_stores(parts)
+
+
+def tokenize_in_pieces(
+    tokenizer: Any, texts: Sequence[str], max_length: int
+) -> tuple[TokenStore, npt.NDArray[np.int64]]:
+    """Every text whole, in pieces of at most `max_length` tokens, each with the model's special tokens around it; and which text
+    each piece is of, ascending."""
+    parts: list[TokenStore] = []
+    owners: list[npt.NDArray[np.int64]] = []
+    first = 0
+    for chunk in chunks(texts):
+        pieces, of = _pieces(tokenizer, chunk, max_length)
+        parts.append(store_tokens(pieces))
+        owners.append(np.array(of, dtype=np.int64) + first)
+        first += len(chunk)
+    return join_stores(parts), np.concatenate(owners) if owners else np.empty(0, np.int64)
+
+
+def _pieces(tokenizer: Any, texts: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:
+    if tokenizer.is_fast:
+        encoded = tokenizer(
+            texts, truncation=True, max_length=max_length, return_overflowing_tokens=True, verbose=False, **_IDS_ALONE
+        )
+        return encoded["input_ids"], encoded["overflow_to_sample_mapping"]
+    # a slow one gives what it cut off of a text as one piece
+    plain = tokenizer(texts, add_special_tokens=False, verbose=False, **_IDS_ALONE)["input_ids"]
+    room = max_length - tokenizer.num_special_tokens_to_add()
+    cut = [(ids[at : at + room], number) for number, ids in enumerate(plain) for at in range(0, max(len(ids), 1), room)]
+    return [tokenizer.build_inputs_with_special_tokens(ids) for ids, _ in cut], [number for _, number in cut]
+
+
+def chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in turn, as many at once as the tokenizer's lists of them may take memory."""
+    start = characters = 0
+    for end, text in enumerate(texts):
+        if end > start and (end - start >= CHUNK_TEXTS or characters + len(text) > CHUNK_CHARACTERS):
+            yield list(texts[start:end])
+            start, characters = end, 0
+        characters += len(text)
+    if start < len(texts):
+        yield list(texts[start:])
 
 
 def whole_lengths(encoded: Any, max_length: int, uncut: Callable[[Sequence[int]], Any]) -> list[int]:
@@ -104,7 +144,15 @@ def store_tokens(texts: Sequence[Sequence[int]]) -> TokenStore:
     return TokenStore(tokens, _offsets([len(ids) for ids in texts]))
 
 
-def _offsets(lengths: Sequence[int]) -> npt.NDArray[np.int64]:
+def join_stores(parts: Sequence[TokenStore]) -> TokenStore:
+    """The texts of all, one store's after another's."""
+    if not parts:
+        return store_tokens([])
+    lengths = np.concatenate([part.lengths for part in parts])
+    return TokenStore(np.concatenate([part.tokens for part in parts]), _offsets(lengths))
+
+
+def _offsets(lengths: Sequence[int] | npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
@@ -134,12 +182,14 @@ class TextModel:
     @cached_property
     def max_length(self) -> int:
         """The recipe's, if the model has that many positions. Raises RecipeError."""
-        # The tokenizer knows best: RoBERTa has 514 position rows and takes 512 tokens. Unknown is a huge number there.
-        positions = getattr(self._source.load_config(), "max_position_embeddings", self._wanted)
-        most = min(self.tokenizer.model_max_length, positions)
-        if self._wanted > most:
+        most, named = _positions(self._source.load_config()), self.tokenizer.model_max_length
+        if most is not None and self._wanted > most:
             text = f"is {self._wanted}, but model {self._source.name!r} takes at most {most} tokens"
             raise RecipeError([Fault("data.max_length", f"{text}; set it to {most} or less")])
+        if self._wanted > named:  # T5's says 512, and its positions are relative; unknown is a huge number there
+            has = "no limit of its own" if most is None else f"{most} positions"
+            text = f"the tokenizer of model {self._source.name!r} names {named} tokens, but the model has {has}"
+            tell_once(f"data.max_length={self._wanted}: {text}")
         return self._wanted
 
     def load_config(self, **changes: Any) -> Any:
@@ -153,3 +203,10 @@ class TextModel:
                 hint="tokenizer and weights do not belong together",
             )
         return config
+
+
+def _positions(config: Any) -> int | None:
+    """How many tokens a model has positions for; None where they are relative, without a limit (XLNet's says -1)."""
+    rows: int = getattr(config, "max_position_embeddings", None) or -1
+    # RoBERTa and its kin number positions from 2 on: 514 rows, or 130 or 4098 or 8194, take two tokens less.
+    return (rows - 2 if rows % 8 == 2 else rows) if rows > 0 else None

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from tlcore.data import MediaRows, Opener
 from tlcore.errors import DataError, Fault, RecipeError
-from tlcore.tasks.base import Batch, MetricAccumulator
-from tlcore.tasks.choice import Choice
+from tlcore.tasks.base import Batch, Draws, MetricAccumulator
+from tlcore.tasks.choice import choice_or_number
 from tlcore.tasks.classes import assumed_labels
 from tlcore.tasks.image_logits import image_logits
 from tlcore.tasks.images import HELD_BYTES, ImageModel, decode
@@ -46,7 +46,7 @@ class VideoClassification(ModelTask[LabelledMedia]):
         data = recipe.data
         self._image = ImageModel(self._source, data.image_size)
         self._splits = labelled_splits(data, data.video, ENDINGS)
-        self._choice = Choice(data, facts, self._splits, lambda read: read.labels)
+        self._choice = choice_or_number(recipe, facts, self._splits, lambda read: read.labels)
 
     @staticmethod
     def assumed_facts(recipe: Recipe) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class VideoClassification(ModelTask[LabelledMedia]):
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.full(len(self._splits[split].rows), self._frames, dtype=np.int32)
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
         filler = len(indices) == 0

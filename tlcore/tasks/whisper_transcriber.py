@@ -26,10 +26,10 @@ from tlcore.tasks.generate import generate
 from tlcore.tasks.logits import mean_cross_entropy
 from tlcore.tasks.long_sounds import Window, join_texts, windows
 from tlcore.tasks.sound_inputs import LENGTHS, SoundInputs, model_inputs
-from tlcore.tasks.sound_models import load_sound_config
 from tlcore.tasks.sounds import Pcm, Sounds
 from tlcore.tasks.telling import tell_cut
 from tlcore.tasks.tokens import store_tokens
+from tlcore.tasks.told import told_logits, with_most_told, with_told
 from tlcore.tasks.transcriber import REFERENCES, decode_references
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from tlcore.recipe.data_schema import DataSection
 
 _GENERATION: Final = "generation_config.json"
+_UNSPACED: Final = frozenset({"chinese", "japanese", "thai", "lao", "myanmar", "cantonese"})
+"""Languages that write nothing between words, which transformers therefore splits into signs."""
 _STEP_S: Final = 0.02
 """Between two of the encoder's steps, which time stamps count in."""
 
@@ -73,7 +75,7 @@ class WhisperTranscriber:
         return {}
 
     def config(self) -> Any:
-        config = load_sound_config(self._source)
+        config = self._source.load_config()
         most = config.max_target_positions - len(self.tokenizer.prefix_tokens)
         if self._data.max_target_length > most:
             text = f"is {self._data.max_target_length}, but model {self._source.name!r} writes {most} tokens at most"
@@ -87,7 +89,8 @@ class WhisperTranscriber:
         model.generation_config = self._generation
 
     def encode(self, texts: Sequence[str], sounds: Sounds) -> list[list[int]]:
-        tokens = self.tokenizer([f" {text.strip()}" for text in texts], add_special_tokens=False)["input_ids"]
+        spaced = [f" {text.strip()}" if text.strip() else "" for text in texts]
+        tokens = self.tokenizer(spaced, add_special_tokens=False)["input_ids"]
         most = self._data.max_target_length
         # with the one that ends a text
         tell_cut(sounds.rows.place, [len(ids) + 1 for ids in tokens], most, "data.max_target_length")
@@ -103,18 +106,20 @@ class WhisperTranscriber:
         before = np.tile(np.array(prompt, dtype=np.int64), (len(ids), 1))
         fed = np.concatenate([before, ids[:, :-1]], axis=1)
         unlearned = np.full((len(ids), len(prompt) - 1), IGNORED, dtype=np.int64)
-        return {
-            **self._inputs.batch(sounds),
-            "decoder_input_ids": torch.from_numpy(fed),
-            "labels": torch.from_numpy(np.concatenate([unlearned, told], axis=1)),
-        }
+        return with_told(
+            {
+                **self._inputs.batch(sounds),
+                "decoder_input_ids": torch.from_numpy(fed),
+                "labels": torch.from_numpy(np.concatenate([unlearned, told], axis=1)),
+            }
+        )
 
     def largest(self, samples: int) -> Batch:
         import torch
 
         tokens = len(self.tokenizer.prefix_tokens) - 1 + self._data.max_target_length
         ids = torch.zeros(samples, tokens, dtype=torch.int64)
-        return {**self._inputs.largest(samples), "decoder_input_ids": ids, "labels": ids.clone()}
+        return with_most_told({**self._inputs.largest(samples), "decoder_input_ids": ids, "labels": ids.clone()})
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return mean_cross_entropy(*self._told(model, batch))
@@ -137,15 +142,31 @@ class WhisperTranscriber:
         if getattr(self._generation, "alignment_heads", None):
             return self._timed(model, sound, found)
         texts = [self._produce(model, self._window(sound, window), together=False)[0] for window in found]
-        return {"prediction": join_texts(texts)}
+        return {"prediction": join_texts(texts, self._between)}
+
+    @cached_property
+    def _language(self) -> str | None:
+        """The name of the language as transformers has it, whatever name or code the recipe gives; None where it gives none."""
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+        if self._data.language is None:
+            return None
+        given = self._data.language.lower()
+        name: str = LANGUAGES.get(TO_LANGUAGE_CODE.get(given, given), given)
+        return name
+
+    @property
+    def _between(self) -> str:
+        """What is written between two words; a translation is into English."""
+        return "" if self._task == "transcribe" and self._language in _UNSPACED else " "
 
     @property
     def _spoken(self) -> dict[str, str]:
         """Language and task where the model asks for them."""
-        language = self._data.language
+        language = self._language
         if not getattr(self._generation, "is_multilingual", False):
             if language is not None:
-                text = f"is {language!r}, but model {self._source.name!r} knows one language"
+                text = f"is {self._data.language!r}, but model {self._source.name!r} knows one language"
                 raise RecipeError([Fault("data.language", f"{text}; take it out")])
             return {}
         if language is None:
@@ -165,13 +186,11 @@ class WhisperTranscriber:
         return settings
 
     def _told(self, model: nn.Module, batch: Batch, heard: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
-        """Logits [B, T, V] in fp32, and the tokens [B, T] that they tell. `heard`: instead of the batch's sounds."""
+        """Logits [M, V] in fp32 where a token is learned, and that token [M]. `heard`: instead of the batch's sounds."""
         inputs: Mapping[str, Any] = model_inputs(model, batch) if heard is None else heard
-        device = next(model.parameters()).device
-        fed = batch["decoder_input_ids"].to(device)
+        fed = batch["decoder_input_ids"].to(next(model.parameters()).device)
         # Not the model's own `labels`: with those it would also compute a loss over the prompt.
-        logits = model(**inputs, decoder_input_ids=fed, use_cache=False).logits
-        return logits.float(), batch["labels"].to(device)
+        return told_logits(model, batch, {**inputs, "decoder_input_ids": fed}, use_cache=False)
 
     def _produce(self, model: nn.Module, batch: Batch, together: bool, **heard: Any) -> list[str]:
         ids = self._generate(model, model_inputs(model, batch), together, **heard)
@@ -202,14 +221,14 @@ class WhisperTranscriber:
         encoder: Any = model.get_encoder()  # type: ignore[operator]
         heard = {"encoder_outputs": encoder(model_inputs(model, batch)["input_features"])}
         logits, labels = self._told(model, batch, heard)
-        loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         said = [self._normal(text) for text in self._expected(batch)]
         understood = [self._normal(text) for text in _where(batch, self._produce(model, {}, together=True, **heard))]
         return Heard(loss, (labels != IGNORED).sum(), said, understood)
 
     def _normal(self, text: str) -> str:
         """As Radford et al. compare texts (appendix C): without case, punctuation, fillers; English also in one spelling."""
-        if self._data.language in (None, "en", "english"):
+        if self._language in (None, "english"):
             from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
             normal: str = EnglishTextNormalizer(self.tokenizer.english_spelling_normalizer or {})(text)
@@ -224,16 +243,19 @@ class WhisperTranscriber:
         """Text and word times: the source's alignment heads tell them, by dynamic time warping of what they attend to. Of
         overlapping windows each word is taken from the one that believes the time of its middle."""
         rate = self._inputs.rate_hz
-        words = []
+        text, words = "", []
         for window in found:
-            for word, start, end in self._words(model, sound, window):
+            for part, start, end in self._words(model, sound, window):
                 middle = (start + end) / 2
-                if window.kept_start <= middle and (middle < window.kept_end or window.end == len(sound)):
+                if not (window.kept_start <= middle and (middle < window.kept_end or window.end == len(sound))):
+                    continue
+                text += part
+                if word := part.strip():
                     words.append({"word": word, "start_s": round(start / rate, 3), "end_s": round(end / rate, 3)})
-        return {"prediction": " ".join(str(word["word"]) for word in words), "words": words}
+        return {"prediction": text.strip(), "words": words}
 
     def _words(self, model: nn.Module, sound: Pcm, window: Window) -> list[tuple[str, float, float]]:
-        """(word, start, end) of a window, in samples of the whole sound."""
+        """(word, start, end) of a window, in samples of the whole sound; a word has the blank before it that is written there."""
         import torch
 
         batch = self._window(sound, window)
@@ -252,9 +274,12 @@ class WhisperTranscriber:
             [length if time is None else min(time * rate, length) for time in chunk["timestamp"]]
             for chunk in more["chunks"]
         ]
+        texts = [chunk["text"] for chunk in more["chunks"]]
+        if texts:
+            # Not every model writes a blank first, and another window's text may stand before.
+            texts[0] = f"{self._between}{texts[0].lstrip()}"
         return [
-            (chunk["text"].strip(), window.start + start, window.start + end)
-            for chunk, (start, end) in zip(more["chunks"], times, strict=True)
+            (text, window.start + start, window.start + end) for text, (start, end) in zip(texts, times, strict=True)
         ]
 
 

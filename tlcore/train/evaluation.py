@@ -13,8 +13,8 @@ import torch
 
 from tlcore.engine.state import persistent_buffers
 from tlcore.tasks import Task
+from tlcore.train.ahead import Ahead
 from tlcore.train.group import from_rank_0, sum_over_ranks
-from tlcore.train.stepper import to_device
 
 MOST_AT_ONCE = 64
 
@@ -40,14 +40,18 @@ def evaluate(
     longest_first = np.argsort(-np.asarray(task.lengths(split)), kind="stable")
     metrics = task.metrics()
     step = min(MOST_AT_ONCE, micro_batch_size) * world_size
+    batches = Ahead(
+        lambda start: task.collate(split, longest_first[start : start + step][rank::world_size]),
+        lambda start: start + step if start + step < len(longest_first) else None,
+        device,
+    )
     if world_size > 1:
         from_rank_0([buffer for _, buffer in persistent_buffers(module)])
     was_training = [child for child in module.modules() if child.training]
     module.eval()
     try:
         for start in range(0, len(longest_first), step):
-            own = longest_first[start : start + step][rank::world_size]
-            metrics.update(module, to_device(task.collate(split, own), device))
+            metrics.update(module, batches.take(start))
             after_batch()
     finally:
         for child in was_training:

@@ -38,9 +38,10 @@ from tlcore.recipe import Recipe
 from tlcore.storage import ObjectStore
 from tlcore.storage.documents import get_json, put_json
 from tlcore.storage.keys import features_key
-from tlcore.tasks import Batch, Task
+from tlcore.tasks import Batch, MetricAccumulator, Task
+from tlcore.tasks.base import SumOverRanks
+from tlcore.train.ahead import to_device
 from tlcore.train.group import decide, sum_over_ranks
-from tlcore.train.stepper import seed_everything, to_device
 from tlcore.transfer.cut import BlocksCut
 
 SPLITS = ("train", "validation")
@@ -48,6 +49,8 @@ LARGEST_BYTES = 4 << 30
 """Most that the features of a run may take in each worker's memory."""
 _BATCH = 64
 _MASK = "attention_mask"
+_FEATURES = "features"
+"""In a batch: what the last block would give for it."""
 _CLOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """How far the loss of a batch may be off, times 1 + itself: features were computed with other padding, and rounded so."""
 
@@ -71,7 +74,7 @@ def with_features(task: Task, model: ShardedModel, store: ObjectStore, recipe: R
 
 
 class _CachedTask:
-    """A task that lays the features of a batch ready when it makes it; all else is the task's own."""
+    """A task whose batches bring their features along, and lay them ready for the model; all else is the task's own."""
 
     def __init__(self, task: Task, model: ShardedModel, cut: BlocksCut) -> None:
         self._task, self._model, self._cut = task, model, cut
@@ -80,12 +83,26 @@ class _CachedTask:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 
-    def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
-        """The task's batch; the next forward pass gets its features."""
-        batch = self._task.collate(split, indices)
+    def collate(
+        self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: torch.Generator | None = None
+    ) -> Batch:
+        """The task's batch, with its features where there are any."""
+        batch = self._task.collate(split, indices, draws)
         kept = self._kept.get(split)
-        self._cut.given = None if kept is None else kept.placed(batch, indices)
-        return batch
+        return batch if kept is None else {**batch, _FEATURES: kept.placed(batch, indices)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """The task's, of a forward pass that is given the batch's features."""
+        return self._task.loss(model, self.lay_ready(batch))
+
+    def metrics(self) -> MetricAccumulator:
+        """The task's, of forward passes that are given each batch's features."""
+        return _CachedMetrics(self._task.metrics(), self)
+
+    def lay_ready(self, batch: Batch) -> Batch:
+        """The task's own part of a batch; the forward passes of it get the features that came with it."""
+        self._cut.given = batch.get(_FEATURES)
+        return {name: tensor for name, tensor in batch.items() if name != _FEATURES}
 
     def prepare(self, store: ObjectStore, digest: str) -> None:
         """Read the features, or compute and write them; then try them."""
@@ -110,8 +127,8 @@ class _CachedTask:
         """A sample must be the same whenever it is made."""
         made = []
         for seed in (1, 2):
-            seed_everything(seed)
-            made.append(self._task.collate("train", range(min(8, len(self._task.lengths("train"))))))
+            draws = torch.Generator().manual_seed(seed)
+            made.append(self._task.collate("train", range(min(8, len(self._task.lengths("train")))), draws))
         if any(not torch.equal(tensor, made[1][name]) for name, tensor in made[0].items()):
             raise _refused("but this task makes its samples anew each time")
 
@@ -152,15 +169,35 @@ class _CachedTask:
         batch = self.collate("train", samples)
         with _frozen(self._model.module):
             moved = to_device(batch, self._model.device)
+            own = self.lay_ready(moved)
             with self._cut.watched():
-                whole = self._task.loss(self._model.module, moved)
-            given = self._task.loss(self._model.module, moved)
+                whole = self._task.loss(self._model.module, own)
+            given = self._task.loss(self._model.module, own)
         close = _CLOSE[self._kept["train"].rows.dtype] * (1 + whole.abs())
         wrong = torch.tensor([float(not (whole - given).abs() <= close)], device=whole.device)
         if sum_over_ranks(wrong).item():
             raise _refused(
                 f"but its head reads more than the last block's output: the loss is {whole:.4g}, with features {given:.4g}"
             )
+
+
+class _CachedMetrics:
+    """A task's MetricAccumulator, each batch's features laid ready before it is counted."""
+
+    def __init__(self, metrics: MetricAccumulator, task: _CachedTask) -> None:
+        self._metrics, self._task = metrics, task
+
+    def update(self, model: nn.Module, batch: Batch) -> None:
+        """Count one batch."""
+        self._metrics.update(model, self._task.lay_ready(batch))
+
+    def merge(self, sum_over_ranks: SumOverRanks) -> None:
+        """As the task's."""
+        self._metrics.merge(sum_over_ranks)
+
+    def compute(self) -> dict[str, float]:
+        """As the task's."""
+        return self._metrics.compute()
 
 
 class _Rows:

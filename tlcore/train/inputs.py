@@ -64,6 +64,11 @@ def _columns(recipe: Recipe) -> _Columns:
     if recipe.task == "question-answering":
         pair = [data.question, data.context]
         return pair, pair, [], lambda row: {"question": row[data.question], "context": row[data.context]}
+    if recipe.task == "text-classification" and (second := data.text_pair) is not None:
+        from tlcore.tasks.text_pairs import pair_of
+
+        both = [data.text, second]
+        return both, both, [], lambda row: pair_of(row[data.text], row[second])
     if recipe.task == "token-classification":
         return [data.tokens], [], [], lambda row: row[data.tokens]
     if recipe.task not in _TEXTS:

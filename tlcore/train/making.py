@@ -11,18 +11,17 @@ trains more than now.
 
 from __future__ import annotations
 
-import logging
-
 import torch
-import torch.distributed as dist
 
 from tlcore.checkpoint import CheckpointRef
 from tlcore.data import Course
+from tlcore.engine.device import TorchDevice
 from tlcore.engine.process import give_memory_back
 from tlcore.engine.sharded import ShardedModel
-from tlcore.models import new_head_line
+from tlcore.models import check_device, new_backbone_line, new_head_line
 from tlcore.recipe import BatchPlan, Recipe
 from tlcore.tasks import Task
+from tlcore.tasks.telling import tell_once
 from tlcore.train.group import rank_device
 from tlcore.transfer import apply_strategy, joining, parameter_groups
 
@@ -34,6 +33,8 @@ class EngineMaker:
         self._task, self._recipe, self._batch = task, recipe, batch
         self._model: ShardedModel | None = None
         self._joined = 0
+        self._device = rank_device()
+        self._memory = TorchDevice(self._device)
         self.joins: tuple[float, ...] = ()
 
     def model_for(self, order: Course, step: int) -> ShardedModel:
@@ -70,16 +71,21 @@ class EngineMaker:
 
     def _built(self, order: Course, step: int) -> ShardedModel:
         recipe = self._recipe
+        check_device(recipe.model.attention, self._device.type)
         model = self._task.build_model(from_scratch=recipe.transfer.strategy == "scratch")
-        if not self.joins and dist.get_rank() == 0:
-            _say_what_is_new(model, recipe)
+        if not self.joins:
+            say_what_is_new(model, recipe)
         self.joins = joining(model, recipe)
         self._joined = self._joined_at(order, step)
         apply_strategy(model, recipe, self._joined)
-        return ShardedModel(recipe, model, parameter_groups(model, recipe), self._batch, rank_device())
+        groups = parameter_groups(model, recipe)
+        return ShardedModel(recipe, model, groups, self._batch, self._device, self._memory)
 
 
-def _say_what_is_new(model: torch.nn.Module, recipe: Recipe) -> None:
-    """One line where a checkpoint's weights were taken and some were not there; a pre-trained source's head is always new."""
-    if CheckpointRef.is_one(recipe.model.source) and (line := new_head_line(model, recipe.model.source)):
-        logging.getLogger(__name__).warning("%s", line)
+def say_what_is_new(model: torch.nn.Module, recipe: Recipe) -> None:
+    """One line where weights were taken and some were not there; of a pre-trained source not the head, which is always new."""
+    if recipe.transfer.strategy == "scratch":
+        return
+    source = recipe.model.source
+    if line := (new_head_line if CheckpointRef.is_one(source) else new_backbone_line)(model, source):
+        tell_once(line)

@@ -146,6 +146,8 @@ class Saver:
         self.committed_step = parent.step if parent else None
         self.totals = SaveTotals()
         self._saved_step = self.committed_step
+        # one that was left at a report's own step has no metrics, and is saved again with them: else it is never the best
+        self._is_judged = parent is not None and bool(parent.metrics)
         self._failures = 0
         self._failed: FailedSave | None = None
 
@@ -170,12 +172,12 @@ class Saver:
             metrics: of this step, where it was evaluated; retention ranks by them.
         """
         self.poll()
-        if step == self._saved_step:
+        if step == self._saved_step and (self._is_judged or not metrics):
             return
         began = time.monotonic()
         common = self._common(model, step, data, metrics) if self._rank == 0 else None
         self._writer.save(step, model.pieces(), common, began)
-        self._saved_step, self._failed = step, None
+        self._saved_step, self._is_judged, self._failed = step, bool(metrics), None
 
     def poll(self) -> None:
         """Take note of saves that ended; raises CheckpointError once too many have failed, StorageError where the history

@@ -17,6 +17,8 @@ Classes = npt.NDArray[np.int64]
 
 _ROUNDS: Final = 11
 """Fixed-point rounds of LogME; its authors stop at 11."""
+_TINY: Final = 1e-10
+"""In place of nothing left over: features that tell the classes exactly."""
 _RIDGES: Final = (1e-2, 1e-1, 1.0, 1e1, 1e2)
 _FOLDS: Final = 5
 
@@ -24,14 +26,18 @@ _FOLDS: Final = 5
 def logme(features: Features, classes: Classes) -> float:
     """Log of the maximum evidence of a linear model on the features, per sample, the mean over classes (You et al., "LogME:
     Practical Assessment of Pre-trained Models for Transfer Learning", ICML 2021; the fixed point of You et al. 2022). More is
-    better."""
+    better.
+
+    The authors' model has no intercept, so that the mean of the features, which tells nothing of the classes, counts for or
+    against a source. Here there is one, under a flat prior: features and targets are centred, which leaves N - 1 free values
+    of the N (Harville, "Bayesian Inference for Variance Components Using Only Error Contrasts", Biometrika 1974).
+    """
     f = _centred(features)
-    count, width = f.shape
+    free, width = len(f) - 1, f.shape[1]
     u, s, _ = np.linalg.svd(f, full_matrices=False)
     sigma = s**2
     found = []
-    for c in range(int(classes.max()) + 1):
-        y = (classes == c).astype(np.float64)
+    for y in _centred(np.eye(int(classes.max()) + 1)[classes]).T:
         x2 = (u.T @ y) ** 2
         rest = max(float(y @ y - x2.sum()), 0.0)
         alpha = beta = 1.0
@@ -40,13 +46,13 @@ def logme(features: Features, classes: Classes) -> float:
             gamma = float((sigma / (sigma + t)).sum())
             m2 = float((sigma * x2 / (sigma + t) ** 2).sum())
             residual = float((x2 / (1 + sigma / t) ** 2).sum()) + rest
-            alpha, beta = gamma / (m2 + 1e-10), (count - gamma) / (residual + 1e-10)
+            alpha, beta = gamma / (m2 + _TINY), max(free - gamma, _TINY) / (residual + _TINY)
             if abs(alpha / beta - t) / t <= 1e-3:
                 break
-        evidence = width / 2 * np.log(alpha) + count / 2 * np.log(beta) - 0.5 * np.log(alpha + beta * sigma).sum()
+        evidence = width / 2 * np.log(alpha) + free / 2 * np.log(beta) - 0.5 * np.log(alpha + beta * sigma).sum()
         evidence -= 0.5 * (width - len(sigma)) * np.log(alpha)
-        evidence -= beta / 2 * residual + alpha / 2 * m2 + count / 2 * np.log(2 * np.pi)
-        found.append(evidence / count)
+        evidence -= beta / 2 * residual + alpha / 2 * m2 + free / 2 * np.log(2 * np.pi)
+        found.append(evidence / len(f))
     return float(np.mean(found))
 
 

@@ -48,18 +48,21 @@ class Candidate:
 def rank_sources(
     recipe: Recipe, variants: Sequence[Recipe], samples: int, told: Callable[[str], None] = lambda source: None
 ) -> list[Candidate]:
-    """Rank the model sources of `variants` on the first `samples` training samples, the best first; failed ones last.
+    """Rank the model sources of `variants` on `samples` of the training samples, the best first; failed ones last.
 
     Args:
         variants: the recipe with each source in turn.
+        samples: how many, drawn by `train.seed`: the same for every source.
         told: called with each source before its pass.
 
     Raises:
-        RequestError: the task does not give each sample one class. DataError: the data cannot be used, whatever the source.
+        RequestError: the task does not give each sample one class. DataError: the data cannot be used, whatever the source, or
+            the samples drawn are of one class.
     """
-    if "label" not in _task_columns(recipe) or recipe.task == "token-classification" or recipe.data.multi_label:
+    other = next((f" with data.{key}" for key in ("multi_label", "regression") if getattr(recipe.data, key)), "")
+    if "label" not in _task_columns(recipe) or recipe.task == "token-classification" or other:
         raise RequestError(
-            f"sources are ranked for tasks with one class per sample, and this is {recipe.task}",
+            f"sources are ranked for tasks with one class per sample, and this is {recipe.task}{other}",
             hint="make model.source a choice of the search instead",
         )
     found = []
@@ -81,17 +84,24 @@ def _task_columns(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _scored(recipe: Recipe, samples: int) -> Candidate:
+    from tlcore.recipe import apply_point
     from tlcore.tasks import build_task
 
-    task = build_task(recipe)
-    count = min(samples, task.load_data(("train",))["train"])
+    # Pictures as they are: the same for every source, and twice the same.
+    task = build_task(apply_point(recipe, {"data.augment": False}))
+    rows = drawn(task.load_data(("train",))["train"], samples, recipe.train.seed)
     model = task.build_model(from_scratch=recipe.transfer.strategy == "scratch").float().eval()
-    parts = [
-        _features(model, task.collate("train", np.arange(start, min(start + _BATCH, count))))
-        for start in range(0, count, _BATCH)
-    ]
-    features, classes = (np.concatenate(each) for each in zip(*parts, strict=True))
-    present = np.unique(classes, return_inverse=True)[1].astype(np.int64)
+    batches = (task.collate("train", rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH))
+    features, classes = (
+        np.concatenate(each) for each in zip(*(_features(model, each) for each in batches), strict=True)
+    )
+    kinds, present = np.unique(classes, return_inverse=True)
+    present = present.astype(np.int64)
+    if len(kinds) < 2:
+        raise DataError(
+            f"the {len(rows)} samples drawn from {recipe.data.train} are all of one class, by which no source can be judged",
+            hint="look at more of them with --samples, or give data of two classes at least",
+        )
     return Candidate(
         recipe.model.source,
         sum(each.numel() for each in model.parameters()),
@@ -101,6 +111,12 @@ def _scored(recipe: Recipe, samples: int) -> Candidate:
         linear_probe(features, present),
         similarity(features, present),
     )
+
+
+def drawn(total: int, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """`count` of `total` samples at random, ascending for reading: the first ones of sorted data are of one class."""
+    order = np.argsort(np.random.Philox(key=[seed, total]).random_raw(total), kind="stable")
+    return np.sort(order[:count]).astype(np.int64)
 
 
 def _features(model: nn.Module, batch: dict[str, Tensor]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

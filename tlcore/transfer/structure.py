@@ -1,14 +1,15 @@
 """The parts of a model that transfer strategies speak of, found from the model itself.
 
 Owns where the blocks, the head and what lies between are. No names of families: blocks are the longest list of like modules (of
-the encoder and of the decoder, in a model that has both), the head is what the pre-trained source does not carry or what lies
-outside the backbone. Called by `strategies.py`.
+the encoder and of the decoder, in a model that has both; of the language model, in one that sees or hears beside it), the head is
+what the pre-trained source does not carry or what lies outside the backbone. Called by `strategies.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -19,9 +20,9 @@ from tlcore.models import new_parameters
 class Structure:
     """Parameter names by part; every parameter is in exactly one.
 
-    `blocks` are in order from input to output, `before` is what feeds them (embeddings), `after` what follows them inside the
-    backbone (a final norm, a pooler), `head` what the task adds. Of a model of encoder and decoder the first `encoders` blocks are
-    the encoder's, whose last one has the encoder's final norm with it; elsewhere that is all of them.
+    `blocks` are in order from input to output, `before` is what feeds them (embeddings, a vision tower), `after` what follows them
+    inside the backbone (a final norm, a pooler), `head` what the task adds. Of a model of encoder and decoder the first `encoders`
+    blocks are the encoder's, whose last one has the encoder's final norm with it; elsewhere that is all of them.
     """
 
     before: tuple[str, ...]
@@ -46,7 +47,9 @@ def read_structure(model: nn.Module) -> Structure:
     last = max((index for index, name in enumerate(names) if name in inside), default=len(names))
     # Embeddings registered late (DeBERTa's relative positions) feed the blocks all the same.
     embeddings = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Embedding))
-    later = set(names[last + 1 :])
+    # So do towers beside a language model (KOSMOS-2's pictures).
+    language = _language_model(model)
+    later = {name for name in names[last + 1 :] if language is None or name.startswith(f"{language}.")}
     after = tuple(name for name in rest if name in later and not name.startswith(embeddings))
     before = tuple(name for name in rest if name not in after)
     return Structure(
@@ -104,14 +107,33 @@ def block_names(model: nn.Module) -> list[str]:
 
 def _towers(model: nn.Module) -> list[list[str]]:
     """The blocks of the model, or of its encoder and of its decoder, by their modules' names."""
+    if (language := _language_model(model)) is not None:
+        return [_blocks_of(model, language)]
     is_both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    encoder = _layer(model, "get_encoder") if is_both else None
-    name = next((name for name, module in model.named_modules() if name and module is encoder), None)
+    name = _name_of(model, _layer(model, "get_encoder")) if is_both else None
     if name is None:
         return [_longest_list(model)]
-    first = [f"{name}.{block}" for block in _longest_list(model.get_submodule(name))]
-    second = _longest_list(model, without=name)
+    first, second = _blocks_of(model, name), _longest_list(model, without=name)
     return [first, second] if first and second else [_longest_list(model)]
+
+
+def _language_model(model: nn.Module) -> str | None:
+    """Name of the decoder in a model with a configuration of its own for it: one of a tower that sees or hears, often the deeper
+    one, and a language model. None in others."""
+    config: Any = getattr(model, "config", None)
+    is_one_of_two = hasattr(config, "get_text_config") and config.get_text_config() is not config
+    if not is_one_of_two or getattr(config, "is_encoder_decoder", False):
+        return None
+    return _name_of(model, _layer(model, "get_decoder"))
+
+
+def _name_of(model: nn.Module, wanted: nn.Module | None) -> str | None:
+    """Where in the model a module is; None for the model itself and for what is not in it."""
+    return next((name for name, module in model.named_modules() if name and module is wanted), None)
+
+
+def _blocks_of(model: nn.Module, name: str) -> list[str]:
+    return [f"{name}.{block}" for block in _longest_list(model.get_submodule(name))]
 
 
 def _longest_list(model: nn.Module, without: str | None = None) -> list[str]:

@@ -20,8 +20,8 @@ from transformers.modeling_outputs import (
     ImageClassifierOutputWithNoAttention,
 )
 
-OTHER_OUTPUTS = ("googlenet", "inception_v3")
-"""Networks that give more than one answer in training."""
+NOT_TAKEN = ("googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1")
+"""Networks that give more than one answer in training, or whose classifier is no linear layer."""
 
 
 class TorchvisionConfig(PreTrainedConfig):
@@ -42,7 +42,20 @@ def network_names() -> list[str]:
     """The classifiers that this wrapper takes."""
     import torchvision
 
-    return [name for name in torchvision.models.list_models(module=torchvision.models) if name not in OTHER_OUTPUTS]
+    return [name for name in torchvision.models.list_models(module=torchvision.models) if name not in NOT_TAKEN]
+
+
+def bare_network(name: str, **settings: Any) -> Any:
+    """The network on torch's default device, with the weights that its constructor draws."""
+    import torchvision
+
+    try:
+        network = torchvision.models.get_model(name, weights=None, **settings)
+    except NotImplementedError:  # RegNet counts its blocks with tensors, which have no values on the meta device
+        with torch.device("cpu"):
+            network = torchvision.models.get_model(name, weights=None, **settings)
+        network.to(torch.get_default_device())
+    return network
 
 
 def head_name(network: nn.Module) -> str:
@@ -80,9 +93,7 @@ class TorchvisionModel(TorchvisionPreTrainedModel):
 
     def __init__(self, config: TorchvisionConfig) -> None:
         super().__init__(config)
-        import torchvision
-
-        self.network = torchvision.models.get_model(config.network, weights=None, **(config.settings or {}))
+        self.network = bare_network(config.network, **(config.settings or {}))
         head = head_name(self.network)
         self.feature_size = int(self.network.get_submodule(head).in_features)
         self.network.set_submodule(head, nn.Identity())

@@ -67,19 +67,21 @@ def _boards(recipe: Recipe, view: SweepView, say: Callable[[str], None]) -> list
     if track.tensorboard:
         from tlcore.report.tracking.tensorboard import TensorBoard
 
-        boards.append(Curves(TensorBoard(place / "tensorboard"), view))
+        board = _made("tensorboard", "false", lambda: TensorBoard(place / "tensorboard"))
+        boards.append(Behind(Curves(board, view), "tensorboard", say))
     if track.mlflow is not None:
         _need("mlflow")
         from tlcore.report.tracking.mlflow import Mlflow
 
         experiment = track.mlflow
-        boards.append(Behind(Curves(_made("mlflow", lambda: Mlflow(experiment, recipe.name)), view), "mlflow", say))
+        board = _made("mlflow", "null", lambda: Mlflow(experiment, recipe.name))
+        boards.append(Behind(Curves(board, view), "mlflow", say))
     if track.wandb is not None:
         _need("wandb")
         from tlcore.report.tracking.wandb import WeightsAndBiases
 
         project = track.wandb
-        board = _made("wandb", lambda: WeightsAndBiases(project, recipe.name, place))
+        board = _made("wandb", "null", lambda: WeightsAndBiases(project, recipe.name, place))
         boards.append(Behind(Curves(board, view), "wandb", say))
     return boards
 
@@ -92,8 +94,8 @@ def _need(package: str) -> None:
         )
 
 
-def _made(name: str, make: Callable[[], Board]) -> Board:
+def _made(name: str, off: str, make: Callable[[], Board]) -> Board:
     try:
         return make()
     except BoardLost as lost:
-        raise RequestError(f"track.{name}: {lost}", hint=f"mend that, or set track.{name} to null") from lost
+        raise RequestError(f"track.{name}: {lost}", hint=f"mend that, or set track.{name} to {off}") from lost

@@ -155,12 +155,16 @@ _NO_MATTER: Final = ("alpha", "decay")
 """Settings of `transfer` that change no shape."""
 
 
+def counting_files(package: Path) -> list[Path]:
+    """The code of a tlcore package that decides an estimate, in a fixed order."""
+    return sorted(file for room in _COUNTING for file in (package / room).rglob("*.py"))
+
+
 @cache
 def _code() -> str:
     """Digest of what makes estimates: this code and the libraries under it."""
     digest = hashlib.sha256()
-    root = Path(tlcore.__file__).parent
-    for file in sorted(file for room in _COUNTING for file in (root / room).glob("*.py")):
+    for file in counting_files(Path(tlcore.__file__).parent):
         digest.update(file.read_bytes())
     for package in ("torch", "transformers", "deepspeed", "peft"):
         digest.update(version(package).encode())

@@ -59,7 +59,7 @@ class FitCheck:
     Args:
         recipe: the whole sweep's.
         nodes: the living nodes, with the memory of their GPUs as far as it is known (`gpus.py`).
-        has_gpus: whether the cluster has any.
+        has_gpus: whether the cluster has any, as `Growth.gpus` says.
         estimate: what a worker needs.
         growth: what an autoscaler could add.
     """
@@ -68,7 +68,7 @@ class FitCheck:
         self,
         recipe: Recipe,
         nodes: Sequence[Node],
-        has_gpus: bool,
+        has_gpus: bool | None,
         estimate: Estimate,
         growth: Growth | None = None,
     ) -> None:

@@ -10,7 +10,8 @@ removed, and admission starts the trial there. `ray.autoscaler.sdk.request_resou
 ones of the whole cluster, Ray Train's own among them.
 
 Which node types an autoscaler has is known only where the platform reports them to Ray (`get_cluster_config`, as Ray Train and Ray
-Data read it). The open autoscalers report none: then a shape that fits nowhere today is not refused, and waits.
+Data read it). The open autoscalers report none: then a shape that fits nowhere today is not refused, and waits, and whether a trial
+takes a GPU must be said while there is none. (Their node types stand in a file on the head node, whose path no driver is told.)
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
@@ -31,8 +34,8 @@ from tlcore.errors import CannotPlace
 from tlcore.sweep.cluster.resources import Node, Plan, Shape, check_placeable
 
 STATUS_KEY: Final = "__autoscaling_status"
-"""Where the autoscaler's monitor on the head node leaves its report, JSON."""
-_ANONYMOUS: Final = "node_"
+"""Where the first autoscaler's monitor on the head node leaves its report, JSON."""
+ANONYMOUS: Final = "node_"
 """Type name of a node that no autoscaler made: this and the node's id."""
 MOST_NODES: Final = 256
 """Nodes of one type counted where the platform names no limit."""
@@ -54,9 +57,11 @@ class Growth:
         """Whether nobody can say what will never come."""
         return self.exists and self.could_come is None
 
-    def has_gpus(self) -> bool:
-        """Whether nodes with GPUs could come, as far as is known."""
-        return any(node.resources.get("GPU", 0.0) > 0 for node in self.could_come or ())
+    def gpus(self, nodes: Sequence[Node]) -> bool | None:
+        """Whether the cluster of these nodes has GPUs, or will where they are asked for; None where nobody can say."""
+        if any(node.resources.get("GPU", 0.0) > 0 for node in (*nodes, *(self.could_come or ()))):
+            return True
+        return None if self.is_open else False
 
 
 def read_growth(nodes: Sequence[Node]) -> Growth:
@@ -66,8 +71,19 @@ def read_growth(nodes: Sequence[Node]) -> Growth:
     if groups:
         kinds = [(dict(group.resources), int(group.max_count)) for group in groups]
         return Growth(True, could_come(kinds, nodes))
-    report = _internal_kv_get(STATUS_KEY) if ray.is_initialized() else None
-    return Growth(True, None) if report and is_autoscaled(json.loads(report)) else Growth()
+    made = ray.is_initialized() and any(not kind.startswith(ANONYMOUS) for kind in _kinds_of_nodes())
+    return Growth(True, None) if made else Growth()
+
+
+def _kinds_of_nodes() -> set[str]:
+    """Type names of the nodes that are there or on their way. The first autoscaler's monitor leaves a report; the second, which Ray
+    takes by default, is asked. On a cluster made by hand nodes are named by their ids, and a monitor only watches."""
+    if is_autoscaler_v2(fetch_from_server=True):
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        lists = (status.active_nodes, status.idle_nodes, status.pending_nodes, status.pending_launches)
+        return {each.ray_node_type_name for kinds in lists for each in kinds}
+    report = _internal_kv_get(STATUS_KEY)
+    return reported_kinds(json.loads(report)) if report else set()
 
 
 def check_can_come(shape: Shape, nodes: Sequence[Node], growth: Growth, setting: str) -> None:
@@ -100,13 +116,12 @@ def _alike(one: Any, other: Any) -> bool:
     return all(one.get(kind, 0.0) == other.get(kind, 0.0) for kind in ("CPU", "GPU"))
 
 
-def is_autoscaled(report: dict[str, Any]) -> bool:
-    """Whether the monitor's report is of an autoscaler that makes nodes; on a cluster made by hand it only watches."""
+def reported_kinds(report: dict[str, Any]) -> set[str]:
+    """The type names in a report of the first autoscaler's monitor."""
     summary = report.get("autoscaler_report") or {}
     kinds = {*(summary.get("active_nodes") or {}), *(summary.get("idle_nodes") or {})}
     kinds |= {kind for _, kind, *_ in summary.get("pending_nodes") or ()} | {*(summary.get("pending_launches") or {})}
-    kinds |= {*(summary.get("node_type_mapping") or {}).values()}
-    return any(not kind.startswith(_ANONYMOUS) for kind in kinds)
+    return kinds | {*(summary.get("node_type_mapping") or {}).values()}
 
 
 class Demand:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import ray
 from ray.tune import PlacementGroupFactory
 
-from tlcore.errors import CannotPlace
+from tlcore.errors import CannotPlace, RequestError
 from tlcore.recipe import Recipe
 
 HEAD_RESOURCE: Final = "node:__internal_head__"
@@ -82,12 +82,30 @@ def _selects(wanted: str, value: str | None) -> bool:
     return (value in values) is not wanted.startswith("!")
 
 
-def shape_of(recipe: Recipe, cluster_has_gpus: bool) -> Shape:
-    """The shape of a trial of this recipe; `gpus_per_worker: auto` is 1 where the cluster has GPUs."""
+def shape_of(recipe: Recipe, cluster_has_gpus: bool | None) -> Shape:
+    """The shape of a trial of this recipe; `gpus_per_worker: auto` is 1 where the cluster has GPUs or an accelerator is named.
+
+    Args:
+        cluster_has_gpus: as `Growth.gpus` says.
+
+    Raises:
+        RequestError: auto, where nobody can say whether GPUs will come: a guess would train on the head's CPUs, or wait for ever.
+    """
     asked = recipe.resources
-    gpus = float(cluster_has_gpus) if asked.gpus_per_worker == "auto" else float(asked.gpus_per_worker)
     labels = tuple(sorted(asked.labels.items()))
-    return Shape(asked.workers, float(asked.cpus_per_worker), gpus, asked.placement, labels, asked.accelerator)
+    gpus = _gpus_of(asked.accelerator, cluster_has_gpus) if asked.gpus_per_worker == "auto" else asked.gpus_per_worker
+    return Shape(asked.workers, float(asked.cpus_per_worker), float(gpus), asked.placement, labels, asked.accelerator)
+
+
+def _gpus_of(accelerator: str | None, cluster_has_gpus: bool | None) -> bool:
+    """What `auto` is."""
+    if accelerator is None and cluster_has_gpus is None:
+        raise RequestError(
+            "resources.gpus_per_worker is auto, but the cluster has no GPU now, and its autoscaler does not say which nodes it "
+            "can add",
+            hint="set resources.gpus_per_worker to 1 if it can add nodes with GPUs, or to 0 to train on CPUs",
+        )
+    return accelerator is not None or bool(cluster_has_gpus)
 
 
 class _Room:
@@ -274,10 +292,6 @@ class Cluster:
     def available(self) -> dict[str, float]:
         """What is free now, over all nodes."""
         return {str(key): float(value) for key, value in ray.available_resources().items()}
-
-    def has_gpus(self) -> bool:
-        """Whether any node has a GPU."""
-        return any(node.resources.get("GPU", 0.0) > 0 for node in self.nodes())
 
 
 class Slivers:

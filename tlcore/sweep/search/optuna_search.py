@@ -5,11 +5,13 @@ Owns the translation of a recipe's space, points and results. Each suggestion co
 nothing of Optuna's is stored. Conditions need no translation: a setting is asked for only where it is searched.
 
 A trial that the scheduler stopped is told as pruned, at the depth that it reached: TPE ranks it below those that went deeper,
-CMA-ES takes its last value. Running trials are told too, so that TPE keeps away from them. Called by `searchers.py`.
+CMA-ES takes its last value. Running trials are told too, so that TPE keeps away from them. A repaired trial is told as it was
+suggested: a repair leaves the course of training as it was, and may lie outside the space. Called by `searchers.py`.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Mapping
@@ -30,15 +32,19 @@ from tlcore.storage.journal import Entry
 _DIRECTIONS: Final = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 _DEPTHS: Final = 10_000
 """Optuna counts depth in whole steps: so many to a trial."""
+_FEWEST_SOURCES: Final = 10
+"""CMA-ES begins around the best tenth of its sources, and asserts that this is one at least."""
+_GENERATION: Final = NSGAIISampler._get_generation_key()
+"""Where NSGA-II looks for the generation that a trial is of; without it a trial is nobody's parent."""
 
 
 @dataclass
 class _Told:
     """One trial as the journal has told it."""
 
-    point: Point
     params: dict[str, Any]
     marks: dict[str, Any]
+    """What the sampler noted about it for itself."""
     depth: float = 0.0
     values: tuple[float | None, ...] = ()
     state: TrialState = TrialState.RUNNING
@@ -58,6 +64,7 @@ class OptunaSearcher:
         self._directions = [_DIRECTIONS[mode] for mode in search.modes]
         self._distributions = {key: _distribution(domain) for key, domain in search.space.items()}
         self._told: dict[str, _Told] = {}
+        self._warmed: list[_Told] = []
         self._asked: tuple[int, int, Point, dict[str, Any]] | None = None
         self._observed = 0
 
@@ -84,15 +91,30 @@ class OptunaSearcher:
         self._observed += kind in {"warmed", "suggested", "dropped", "result", "completed", "stopped", "failed"}
 
     def _suggested(self, entry: Entry) -> None:
-        index, point, marks = len(self._told), dict(entry["point"]), dict[str, Any]()
-        number = int(entry["trial"].removeprefix("t"))
-        if self._settings.sampler == "cmaes" and self.suggest(number) == point and self._asked is not None:
-            marks = self._asked[3] if number >= len(self._recipe.search.first) else {}
-        self._told[entry["trial"]] = _Told(point, self._params(point), marks)
+        index = len(self._told)
+        asked = {key: before for key, (before, _) in entry.get("repaired", {}).items()}
+        params = self._params({**entry["point"], **asked})
+        self._told[entry["trial"]] = _Told(params, self._marks(int(entry["trial"].removeprefix("t"))))
         assert len(self._told) == index + 1, f"trial {entry['trial']} was suggested twice"
 
+    def _marks(self, number: int) -> dict[str, Any]:
+        """Of trial `number`, whose suggestion follows from what was told: its generation, and with CMA-ES what the ones before it
+        taught."""
+        if self._settings.sampler == "tpe":
+            return {}
+        if number < len(self._recipe.search.first):
+            return self._marks_of_given()
+        self.suggest(number)
+        assert self._asked is not None
+        return self._asked[3]
+
+    def _marks_of_given(self) -> dict[str, Any]:
+        """Of a point that the sampler did not choose: NSGA-II's first generation is as good as any."""
+        return {_GENERATION: 0} if self._settings.sampler == "nsga2" else {}
+
     def _warm(self, name: str, used: Mapping[str, Any]) -> None:
-        told = self._told[name] = _Told(dict(used["point"]), self._params(used["point"]), {})
+        told = self._told[name] = _Told(self._params(used["point"]), self._marks_of_given())
+        self._warmed.append(told)
         _update(told, {"kind": "result", "fraction": used["fraction"], "metrics": used["metrics"]}, self._metrics)
         _update(told, {"kind": "completed" if used["fraction"] >= 1.0 else "stopped"}, self._metrics)
 
@@ -127,9 +149,21 @@ class OptunaSearcher:
                     n_startup_trials=startup or 1,
                     consider_pruned_trials=True,
                     warn_independent_sampling=False,
+                    source_trials=self._sources() or None,
                 )
             case "nsga2":
                 return NSGAIISampler(seed=seed, population_size=startup or 10)
+
+    def _sources(self) -> list[FrozenTrial]:
+        """What CMA-ES begins with in place of the middle of the space: earlier results, in the settings that have room to move."""
+        moving = {key: domain for key, domain in self._distributions.items() if not domain.single()}
+        found = [
+            create_trial(value=told.values[0], params={key: told.params[key] for key in moving}, distributions=moving)
+            for told in self._warmed
+            if told.values[0] is not None and moving.keys() <= told.params.keys()
+        ]
+        # fewer are given several times, all of them, so that the best tenth is the best one
+        return found * math.ceil(_FEWEST_SOURCES / len(found)) if found else []
 
     def _frozen(self, told: _Told) -> FrozenTrial:
         values = [value for value in told.values if value is not None]

@@ -1,4 +1,5 @@
-"""What runs in Ray Train's controller for a slot's worker group: connecting its ranks, and ending a run that is over.
+"""What runs in Ray Train's controller for a slot's worker group: connecting its ranks, telling why they do not start, and ending a
+run that is over.
 
 Owns the torch process group's making and end. Ray's own backend (`ray.train.torch`) imports torch in every process that names it:
 the driver, the slot and the controller, for work that only ranks do. Measured: 470 MB and 2 s of processor time in each, one after
@@ -20,10 +21,14 @@ import ray.train
 from ray.exceptions import GetTimeoutError
 from ray.train import BackendConfig, UserCallback
 from ray.train.backend import Backend
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 
 from tlcore.errors import SlotFailed
 
 DISCONNECT_S = 20.0
+_LONGEST_REASON = 400
 
 
 @dataclass
@@ -67,7 +72,46 @@ class NoRestart(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called for every failed poll; an exception here is what ends the run."""
         if ray.get(self._mailbox.is_closed.remote()):
-            raise SlotFailed("the slot has closed this worker group")
+            raise SlotFailed(_CLOSED)
+
+
+class StartWatch(ControllerCallback):
+    """Tells the mailbox why ranks are being started again, which Ray Train does for ever and keeps to itself; ends the run when the
+    slot has let go of it meanwhile."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Called for every new state; an exception here is what ends the run."""
+        if not isinstance(current_state, ReschedulingState | RestartingState):
+            return
+        error = root_of(current_state.training_failed_error)
+        if not isinstance(error, WorkerGroupStartupTimeoutError):  # it waits for room: no failure
+            ray.get(self._mailbox.start_failed.remote(in_words(error)))
+        if ray.get(self._mailbox.is_closed.remote()):
+            raise SlotFailed(_CLOSED)
+
+
+_CLOSED = "the slot has closed this worker group"
+
+
+def root_of(error: BaseException) -> BaseException:
+    """The error inside those that Ray and Ray Train wrap around it, on its way from a rank."""
+    while type(error).__module__.startswith("ray."):
+        failures = list(getattr(error, "worker_failures", {}).values())
+        wrapped = (getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause", "__cause__"))
+        inner = next((each for each in [*failures, *wrapped] if isinstance(each, BaseException)), None)
+        if inner is None:
+            break
+        error = inner
+    return error
+
+
+def in_words(error: BaseException) -> str:
+    """An error's kind and message in one line, not too long a one."""
+    words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return words if len(words) <= _LONGEST_REASON else f"{words[:_LONGEST_REASON]}…"
 
 
 def free_endpoint() -> tuple[str, int]:

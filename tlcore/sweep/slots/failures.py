@@ -19,6 +19,7 @@ from tlcore.errors import (
     BucketMissing,
     DataError,
     ModelError,
+    SlotFailed,
     StorageDenied,
     SweepError,
     TlcoreError,
@@ -39,6 +40,10 @@ GAP_FACTOR: Final = 3.0
 AVOID_AFTER: Final = 3
 AVOID_FACTOR: Final = 3.0
 SAME_ERRORS: Final = 2
+
+
+class StartFailed(SlotFailed):
+    """A worker group ended as it was started, or started again; the next one may not."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,8 @@ _CONCERNS: Final[dict[type[TlcoreError], tuple[str, ...]]] = {
 }
 """Errors whose cause lies in these settings alone."""
 _NUMBERS: Final = re.compile(r"\bt\d{3,}\b|rank \d+")
+_NAMES: Final = re.compile(r"\b[0-9a-f-]{8,}|\d+")
+"""Of actors, processes, ports and nodes, in what Ray says of ranks that did not start."""
 
 
 def is_hopeless(
@@ -206,22 +213,19 @@ def is_hopeless(
     """Whether every trial would fail as this one did, none having reported yet.
 
     At once where no setting that the search varies can have caused it; else once `SAME_ERRORS` trials with different points ended
-    with the same words.
+    with the same words. That their workers could not be started counts as well: no trial of theirs was begun.
 
     Args:
         error: what ended the trial.
         point: the trial's.
         earlier: trials that failed before: point, error's class, message.
     """
-    if error.exit_code != 2:
+    if error.exit_code != 2 and not isinstance(error, SlotFailed):
         return False
     concerns = next((keys for kind, keys in _CONCERNS.items() if isinstance(error, kind)), None)
     if concerns is not None and not any(key.startswith(concerns) for key in point if concerns):
         return True
-    said = type(error).__name__, _bare(error.message)
-    same = [where for where, kind, message in earlier if (kind, _bare(message)) == said and where != point]
+    changing = _NAMES if isinstance(error, SlotFailed) else _NUMBERS
+    said = type(error).__name__, changing.sub("", error.message)
+    same = [where for where, kind, message in earlier if (kind, changing.sub("", message)) == said and where != point]
     return len(same) + 1 >= SAME_ERRORS
-
-
-def _bare(message: str) -> str:
-    return _NUMBERS.sub("", message)

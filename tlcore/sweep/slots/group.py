@@ -30,14 +30,16 @@ from tlcore.engine.process import GPU_SHARE
 from tlcore.errors import OutOfMemory, SlotFailed, SweepError, TlcoreError, TrainError
 from tlcore.sweep.cluster.growth import waits_for_room
 from tlcore.sweep.cluster.resources import Shape, label_selector
-from tlcore.sweep.slots.controller import NoRestart, ProcessGroup
-from tlcore.sweep.slots.failures import PATIENCE, LossKind, hang_limit_s, who_is_behind
+from tlcore.sweep.slots.controller import NoRestart, ProcessGroup, StartWatch, in_words, root_of
+from tlcore.sweep.slots.failures import PATIENCE, LossKind, StartFailed, hang_limit_s, who_is_behind
 from tlcore.sweep.slots.kernel import has_killed, oom_kills_on
 from tlcore.sweep.slots.mailbox import RankFailure, RankInfo, Status, open_mailbox
 from tlcore.sweep.slots.worker import HEARTBEAT_S, worker_loop
 
 POLL_S = 5.0
 START_S = 900.0
+START_ATTEMPTS = 3
+"""Starts in vain, one after the other, after which Ray Train is to try no more; it would for ever."""
 SILENT_S = 60.0
 PROBE_S = 10.0
 LEAVE_S = 20.0
@@ -45,6 +47,7 @@ SETTLE_S = 1.0
 COLLECTIVE_S = 1800
 NODE_S = 30.0
 """How long Ray may take to say that a node is dead, from when its workers no longer answer."""
+_SEE_LOG = "see the Ray Train controller's log in the log directory"
 _QUIET_S = 4 * HEARTBEAT_S
 """Silence by which a rank is known not to answer."""
 
@@ -137,7 +140,7 @@ class WorkerGroup:
                     name=self.settings.name,
                     storage_path=str(self.settings.scratch),
                     failure_config=FailureConfig(max_failures=-1),
-                    callbacks=[NoRestart(self.mailbox)],
+                    callbacks=[NoRestart(self.mailbox), StartWatch(self.mailbox)],
                     worker_runtime_env={"env_vars": worker_environment(shape)},
                 ),
             ).fit()
@@ -147,11 +150,11 @@ class WorkerGroup:
     def await_ranks(self) -> None:
         """Return when the ranks can be asked: those of the present generation, or after a loss those of the next.
 
-        Raises SlotFailed, Cancelled.
+        Raises StartFailed, SlotFailed, Cancelled.
         """
         if self._ranks:
             return
-        deadline = time.monotonic() + START_S
+        deadline, why = time.monotonic() + START_S, ""
         while time.monotonic() < deadline:
             found = ray.get(self.mailbox.wait_complete.remote(self.generation, POLL_S))
             if found is not None:
@@ -161,10 +164,13 @@ class WorkerGroup:
             if ray.get(self.mailbox.is_stopping.remote()):
                 raise Cancelled("the sweep is being stopped")
             self._check_alive()
+            failures, why = ray.get(self.mailbox.start_failures.remote())
+            if failures >= START_ATTEMPTS:
+                raise StartFailed(f"the workers did not start {failures} times, the last time by {why}", hint=_SEE_LOG)
             if waits_for_room(self.settings.shape):  # others hold it, or an autoscaler makes it: no sign of a failure
                 deadline = time.monotonic() + START_S
         raise SlotFailed(
-            f"{self.settings.shape} did not start within {START_S:.0f} s",
+            f"{self.settings.shape} did not start within {START_S:.0f} s{f'; the last time by {why}' if why else ''}",
             hint="see what holds the cluster's resources (`ray status`), or lower resources.workers",
         )
 
@@ -275,9 +281,8 @@ class WorkerGroup:
         if ray.get(self.mailbox.is_cancelled.remote()):
             raise Cancelled("the sweep is being stopped")
         if not self._thread.is_alive():
-            raise SlotFailed(
-                f"the worker group ended: {self._ended}", hint="see the Ray Train controller's log in the log directory"
-            )
+            why = in_words(root_of(self._ended)) if self._ended is not None else "its ranks left"
+            raise StartFailed(f"the worker group ended as it was started: {why}", hint=_SEE_LOG)
 
 
 def why_dead(

@@ -131,6 +131,8 @@ class Ledger:
         self._failures: dict[int, list[RankFailure]] = {}
         self._movement = Movement(clock())
         self.generation = 0
+        self.start_failures = 0
+        self.start_error = ""
         self.closed = False
         self.leaving = False
         self.cancelled = False
@@ -148,7 +150,13 @@ class Ledger:
             self._begin(group)
         self._ranks[info.rank] = info
         self._heard[info.rank] = self._clock()
+        if self.complete():
+            self.start_failures, self.start_error = 0, ""
         return True
+
+    def start_failed(self, error: str) -> None:
+        """Note why the ranks have to be started again: they died, or could not be started."""
+        self.start_failures, self.start_error = self.start_failures + 1, error
 
     def _begin(self, group: str) -> None:
         if self._group:
@@ -236,6 +244,13 @@ class Mailbox:
 
     async def join(self, group: str, info: RankInfo) -> bool:
         return bool(await self._change(lambda: self._ledger.join(group, info)))
+
+    async def start_failed(self, error: str) -> None:
+        self._ledger.start_failed(error)
+
+    async def start_failures(self) -> tuple[int, str]:
+        """How often the ranks were started in vain since all of them were last there, and why the last time."""
+        return self._ledger.start_failures, self._ledger.start_error
 
     async def beat(self, group: str, rank: int, stand: Stand | None = None) -> None:
         self._ledger.beat(group, rank, stand)

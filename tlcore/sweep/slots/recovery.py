@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from tlcore.errors import OutOfMemory, RecipeError, RequestError
+from tlcore.errors import OutOfMemory, RecipeError, RequestError, WorkerLost
 from tlcore.recipe import Point, Recipe, plan_batch
 from tlcore.recipe.milder import milder, with_settings
 from tlcore.recipe.space import flat
-from tlcore.sweep.slots.failures import LossKind, exhausted, overspent
+from tlcore.sweep.slots.failures import LossKind, StartFailed, exhausted, overspent
 
 LONGEST_PAUSE_S: Final = 20.0
 MICRO_BATCH: Final = "train.micro_batch_size"
@@ -28,7 +28,7 @@ class Tell(Protocol):
 
 
 def pause_s(times: int) -> float:
-    """Seconds to wait before a store is asked again for the `times`-th time."""
+    """Seconds to wait before a store is asked, or workers are started, again for the `times`-th time."""
     return min(LONGEST_PAUSE_S, 2.0**times)
 
 
@@ -68,6 +68,13 @@ class Recovery:
         if overspent(self.recipe, self._lost, kind):
             raise exhausted(self.recipe, self._trial, kind, count, cause, rank, step)
         return count
+
+    def not_started(self, error: StartFailed, step: int | None) -> int:
+        """Count workers that did not start as a lost one. Raises, where the recipe allows no more, what tells these from others."""
+        try:
+            return self.lost("worker", error.message, None, step)
+        except WorkerLost as spent:
+            raise StartFailed(spent.message, hint=error.hint, **spent.fields) from error
 
     def adapt(self, error: OutOfMemory, step: int | None) -> None:
         """Take the next milder settings; the trial is to go on from `step`. Raises the error, with advice, where the recipe does

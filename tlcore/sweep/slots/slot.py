@@ -43,6 +43,7 @@ from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fraction
 from tlcore.storage import open_store
 from tlcore.sweep.cluster.resources import Cluster, Shape, can_avoid, shape_of
 from tlcore.sweep.slots.board import find_board
+from tlcore.sweep.slots.failures import StartFailed
 from tlcore.sweep.slots.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
 from tlcore.sweep.slots.recovery import Recovery, pause_s
 from tlcore.sweep.slots.slot_memory import Growth
@@ -166,6 +167,10 @@ class Slot(tune.Trainable):
                 return self._ensure_started().run(command)
             except GroupLost as lost:
                 self._recovery.lost(lost.loss, lost.cause, lost.rank, self._known_step(), lost.node)
+            except StartFailed as failed:
+                times = self._recovery.not_started(failed, self._known_step())
+                self._close_group()
+                time.sleep(pause_s(times))  # what took the port or the memory may be gone by then
             except OutOfMemory as error:
                 self._recovery.adapt(error, self._known_step())
                 self._close_group()  # the other ranks wait in a collective for the one that ran out
@@ -180,8 +185,14 @@ class Slot(tune.Trainable):
 
     def _end_session(self) -> None:
         self._started = False
-        with suppress(GroupLost):  # a rank that died with nothing left to do takes nothing with it
-            self._ensure_group().run({"op": "close"})
+        if self._group is None:
+            return
+        try:
+            self._group.run({"op": "close"})
+        except GroupLost:
+            pass  # a rank that died with nothing left to do takes nothing with it
+        except StartFailed:
+            self._close_group()  # nor does a group that could not be started again; the next trial has another one
 
     def _ensure_started(self) -> WorkerGroup:
         group = self._ensure_group()
