@@ -213,7 +213,9 @@ def test_each_answer_has_its_exception(misbehaving, status, code, kind):
 @pytest.mark.parametrize(("code", "kind"), [("AccessDenied", StorageDenied), ("InternalError", StorageUnreachable)])
 def test_a_bulk_delete_that_is_refused_for_one_key_has_its_exception(misbehaving, code, kind):
     """The answer itself is a 200: a role that may put and not delete used to be taken for a broken connection."""
-    refusal = f"<DeleteResult><Error><Key>p/a</Key><Code>{code}</Code><Message>{SECRET}</Message></Error></DeleteResult>"
+    refusal = (
+        f"<DeleteResult><Error><Key>p/a</Key><Code>{code}</Code><Message>{SECRET}</Message></Error></DeleteResult>"
+    )
     server = misbehaving(lambda *_: (200, refusal.encode()))
     place = S3Place("some-bucket", "p")
     with pytest.raises(kind, match=f"cannot delete 'p/a' in bucket 'some-bucket' at http://.*: error {code}") as caught:

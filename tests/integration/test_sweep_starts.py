@@ -56,6 +56,7 @@ def ranks_killed_as_they_appear(most):
         thread.join()
 
 
+@pytest.mark.long
 def test_a_rank_that_dies_as_its_group_is_connected_fails_no_trial(ray_session, tmp_path):
     with ranks_killed_as_they_appear(1):
         outcome = run_sweep(make_recipe(tmp_path, RATES[:1]), options(tmp_path, Notes()))
@@ -63,6 +64,7 @@ def test_a_rank_that_dies_as_its_group_is_connected_fails_no_trial(ray_session, 
     assert leftovers(read_trace(tmp_path), CPUS) == []
 
 
+@pytest.mark.long
 def test_ranks_that_never_start_stop_the_sweep_with_the_cause(ray_session, tmp_path):
     recipe = make_recipe(tmp_path, RATES, failures={"max_lost_workers": 0})
     with ranks_killed_as_they_appear(1000), pytest.raises(StartFailed, match="ActorDiedError") as end:

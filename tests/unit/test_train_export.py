@@ -235,14 +235,16 @@ def test_an_update_that_no_weight_would_take_up_is_said_and_not_lost(tmp_path: P
 
     tied, wanted = stored("llama, tied", "lm_head")
     for ask in (tied.check, tied.read_into):
-        with pytest.raises(CheckpointIncompatible, match=r"lm_head\.weight has an update .* is tied to model\.embed_tokens\.weight"):
+        with pytest.raises(
+            CheckpointIncompatible, match=r"lm_head\.weight has an update .* is tied to model\.embed_tokens"
+        ):
             ask(wanted)
     assert [name for name, _ in tied.read_updates()] == ["lm_head"], "the adapter alone can be had"
     untied, wanted = stored("llama, untied", "q_proj")
     untied.check(wanted)
     del wanted["model.layers.1.self_attn.q_proj.weight"]
     untied.read_into(wanted)
-    with pytest.raises(CheckpointIncompatible, match=r"layers\.1\.self_attn\.q_proj\.weight has an update .* not in the model"):
+    with pytest.raises(CheckpointIncompatible, match=r"1\.self_attn\.q_proj\.weight has an update .* not in the model"):
         untied.check(wanted)
 
 

@@ -112,7 +112,7 @@ def test_a_failed_retention_is_a_warning_and_the_next_commit_takes_all_away(stor
     assert list_manifests(store, "t000") == [3]
 
 
-def test_a_right_to_delete_that_lacks_is_said_once_and_asked_for_once_a_commit(store, caplog):
+def test_a_missing_right_to_delete_is_said_once_and_tried_once_a_commit(store, caplog):
     store.before = away(10_000, ("delete",), "MANIFEST", StorageDenied("no right to delete"))
     notes = notes_of(store)
     with caplog.at_level(logging.WARNING):

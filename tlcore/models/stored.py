@@ -103,7 +103,17 @@ class StoredWeights:
         return None if stored is None else self._shape(stored)
 
     def check(self, wanted: Mapping[str, torch.Tensor]) -> None:
-        """Raise CheckpointIncompatible, naming the first of `wanted` that is not stored, or in another shape."""
+        """Raise CheckpointIncompatible, naming the first of a whole model's weights that is not stored, or in another shape, or the
+        first stored update that is of none of them."""
+        self._check_each(wanted)
+        if lost := next((name for name in self._updates if name not in wanted), None):
+            raise CheckpointIncompatible(
+                f"{lost} has an update in the checkpoint and is not in the model",
+                hint="the model's source changed since the checkpoint was written",
+                parameter=lost,
+            )
+
+    def _check_each(self, wanted: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in wanted.items():
             shape = self.shape(name)
             if shape is None or list(shape) != list(tensor.shape):
@@ -113,14 +123,31 @@ class StoredWeights:
                     hint="the model's source or the labels changed since the checkpoint was written",
                     parameter=name,
                 )
+        for name, owner in self._tied_updates():
+            if owner in wanted:
+                raise CheckpointIncompatible(
+                    f"{name} has an update in the checkpoint and is tied to {owner}: no model can hold it merged",
+                    hint="`tlcore export CHECKPOINT DIR --adapter` writes the updates apart; train anew without that layer among "
+                    "transfer.target_modules",
+                    parameter=name,
+                )
+
+    def _tied_updates(self) -> Iterator[tuple[str, str]]:
+        """Plain names of a weight that has an update, and of the one that it is tied to, by which it would be read without it."""
+        for name in self._updates:
+            stored = self._stored.get(name)
+            owner = self.manifest.parameters[stored].tied_to if stored else None
+            if owner is not None:
+                yield name, owner.replace(_BASE, ".")
 
     def read_into(self, wanted: Mapping[str, torch.Tensor], *, merge: bool = True) -> None:
         """Fill contiguous CPU tensors of any floating format, by plain name; updates are merged unless told not to.
 
         Raises:
-            CheckpointIncompatible: not stored, or in another shape. CheckpointCorrupt: stored bytes are not what they were.
+            CheckpointIncompatible: not stored, in another shape, or tied to what has an update.
+            CheckpointCorrupt: stored bytes are not what they were.
         """
-        self.check(wanted)
+        self._check_each(wanted)
         direct: list[Piece] = []
         casting: dict[str, torch.Tensor] = {}
         held = 0

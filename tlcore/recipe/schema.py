@@ -184,7 +184,8 @@ class ResourcesSection(Section):
     workers: Positive = 1
     """Worker processes of one trial: its world size."""
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
-    """GPUs, or a fraction of one, per worker; auto is 1 where the cluster has GPUs, else 0."""
+    """GPUs, or a fraction of one, per worker; auto is 1 where the cluster has GPUs or `accelerator` names one, else 0. Where an
+    autoscaler could add nodes and there is no GPU yet, say 0 or 1."""
     cpus_per_worker: AboveZero = 1
     """CPU cores reserved per worker."""
     placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
@@ -249,7 +250,7 @@ class FailuresSection(Section):
     """Out of memory: fail the trial, or start it again from its checkpoint with less: half the micro-batch (the global batch
     stays), then recomputed activations, a higher ZeRO stage, offload of optimizer state, of parameters."""
     max_lost_workers: NotNegative = 3
-    """Times a trial resumes after a worker process died."""
+    """Times a trial resumes after a worker process died, or its workers did not start."""
     max_lost_nodes: NotNegative = 3
     """Times a trial resumes after a node died, however many of its workers were there."""
     max_hangs: NotNegative = 2

@@ -26,12 +26,14 @@ from tlcore.errors import (
 )
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3})")
-_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
+_CODE = re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>|\(code: ([A-Za-z0-9]{1,60})\)")
+"""In an answer of its own; and of one key of a bulk delete, whose status is 200."""
 
 _FULL = frozenset({"InsufficientStorage", "XMinioStorageFull", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded"})
 _THROTTLED = frozenset(
     {"SlowDown", "SlowDownRead", "SlowDownWrite", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException"}
 )
+_IN_TROUBLE = frozenset({"InternalError", "ServiceUnavailable"})
 _NOT_IN_TIME = frozenset({"RequestTimeout", "RequestTimeoutException"})
 _NO_BUCKET = frozenset({"NoSuchBucket", "InvalidBucketName"})
 _OTHER_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
@@ -88,9 +90,8 @@ def s3_error(error: Exception, where: Where) -> StorageError:
         if "without LOCATION" in text:  # how the client reports S3's 301 for a bucket elsewhere
             return _answered(301, "", where)
         return _no_answer(text, where)
-    return _answered(
-        int(status_match.group(1)) if status_match else 0, code_match.group(1) if code_match else "", where
-    )
+    code = code_match.group(1) or code_match.group(2) if code_match else ""
+    return _answered(int(status_match.group(1)) if status_match else 0, code, where)
 
 
 def _no_answer(text: str, where: Where) -> StorageError:
@@ -117,15 +118,15 @@ def _answered(status: int, code: str, where: Where) -> StorageError:
         )
     if status == 301 or code in _OTHER_REGION:
         return BucketMissing(answer, hint="the bucket lives in another region: set AWS_REGION to it", **fields)
-    if status in (401, 403) or code in _DENIED_HINTS:
+    if status in (401, 403) or code == "AccessDenied" or code in _DENIED_HINTS:
         return StorageDenied(answer, hint=_DENIED_HINTS.get(code, _DENIED_HINT), **fields)
-    if status == 404:
+    if status == 404 or code == "NoSuchKey":
         return ObjectMissing(f"cannot {where}: no such object", **fields)
     if status == 501 or code == "NotImplemented":
         return StorageError(answer, hint="the store lacks what this needs: use another one", **fields)
     if status == 408 or code in _NOT_IN_TIME:
         return StorageUnreachable(answer, hint="the network or a proxy is slow: look at it, then try again", **fields)
-    if status >= 500:
+    if status >= 500 or code in _IN_TROUBLE:
         return StorageUnreachable(answer, hint="the store is in trouble: look at its log, then try again", **fields)
     return StorageError(answer, **fields)
 

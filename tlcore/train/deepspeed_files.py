@@ -8,7 +8,8 @@ Called by `deepspeed_import.py`.
 Stages 1 and 2: `mp_rank_00_model_states.pt` holds the 16-bit or fp32 module, `*zero_pp_rank_<r>_mp_rank_00_optim_states.pt` rank
 r's partition of each flat group, and `param_slice_mappings` says which elements of it are which parameter's; a parameter's
 fragments follow each other in rank order. Stage 3: rank r's flat groups hold, parameter after parameter, elements [r*s, (r+1)*s)
-of each, padded to s. Universal: `zero/<parameter>/<state>.pt`, whole, and the model files as they were.
+of each, padded to s; a group is one of DeepSpeed's sub-groups (of `sub_group_size` elements), which `param_shapes`, the masters and
+the optimizer's parameters count alike. Universal: `zero/<parameter>/<state>.pt`, whole, and the model files as they were.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def read_directory(directory: Path, tag: str | None = None) -> DeepSpeedCheckpoi
             f"{folder} has no *_optim_states.pt: it was saved without ZeRO",
             hint="save it under ZeRO stage 1, 2 or 3; for its weights alone, give a save_pretrained directory as model.source",
         )
-    return _read_zero(folder, [_load(path) for path in models], [_load(path) for path in optims])
+    return _read_zero(folder, [_load(path) for path in models], {path: _load(path) for path in optims})
 
 
 def _folder(directory: Path, tag: str | None) -> Path:
@@ -179,40 +180,43 @@ def _damaged(path: Path, text: str) -> CheckpointError:
     return CheckpointError(f"{path}: {text}", hint="it is damaged, or of another version of DeepSpeed than 0.19")
 
 
-def _read_zero(folder: Path, models: list[dict[str, Any]], optims: list[dict[str, Any]]) -> DeepSpeedCheckpoint:
+def _read_zero(
+    folder: Path, models: list[dict[str, Any]], optims: Mapping[Path, dict[str, Any]]
+) -> DeepSpeedCheckpoint:
     try:
-        parts = [each["optimizer_state_dict"] for each in optims]
-        stage, counts = int(parts[0]["zero_stage"]), parts[0]["partition_count"]
+        parts = {path: each["optimizer_state_dict"] for path, each in optims.items()}
+        first = next(iter(parts.values()))
+        stage, counts = int(first["zero_stage"]), first["partition_count"]
         world = max(counts) if isinstance(counts, list) else int(counts)
         if world != len(parts):
             raise _damaged(folder, f"{world} ranks saved it, and {len(parts)} *_optim_states.pt are there")
         shapes = _shapes(models[0]["param_shapes"])
         if stage == 3:
             fragments = [*_stage3(models[0]["param_shapes"], parts)]
-            steps = _steps(parts[0]["optimizer_state_dict"])
+            steps = _steps(first["optimizer_state_dict"])
         else:
             fragments = [*_stage12(parts)]
-            steps = _steps(parts[0]["base_optimizer_state"])
+            steps = _steps(first["base_optimizer_state"])
         _check_whole(folder, shapes, fragments)
-        return _assemble(folder, f"ZeRO-{stage}", models, parts[0], shapes, fragments, steps)
+        return _assemble(folder, f"ZeRO-{stage}", models, first, shapes, fragments, steps)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(folder, f"not laid out as expected: {type(error).__name__}: {error}") from error
 
 
-def _stage12(parts: list[dict[str, Any]]) -> Iterator[Fragment]:
+def _stage12(parts: Mapping[Path, dict[str, Any]]) -> Iterator[Fragment]:
     reached: dict[str, int] = {}
-    for part in parts:
+    for path, part in parts.items():
         for group, flat in enumerate(part["single_partition_of_fp32_groups"]):
             states = {MASTER: flat.detach(), **_flat_states(part["base_optimizer_state"], group)}
             for name, at in part["param_slice_mappings"][group].items():
                 start = reached.get(name, 0)
                 reached[name] = start + at.numel
                 for state, values in states.items():
-                    yield Fragment(name, state, start, values.narrow(0, at.start, at.numel))
+                    yield Fragment(name, state, start, _cut(path, name, values, at.start, at.numel))
 
 
-def _stage3(groups: Sequence[Mapping[str, Sequence[int]]], parts: list[dict[str, Any]]) -> Iterator[Fragment]:
-    for rank, part in enumerate(parts):
+def _stage3(groups: Sequence[Mapping[str, Sequence[int]]], parts: Mapping[Path, dict[str, Any]]) -> Iterator[Fragment]:
+    for rank, (path, part) in enumerate(parts.items()):
         for group, shapes in enumerate(groups):
             states = {
                 MASTER: part["fp32_flat_groups"][group].detach(),
@@ -226,8 +230,15 @@ def _stage3(groups: Sequence[Mapping[str, Sequence[int]]], parts: list[dict[str,
                 count = min(elements, start + share) - start
                 if count > 0:
                     for state, values in states.items():
-                        yield Fragment(name, state, start, values.narrow(0, offset, count))
+                        yield Fragment(name, state, start, _cut(path, name, values, offset, count))
                 offset += share
+
+
+def _cut(path: Path, name: str, values: torch.Tensor, first: int, count: int) -> torch.Tensor:
+    """A parameter's elements of a flat tensor. Raises CheckpointError."""
+    if not 0 <= first <= first + count <= values.numel():
+        raise _damaged(path, f"{name} is elements {first} to {first + count} of a group that has {values.numel()}")
+    return values.narrow(0, first, count)
 
 
 def _flat_states(optimizer: Any, group: int) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ some more. Does not own what is said (`saving.py`, `session.py`). Called by `sav
 
 Records are written in the order in which they are told. A store that is away is asked again for minutes, as it is for saves. What
 it still refuses then is raised by the next `check` where it is a record; a failed retention is a warning, and the next commit's
-takes care of it.
+takes care of it. A missing right is said once, not with every commit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from tlcore.checkpoint import Retention
 from tlcore.checkpoint.patience import Patience
-from tlcore.errors import StorageError
+from tlcore.errors import StorageDenied, StorageError
 from tlcore.storage import ObjectStore, append_json
 from tlcore.storage.keys import history_key, history_prefix, parse_history_key
 
@@ -36,6 +36,7 @@ class TrialNotes:
     def __init__(self, store: ObjectStore, trial: str, new_retention: Callable[[], Retention]) -> None:
         self._store, self._trial, self._new_retention = store, trial, new_retention
         self._retention: Retention | None = None
+        self._is_denied = False
         self._patience = Patience(ATTEMPTS)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trial-notes")
         self._pending: deque[Future[None]] = deque()
@@ -93,7 +94,11 @@ class TrialNotes:
     def _retain(self, step: int) -> None:
         try:
             self._patience.ask(lambda: self._after_commit(step))
+            self._is_denied = False
         except StorageError as error:
+            is_said, self._is_denied = self._is_denied, isinstance(error, StorageDenied)
+            if is_said and self._is_denied:
+                return
             logging.getLogger(__name__).warning(
                 "trial %s: what is not to be kept after step %s could not be taken away, the next commit tries again: %s",
                 self._trial,

@@ -17,7 +17,7 @@ QLoRA (Dettmers et al. 2023, arXiv:2305.14314) is LoRA over blocks whose linear 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,8 +41,8 @@ def add_updates(model: nn.Module, recipe: Recipe, structure: Structure, whole: A
         whole: names of the parameters that train themselves.
 
     Raises:
-        RecipeError: a name of `transfer.target_modules` that matches nothing, no linear layer, or what trains whole; no blocks for
-            `auto`.
+        RecipeError: a name of `transfer.target_modules` that matches nothing, no linear layer, one that is tied to another, or what
+            trains whole; no blocks for `auto`.
     """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
@@ -100,22 +100,24 @@ def _modules_of_blocks(structure: Structure) -> set[str]:
 
 def _chosen(model: nn.Module, recipe: Recipe, structure: Structure, whole: AbstractSet[str]) -> list[str]:
     """Names of the layers to adapt, in the model's order."""
-    layers = _linear_layers(model)
+    layers, tied = _linear_layers(model), _tied_layers(model)
     wanted = recipe.transfer.target_modules
     if isinstance(wanted, str):
         inside = _modules_of_blocks(structure)
-        found = [name for name in layers if name in inside]
+        found = [name for name in layers if name in inside and name not in tied]
         if not found:
             text = f"is auto, but {type(model).__name__} has no list of like blocks; name its linear layers"
             raise RecipeError([Fault("transfer.target_modules", f"{text}: {_some(layers)}")])
         return found
     taken = {name.rpartition(".")[0] for name in whole}
     modules = [name for name, _ in model.named_modules() if name]
-    matched = {name for end in wanted for name in _matches(end, layers, modules, taken)}
+    matched = {name for end in wanted for name in _matches(end, layers, modules, taken, tied)}
     return [name for name in modules if name in matched]
 
 
-def _matches(end: str, layers: Sequence[str], modules: Sequence[str], taken: AbstractSet[str]) -> list[str]:
+def _matches(
+    end: str, layers: Sequence[str], modules: Sequence[str], taken: AbstractSet[str], tied: Mapping[str, str]
+) -> list[str]:
     """The linear layers whose name is `end` or ends with it."""
     named = [name for name in modules if name == end or name.endswith(f".{end}")]
     if not named:
@@ -123,6 +125,9 @@ def _matches(end: str, layers: Sequence[str], modules: Sequence[str], taken: Abs
     for name in named:
         if name not in layers:
             text = f"{end!r} means {name}, which is no linear layer; there are {_some(layers)}"
+            raise RecipeError([Fault("transfer.target_modules", text)])
+        if name in tied:
+            text = f"{end!r} means {name}, whose weight is tied to {tied[name]}: no model could hold it merged; take it out"
             raise RecipeError([Fault("transfer.target_modules", text)])
         if name in taken:
             text = f"{end!r} means {name}, which is the head and is trained whole; take it out"
@@ -134,6 +139,19 @@ def _linear_layers(model: nn.Module) -> list[str]:
     from transformers.pytorch_utils import Conv1D
 
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+
+
+def _tied_layers(model: nn.Module) -> dict[str, str]:
+    """Layers whose weight another layer has too, such as an output layer and the embedding, to that other's name.
+
+    An update belongs to one of them alone: merged into the one weight that an export has, it would change both.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name.endswith(".weight"):
+            names.setdefault(id(parameter), []).append(name.removesuffix(".weight"))
+    ties = [same for same in names.values() if len(same) > 1]
+    return {name: next(other for other in same if other != name) for same in ties for name in same}
 
 
 def _some(layers: Sequence[str]) -> str:
