@@ -1,4 +1,4 @@
-"""Random parts of pictures: within bounds, of the asked area and shape, the same for the same draws, one part for all that belongs."""
+"""Random parts of pictures: within bounds, of the asked area and shape, the same for the same draws, one part for all alike."""
 
 from __future__ import annotations
 
