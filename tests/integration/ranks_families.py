@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from tlcore.models import quiet  # noqa: E402
 from tlcore.recipe import Recipe, plan_batch, recipe_from_dict  # noqa: E402
 from tlcore.storage import create_run  # noqa: E402
 from tlcore.tasks import build_task  # noqa: E402
-from tlcore.train.evaluation import evaluate  # noqa: E402
+from tlcore.train.evaluation import evaluate, evaluation_mode  # noqa: E402
+from tlcore.train.export import export_checkpoint  # noqa: E402
 from tlcore.train.group import agree, sum_over_ranks  # noqa: E402
 from tlcore.train.offline import TrainedModel  # noqa: E402
 from tlcore.train.session import TrialSession  # noqa: E402
@@ -92,8 +94,11 @@ def plain(recipe: Recipe) -> list[float]:
     return losses
 
 
-def sharded(recipe: Recipe, url: str, resume: int, save_at: int) -> tuple[list[float], dict[str, float]]:
-    """Loss of every step from `resume` on, and the metrics at the end; saves at `save_at` on the way."""
+def sharded(
+    recipe: Recipe, url: str, resume: int, save_at: int, asked: Sequence[Any] = ()
+) -> tuple[list[float], dict[str, float], Any]:
+    """Loss of every step from `resume` on, the metrics at the end, and what the ranks together answer to what is `asked` then;
+    saves at `save_at` on the way."""
     session = TrialSession(recipe, url, "t000", resume_step=resume)
     losses: list[float] = []
     run = session._stepper.run
@@ -109,8 +114,10 @@ def sharded(recipe: Recipe, url: str, resume: int, save_at: int) -> tuple[list[f
     if save_at > resume:
         session.save()
     report = session.advance(1.0, commit=True)
+    with evaluation_mode(session.model.module):
+        answers = session.task.predict(session.model.module, asked) if asked else []
     session.close()
-    return losses, report.metrics
+    return losses, report.metrics, json.loads(json.dumps(answers))
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -123,12 +130,13 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         name = f"{case['name'].replace('/', '-')}-{stage}"
         url = agree(create_run(case["storage"], name, {}, started, "family").url if dist.get_rank() == 0 else "")
         # A restore in the middle at the stage that has most to put together; every stage's is in test_train_restore.py.
-        whole, metrics = sharded(recipe, url, 0, steps // 2 if stage == 3 else 0)
+        whole, metrics, _ = sharded(recipe, url, 0, steps // 2 if stage == 3 else 0)
         found[f"stage{stage}"] = {"whole": whole, "metrics": metrics}
     found["halved"] = halved(recipe_for(case, 1))  # on every rank: each judges its share
-    pieced, again = sharded(recipe, url, steps // 2, 0)
-    found["restored"] = {"losses": pieced, "metrics": again}
-    found |= agree(exported(f"{url}/trials/t000/step-{steps:08d}", case) if dist.get_rank() == 0 else {})
+    asked = case["sections"].get("predict") or [given for given, _ in build_task(recipe).examples("train", 2)]
+    pieced, again, answers = sharded(recipe, url, steps // 2, 0, asked)
+    found["restored"] = {"losses": pieced, "metrics": again, "answers": answers}
+    found |= agree(exported(f"{url}/trials/t000/step-{steps:08d}", asked) if dist.get_rank() == 0 else {})
     return found
 
 
@@ -149,7 +157,7 @@ def halved(recipe: Recipe) -> list[float]:
     return found
 
 
-def exported(ref: str, case: dict[str, Any]) -> dict[str, Any]:
+def exported(ref: str, asked: Sequence[Any]) -> dict[str, Any]:
     """The trained model and its export give the same loss on the same batch; what it answers. Both in evaluation mode."""
     trained = TrainedModel(ref)
     trained.task.load_data()
@@ -157,7 +165,7 @@ def exported(ref: str, case: dict[str, Any]) -> dict[str, Any]:
     batch = trained.task.collate("validation", range(2))
     with tempfile.TemporaryDirectory() as directory:
         with quiet():
-            loaded = load(trained.export(Path(directory) / "model"), trained.model).eval()
+            loaded = load(Path(export_checkpoint(ref, f"{directory}/model")), trained.model).eval()
         with torch.no_grad():
             losses = []
             for model in (trained.model, loaded):
@@ -165,8 +173,7 @@ def exported(ref: str, case: dict[str, Any]) -> dict[str, Any]:
                 losses.append(trained.task.loss(model, batch).item())
         weights = dict(loaded.state_dict())
         equal = all(torch.equal(tensor, weights[name]) for name, tensor in trained.model.state_dict().items())
-    inputs = case["sections"].get("predict") or [given for given, _ in trained.task.examples("train", 2)]
-    return {"losses": losses, "weights_equal": equal, "answers": json.loads(json.dumps(trained.predict(inputs)))}
+    return {"losses": losses, "weights_equal": equal, "answers": json.loads(json.dumps(trained.predict(asked)))}
 
 
 def load(directory: Path, model: Any) -> Any:

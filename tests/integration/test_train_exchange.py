@@ -162,10 +162,11 @@ def test_a_second_lora_save_is_as_large_as_what_is_trained(results: dict[str, An
 def test_lora_exports_to_what_it_evaluated(results: dict[str, Any], tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from tlcore.train.export import export_checkpoint
     from tlcore.train.offline import TrainedModel
 
     trained = TrainedModel(results["lora3"]["url"])
-    exported = trained.export(tmp_path / "model")
+    exported = export_checkpoint(results["lora3"]["url"], str(tmp_path / "model"))
     model = AutoModelForSequenceClassification.from_pretrained(exported).eval()
     tokens = AutoTokenizer.from_pretrained(exported)("a wonderful film", return_tensors="pt")
     scores = model(**tokens).logits.softmax(-1)[0]

@@ -152,6 +152,7 @@ def test_a_checkpoint_of_any_stage_exports_to_what_it_evaluated(results: dict[st
     """The exported directory loads in plain transformers; its own figures equal the ones the trial reported."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from tlcore.train.export import export_checkpoint
     from tlcore.train.offline import TrainedModel
 
     for name in ("stage1", "stage3", "last_n_stage3"):
@@ -159,7 +160,7 @@ def test_a_checkpoint_of_any_stage_exports_to_what_it_evaluated(results: dict[st
         assert trained.evaluate("validation")["validation_loss"] == pytest.approx(
             results[name]["pieced_metrics"]["eval_loss"], rel=1e-4
         )
-        exported = trained.export(tmp_path / name)
+        exported = export_checkpoint(results[name]["url"], str(tmp_path / name))
         model = AutoModelForSequenceClassification.from_pretrained(exported).eval()
         tokens = AutoTokenizer.from_pretrained(exported)("a wonderful film", return_tensors="pt")
         scores = model(**tokens).logits.softmax(-1)[0]

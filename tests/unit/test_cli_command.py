@@ -200,7 +200,7 @@ def test_validate_loads_neither_torch_nor_ray(recipe_file):
     assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
-def sweep_that(monkeypatch, tmp_path, statuses, exhausted=None):
+def sweep_that(monkeypatch, tmp_path, statuses, exhausted=None, untested=None):
     """`tlcore sweep` with a run that is in the store already in place of Ray's work; what the command says of it is its own."""
     from tlcore.storage import create_run
     from tlcore.storage.journal import Journal, SweepState, read_journal
@@ -215,7 +215,7 @@ def sweep_that(monkeypatch, tmp_path, statuses, exhausted=None):
             facts = {"error": "TrainError", "message": "no", "hint": ""} if status == "failed" else {}
             journal.append(status, trial, **facts)
         state = SweepState.from_entries(read_journal(run.open()))
-        return SweepOutcome(run, recipe, state, None, tmp_path, False, exhausted)
+        return SweepOutcome(run, recipe, state, None, tmp_path, False, exhausted, untested)
 
     monkeypatch.setattr("tlcore.sweep.run_sweep", run_sweep, raising=False)
 
@@ -249,20 +249,35 @@ def test_a_sweep_that_its_budget_ended_is_exit_0_and_says_how_to_go_on(capsys, m
 
 
 def test_the_table_is_shown_even_where_the_end_fails(capsys, monkeypatch, recipe_file, tmp_path):
-    """After a night of training the test data turns out bad: the figures are said, and then the error, with its exit code."""
+    """After a night of training the export fails: what the trials came to is said, and then the error, with its exit code."""
     from tlcore.errors import DataError
     from tlcore.train.budget import Exhausted
 
     def finish_sweep(outcome, destination):
-        raise DataError("test.csv has no column 'label'")
+        raise DataError("the labels are gone")
 
     sweep_that(monkeypatch, tmp_path, {"t000": "completed", "t001": "completed"}, Exhausted("budget.hours", 2, 2.01))
     monkeypatch.setattr("tlcore.sweep.finish_sweep", finish_sweep, raising=False)
     code, out, err = run(capsys, "sweep", recipe_file, "--storage", str(tmp_path / "runs"))
-    assert (code, err) == (2, "tlcore: test.csv has no column 'label'\n")
+    assert (code, err) == (2, "tlcore: the labels are gone\n")
     assert "2 of 2 trials ended" in out
     assert "t001   completed" in out
     assert "budget.hours ended it after 2.01" in out
+
+
+def test_bad_test_data_is_said_after_all_that_the_sweep_came_to(capsys, monkeypatch, recipe_file, tmp_path):
+    from tlcore.errors import DataError
+    from tlcore.sweep import Finals
+
+    bad = DataError("test.csv has no column 'label'")
+    finals = Finals("s3://b/r/1/trials/t0/step-5", 5, 9, None, {}, [])
+    sweep_that(monkeypatch, tmp_path, {"t000": "completed", "t001": "failed"}, untested=bad)
+    monkeypatch.setattr("tlcore.sweep.finish_sweep", lambda outcome, destination: finals, raising=False)
+    code, out, err = run(capsys, "sweep", recipe_file, "--storage", str(tmp_path / "runs"))
+    said = "tlcore: 1 of 2 trials failed: t001\ntlcore: test.csv has no column 'label'\n"
+    assert (code, err) == (2, said)
+    assert "2 of 2 trials ended" in out
+    assert "best model as files: tlcore export s3://b/r/1/trials/t0/step-5 DIR" in out
 
 
 @pytest.mark.parametrize(
@@ -309,7 +324,7 @@ def test_a_local_run_that_was_stopped_is_shown_and_exit_130(capsys, monkeypatch,
         journal = Journal(ref.open(), lambda: now)
         on_event(journal.append("suggested", "t000", point={}))
         on_event(journal.append("left", "t000", step=7))
-        return SimpleNamespace(run=ref, interrupted=True, exhausted=None)
+        return SimpleNamespace(run=ref, interrupted=True, exhausted=None, untested=None)
 
     monkeypatch.setitem(sys.modules, "tlcore.train.local", SimpleNamespace(TRIAL="t000", run_local=run_local))
     monkeypatch.setattr("tlcore.engine.process.prepare_process", lambda threads: None)

@@ -456,3 +456,15 @@ def test_the_pace_is_noticed_without_counting_every_trial_at_every_entry(monkeyp
     for number in range(50):
         display.on_event({**EVENTS[5], "fraction": 0.25 + number / 100})
     assert counted == []
+
+
+def test_the_test_of_the_best_trial_is_shown_and_its_figures():
+    testing = {"kind": "testing", "trial": "t001", "step": 16, "workers": 2}
+    final = {"kind": "final", "trial": "t001", "metrics": {"test_accuracy": 0.75, "test_loss": 0.5}}
+    assert lines_of([*EVENTS, testing, final]).splitlines()[-2:] == [
+        "04:45:00 t001 testing: its checkpoint of step=16 on data.test",
+        "04:45:00 t001 tested test_accuracy=0.7500 test_loss=0.5000",
+    ]
+    assert drawn(sweep([*EVENTS, testing]), 110)[0].endswith("  t001's checkpoint of step 16 on data.test")
+    for after in (final, {"kind": "interrupted", "trial": None}, {"kind": "finished", "trial": None}):
+        assert "data.test" not in drawn(sweep([*EVENTS, testing, after]), 110)[0]

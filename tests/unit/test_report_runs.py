@@ -77,8 +77,8 @@ def write_run(storage, finished=True, name="reviews", at=START):
         journal.append("result", "t000", step=63, fraction=1.0, metrics={"eval_accuracy": 0.78}, total_steps=63)
         store.put(manifest_key("t000", 63), b"{}")
         journal.append("completed", "t000")
-        journal.append("finished", best="t000")
         journal.append("final", "t000", metrics={"test_accuracy": 0.7725})
+        journal.append("finished", best="t000")
     return ref
 
 

@@ -128,3 +128,10 @@ def test_the_folded_sweep_has_the_account_and_says_what_ended_it():
     assert (state.finished, state.ended_by) == (False, "")
     state.apply(at(4, "finished", best="t0"))
     assert (state.finished, state.ended_by) == (True, "")
+
+
+def test_the_workers_that_take_the_test_figures_before_the_end_count():
+    trained = [at(0, "started", "t0", workers=1), at(1, "completed", "t0")]
+    tested = [at(1, "testing", "t0", workers=2, price=5), at(3, "final", "t0"), at(4, "finished")]
+    assert used(*trained, *tested) == Usage(4, 1 + 4, 20)
+    assert used(*trained, tested[0], at(2, "interrupted")) == Usage(2, 1 + 2, 10)

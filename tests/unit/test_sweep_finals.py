@@ -1,4 +1,4 @@
-"""The end of a sweep: what is exported, and when the test examples are read. The checkpoint is real, made without training."""
+"""The end of a sweep: what is exported, and which test figures are its. The checkpoint is real, made without training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from tiny_text_model import snippets, tiny_recipe, write_rows
 
 from tests.stored_model import store_model
+from tlcore.errors import DataError
 from tlcore.recipe import Recipe
 from tlcore.report.checkpoints import choose_checkpoint
 from tlcore.report.runs import read_run, show_json, show_parts
@@ -27,11 +28,8 @@ pytestmark = pytest.mark.unit
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 
 
-@pytest.fixture(autouse=True)
-def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is the tests' own: its allocator and threads stay as they are; DeepSpeed says nothing of its device."""
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setattr("tlcore.sweep.finals.prepare_process", lambda threads: None)
+FIGURES = {"test_accuracy": 0.125}
+EXAMPLES = [{"input": "good film", "expected": "pos", "label": "neg", "score": 0.5}]
 
 
 @pytest.fixture
@@ -55,6 +53,13 @@ def write(run: RunRef, kind: str, trial: str | None = None, **facts: Any) -> Non
     Journal(store, lambda: NOW, start=len(read_journal(store))).append(kind, trial, **facts)
 
 
+def write_figures(run: RunRef, checkpoint: str) -> None:
+    """As a driver ends: the figures, and then that it is finished."""
+    write(run, "resumed", of=1)
+    write(run, "final", "t000", metrics=FIGURES, checkpoint=checkpoint, examples=EXAMPLES)
+    write(run, "finished", best="t000")
+
+
 def outcome_of(run: RunRef, recipe: Recipe) -> SweepOutcome:
     state = SweepState.from_entries(read_journal(run.open()))
     return SweepOutcome(run, recipe, state, state.best("eval_accuracy", "max"), Path(), False)
@@ -64,51 +69,59 @@ def finals_of(run: RunRef) -> list[dict[str, Any]]:
     return [entry for entry in read_journal(run.open()) if entry["kind"] == "final"]
 
 
-def test_the_best_checkpoint_is_exported_evaluated_once_and_answers(
-    run: RunRef, recipe: Recipe, tmp_path: Path
+def test_the_best_checkpoint_is_exported_and_its_figures_and_answers_are_the_journals(
+    run: RunRef, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The model is not loaded here: it may be larger than the memory of this machine."""
+    monkeypatch.setattr("tlcore.train.offline.TrainedModel", None)
+    write_figures(run, f"{run.url}/trials/t000/step-00000005")
+    before = read_journal(run.open())
     found = finish_sweep(outcome_of(run, recipe), tmp_path / "best")
     assert found is not None and found.exported == tmp_path / "best"
     assert (tmp_path / "best" / "model.safetensors").is_file()
-    [final] = finals_of(run)
-    assert final["trial"] == "t000" and final["checkpoint"] == found.checkpoint
-    assert final["metrics"] == found.metrics
-    assert 0.0 <= found.metrics["test_accuracy"] <= 1.0
-    assert [example["expected"] for example in found.examples] == ["neg", "pos"]
+    assert (found.checkpoint, found.metrics, found.examples) == (finals_of(run)[0]["checkpoint"], FIGURES, EXAMPLES)
 
     write(run, "resumed", of=1)
     write(run, "finished", best="t000")
-    again = finish_sweep(outcome_of(run, recipe), tmp_path / "best")
-    assert again == found
-    assert len(finals_of(run)) == 1
+    assert finish_sweep(outcome_of(run, recipe), tmp_path / "best") == found
+    assert read_journal(run.open())[:-2] == before
 
 
-def test_journalled_figures_are_kept_also_where_the_run_was_moved(run: RunRef, recipe: Recipe) -> None:
-    figures = {"test_accuracy": 0.125}
-    checkpoint = f"s3://before/{run.name}/{run.run_id}/trials/t000/step-00000005"
-    write(run, "final", "t000", metrics=figures, checkpoint=checkpoint)
+def test_journalled_figures_are_found_also_where_the_run_was_moved(run: RunRef, recipe: Recipe) -> None:
+    write_figures(run, f"s3://before/{run.name}/{run.run_id}/trials/t000/step-00000005")
     found = finish_sweep(outcome_of(run, recipe), None)
-    assert found is not None and found.metrics == figures
-    assert len(finals_of(run)) == 1
+    assert found is not None and (found.metrics, found.examples) == (FIGURES, EXAMPLES)
+
+
+def test_figures_that_an_earlier_version_wrote_have_no_answers(run: RunRef, recipe: Recipe) -> None:
+    """They were taken after the end, in the driver, and the answers given anew each time."""
+    write(run, "final", "t000", metrics=FIGURES, checkpoint=f"{run.url}/trials/t000/step-00000005")
+    found = finish_sweep(outcome_of(run, recipe), None)
+    assert found is not None and (found.metrics, found.examples) == (FIGURES, [])
 
 
 def test_figures_of_another_checkpoint_are_not_those_of_this_one(run: RunRef, recipe: Recipe) -> None:
     for place in ("t000/step-00000004", "t001/step-00000005"):
         write(run, "final", place[:4], metrics={"test_accuracy": 2.0}, checkpoint=f"{run.url}/trials/{place}")
     found = finish_sweep(outcome_of(run, recipe), None)
-    assert found is not None and found.metrics["test_accuracy"] <= 1.0
-    assert len(finals_of(run)) == 3
+    assert found is not None and (found.metrics, found.examples) == ({}, [])
+
+
+def test_without_figures_the_model_is_exported_all_the_same(run: RunRef, recipe: Recipe, tmp_path: Path) -> None:
+    """The test data was bad: the outcome says so, and who shows it raises that once the rest is said."""
+    error = DataError("test.jsonl has no column 'label'")
+    found = finish_sweep(replace(outcome_of(run, recipe), untested=error), tmp_path / "best")
+    assert found is not None and (found.metrics, found.exported) == ({}, tmp_path / "best")
 
 
 def test_while_trials_are_left_the_test_examples_are_not_touched(run: RunRef, recipe: Recipe, tmp_path: Path) -> None:
-    """The budget ended it: the best model so far is exported, and the file of the test examples need not even be there."""
+    """The budget ended it: the best model so far is exported, and figures of an earlier end are not this one's."""
+    write_figures(run, f"{run.url}/trials/t000/step-00000005")
     write(run, "resumed", of=2)
     write(run, "finished", best="t000", reason="budget", limit="budget.hours")
-    (tmp_path / "test.jsonl").unlink()
     found = finish_sweep(outcome_of(run, recipe), tmp_path / "best")
     assert found is not None and found.exported == tmp_path / "best"
     assert (found.metrics, found.examples) == ({}, [])
-    assert finals_of(run) == []
 
 
 @pytest.mark.parametrize(
@@ -148,12 +161,14 @@ def test_an_overfitted_trial_gives_its_best_checkpoint_and_everything_names_that
         assert choose_checkpoint(f"{recipe.name}/{run.run_id}/t000", recipe.storage)[1].step == chosen
         assert choose_checkpoint(f"{run.url}/t000", "")[1].step == chosen
         if before:
+            write_figures(run, checkpoint)
             found = finish_sweep(outcome_of(run, recipe), tmp_path / "best")
             assert found is not None and (found.checkpoint, found.step, found.last_step) == (checkpoint, chosen, 10)
-            assert [final["checkpoint"] for final in finals_of(run)] == [checkpoint]
+            assert found.metrics == FIGURES
 
 
 def test_without_a_destination_nothing_is_exported(run: RunRef, recipe: Recipe, tmp_path: Path) -> None:
+    write_figures(run, f"{run.url}/trials/t000/step-00000005")
     before = sorted(tmp_path.iterdir())
     found = finish_sweep(outcome_of(run, recipe), None)
     assert found is not None and found.exported is None and found.metrics

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from recipe_cases import changed
 
-from tlcore.errors import OutOfMemory, RequestError, TrialHung, WorkerLost
+from tlcore.errors import OutOfMemory, RequestError, StorageUnreachable, TrialHung, WorkerLost
 from tlcore.recipe import recipe_from_dict
-from tlcore.sweep.slots.recovery import LONGEST_PAUSE_S, Recovery, pause_s
+from tlcore.sweep.slots.failures import StartFailed
+from tlcore.sweep.slots.group import GroupLost
+from tlcore.sweep.slots.recovery import LONGEST_PAUSE_S, Again, Recovery, pause_s
 
 pytestmark = pytest.mark.unit
 
@@ -124,3 +126,20 @@ def test_what_was_lost_before_a_resume_counts():
 def test_pauses_grow_to_a_bound():
     assert [pause_s(times) for times in (1, 2, 3)] == [2, 4, 8]
     assert pause_s(9) == LONGEST_PAUSE_S
+
+
+def test_what_a_command_raised_says_whether_it_is_repeated_in_other_workers_and_when():
+    trial, told = recovery()
+    assert trial.mend(GroupLost("rank 1 died", 1, "node", "node-a"), 5) == Again()
+    assert trial.mend(StartFailed("the port is taken"), 5) == Again(anew=True, pause_s=2.0)
+    assert trial.mend(StorageUnreachable("no answer", rank=1), 5) == Again(anew=True, pause_s=2.0)
+    assert trial.mend(StorageUnreachable("no answer", rank=1), 5) == Again(anew=True, pause_s=4.0)
+    assert trial.mend(NO_MEMORY, 5) == Again(anew=True)
+    assert trial.mend(RequestError("no such micro-batch"), 5) == Again(anew=True)
+    assert [facts.get("loss", kind) for kind, facts in told] == [
+        *("node", "worker", "storage", "storage"),
+        *("adapted", "adapted"),
+    ]
+    trial.started()
+    with pytest.raises(RequestError, match="bf16"):
+        trial.mend(RequestError("bf16 is not there"), 5)

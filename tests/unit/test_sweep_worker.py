@@ -46,6 +46,14 @@ class FakeSession:
             raise ZeroDivisionError("too far")
         return Report()
 
+    def test(self, step):
+        self.calls.append(("test", step))
+        return {"test_accuracy": 0.5}
+
+    def examples(self):
+        self.calls.append(("examples",))
+        return [{"input": "good", "expected": "pos", "label": "pos"}]
+
     def interrupt(self):
         self.calls.append(("interrupt",))
 
@@ -109,6 +117,15 @@ def test_rank_0_answers_with_the_report_and_the_others_with_nothing(sessions):
     assert sessions[0].calls[0] == ("advance", 0.5, True)
 
 
+def test_a_started_trial_is_tested_and_shown(sessions):
+    commands = (start("t000", resume_step=5), {"op": "test", "step": 5})
+    shown = [{"input": "good", "expected": "pos", "label": "pos"}]
+    assert run(0, *commands).answers == {0: None, 1: {"metrics": {"test_accuracy": 0.5}, "examples": shown}}
+    assert run(1, *commands).answers == {0: None, 1: None}
+    assert [session.calls for session in sessions] == [[("test", 5), ("examples",), ("close",)]] * 2
+    assert "without a started trial" in run(0, {"op": "test", "step": 5}).failures[0].message
+
+
 def test_a_session_is_closed_before_the_next_one_starts_and_when_the_rank_leaves(sessions):
     run(0, start("t000"), start("t001"), {"op": "close"}, start("t002"))
     assert [session.calls for session in sessions] == [[("close",)]] * 3
@@ -163,6 +180,13 @@ class Looked:
         self.seen.append(HOST[0].stand())
         return Report()
 
+    def test(self, step):
+        self.seen.append(HOST[0].stand())
+        return {}
+
+    def examples(self):
+        return []
+
     def close(self):
         pass
 
@@ -177,7 +201,8 @@ def test_a_host_says_where_its_rank_stands_and_that_it_is_idle_between_commands(
     HOST[0].perform(start("t000"))
     assert HOST[0].stand() == Stand(None, "idle")
     HOST[0].perform(advance(0.5))
-    assert made.seen == [Stand(5, "evaluate", 3)]
+    HOST[0].perform({"op": "test", "step": 5})
+    assert made.seen == [Stand(5, "evaluate", 3)] * 2
     assert HOST[0].step == 5
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -117,3 +118,12 @@ def test_without_the_setting_and_with_anothers_state_the_task_stays_itself(home:
     nothing: Any = None
     assert with_features(task, nothing, nothing, plain) is task
     assert with_features(task, nothing, nothing, recipe, inherits=True) is task
+
+
+def test_an_input_that_is_not_of_the_run_is_answered_without_the_features_laid_ready_last(home: Path) -> None:
+    task, model = head_only(home)
+    task.load_data(("train",))
+    plain = task.predict(model, ["good film", "bad plot"])
+    cached = features._CachedTask(task, cast(Any, SimpleNamespace()), BlocksCut(model))
+    cached.lay_ready({"features": torch.zeros(2, 4, 16)})
+    assert cached.predict(model, ["good film", "bad plot"]) == plain

@@ -109,6 +109,8 @@ def _run_on_ray(
         typer.echo(f"tlcore: {failed} of {trials} trials failed: {', '.join(outcome.errors)}", err=True)
         if failed == trials:
             raise typer.Exit(1)
+    if outcome.untested is not None:
+        raise outcome.untested
     return outcome
 
 
@@ -121,7 +123,7 @@ def _finish(words: Sequence[str], outcome: SweepOutcome) -> None:
     destination = None if JOB_VARIABLE in os.environ else Path("runs") / outcome.recipe.name / "best"
     try:
         finals = finish_sweep(outcome, destination)
-    finally:  # what the trials came to took hours, and is said whatever the test data or the disk have against the rest
+    finally:  # what the trials came to took hours, and is said whatever the disk has against the rest
         _print_run(outcome.run)
         if outcome.exhausted is not None:
             typer.echo(f"\n{ended_by_budget(words, outcome.exhausted.setting, outcome.exhausted.used)}")
@@ -234,6 +236,8 @@ def _run_without_ray(words: Sequence[str], recipe: Recipe, resume: bool) -> None
         _print_run(outcome.run)
         raise _interrupted(words, view)
     _finish(words, _as_sweep(recipe, outcome))
+    if outcome.untested is not None:
+        raise outcome.untested
 
 
 def _as_sweep(recipe: Recipe, outcome: LocalOutcome) -> SweepOutcome:
@@ -243,7 +247,8 @@ def _as_sweep(recipe: Recipe, outcome: LocalOutcome) -> SweepOutcome:
 
     state = SweepState.from_entries(read_journal(outcome.run.open()))
     best = state.best(recipe.search.metric, recipe.search.mode)
-    return SweepOutcome(outcome.run, recipe, state, best, Path(), outcome.interrupted, outcome.exhausted)
+    ended = outcome.interrupted, outcome.exhausted, outcome.untested
+    return SweepOutcome(outcome.run, recipe, state, best, Path(), *ended)
 
 
 def _print_run(run: RunRef) -> None:

@@ -191,6 +191,9 @@ def _title(view: SweepView, rows: Sequence[TrialRow]) -> Text:
     if view.state.stopping:
         text.append(f"  {stopping_line(view.state.stopping)}", "yellow")
         return text
+    if view.state.testing is not None:
+        trial, step = view.state.testing
+        return text.append(f"  {trial}'s checkpoint of step {step} on data.test")
     text.append(f"  {ended} of {figures.count(max(view.expected_trials, len(rows)), 'trial')} ended")
     counts = _by_state([row for row in rows if row.state != WAITING])
     return text.append(f": {counts}" if counts else "")
@@ -313,6 +316,11 @@ class LineDisplay(Display):
             return f"{row.trial} waits: the sweep is stopping, {at}"
         if kind == "completed":
             return f"{row.trial} completed {measured}"
+        if kind == "testing":
+            return f"{row.trial} testing: its checkpoint of step={event['step']} on data.test"
+        if kind == "final":
+            measured = " ".join(f"{key}={figures.metric(value)}" for key, value in event["metrics"].items())
+            return f"{row.trial} tested {measured}"
         return f"{row.trial} failed {'; '.join(row.reason.splitlines())}" if kind == "failed" else ""
 
 

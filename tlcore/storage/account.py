@@ -5,9 +5,9 @@ entry to the one that ends it (`finished`, `interrupted`), or to its last one wh
 never counted, and only times that one driver wrote are compared with each other, so clocks of different machines need not agree.
 A driver writes an `alive` entry when it has had nothing else to say for `ALIVE_EVERY_S`, so a kill hides no more than that.
 
-A trial holds its workers from `started` until it is paused, put aside, ended, or loses its slot. The time in which a worker group
-starts counts; the time in which a warm one waits for its next trial does not. A journal that does not say how many workers a trial
-held tells no worker-hours. Called by `journal.py`.
+A trial holds its workers from `started` until it is paused, put aside, ended, or loses its slot; the best one holds some once more
+from `testing` to its test figures (`final`). The time in which a worker group starts counts; the time in which a warm one waits for
+its next trial does not. A journal that does not say how many workers a trial held tells no worker-hours. Called by `journal.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 ALIVE_EVERY_S: Final = 300.0
-_LETS_GO: Final = frozenset({"paused", "took_over", "left", "stopped", "completed", "failed"})
+_TAKES: Final = frozenset({"started", "testing"})
+_LETS_GO: Final = frozenset({"paused", "took_over", "left", "stopped", "completed", "failed", "final"})
 _ENDS: Final = frozenset({"finished", "interrupted"})
 _HOUR_S: Final = 3600.0
 
@@ -64,13 +65,13 @@ class Account:
         kind = entry["kind"]
         if kind == "resumed":
             self._end_life()
-        if not entry.get("time") or kind == "final":  # the test figures are taken after the sweep's end, by no worker
+        if not entry.get("time") or (kind == "final" and self._began is None):  # once taken after the end, by no worker
             return
         now = datetime.fromisoformat(entry["time"])
         self._began = self._began or now
         self._last = now if self._last is None else max(self._last, now)
         trial = entry.get("trial") or ""
-        if kind == "started":
+        if kind in _TAKES:
             self._let_go(trial)
             self._holds[trial] = _Hold(self._last, int(entry.get("workers", 0)), entry.get("price"))
         elif kind in _LETS_GO or (kind == "lost" and "slot" in entry):

@@ -38,8 +38,9 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     pruned     checkpoints, freed_bytes, kept_bytes, over_bytes
                                                        retention deleted these ([trial, step, why] each) and what they alone needed;
                                                        `kept_bytes` of chunks are left, `over_bytes` more than budget.bytes
+    testing    step, workers, price                    so many workers measure the best trial's checkpoint at `step` on data.test
+    final      metrics, checkpoint, examples           test figures of the best trial, of which checkpoint; some answers of it
     finished   best, reason, limit                     nothing is left to run, or (reason "budget") may be run: `limit` is used up
-    final      metrics, checkpoint                     test figures of the best trial, and of which checkpoint
 
 The writer is the sweep's driver alone. Its numbers leave no gap, so whoever finds the next number taken knows that
 another driver owns the run. Every full thousand is rolled up (`segments.py`), which changes nothing of that. Called by
@@ -90,8 +91,9 @@ KINDS: Final = frozenset(
         "interrupted",
         "alive",
         "pruned",
-        "finished",
+        "testing",
         "final",
+        "finished",
     }
 )
 _log = logging.getLogger(__name__)
@@ -256,7 +258,8 @@ class SweepState:
     """A whole sweep, folded from its journal; trials are in the order in which they were suggested.
 
     `ended_by` is "budget" where that ended it with something left to run, `stopping` why it is being stopped, empty once that is
-    over. `avoided` are the nodes that the present driver's slots keep away from: who resumes a sweep may have mended them.
+    over. `testing` is the trial and step that are on data.test now. `avoided` are the nodes that the present driver's slots keep
+    away from: who resumes a sweep may have mended them.
     """
 
     trials: dict[str, TrialState] = field(default_factory=dict)
@@ -266,6 +269,7 @@ class SweepState:
     avoided: list[str] = field(default_factory=list)
     ended_by: str = ""
     stopping: str = ""
+    testing: tuple[str, int] | None = None
     account: Account = field(default_factory=Account)
 
     @classmethod
@@ -294,11 +298,12 @@ class SweepState:
             self._resume()
         elif kind == "stopping":
             self.stopping = str(entry.get("reason") or "")
-        elif kind == "interrupted":
-            self.stopping = ""
-        elif kind == "finished":
-            self.stopping = ""
-            self.finished, self.ended_by = True, str(entry.get("reason") or "")
+        elif kind in {"testing", "final"}:
+            self.testing = (entry["trial"], entry["step"]) if kind == "testing" else None
+        elif kind in {"interrupted", "finished"}:
+            self.stopping, self.testing = "", None
+            if kind == "finished":
+                self.finished, self.ended_by = True, str(entry.get("reason") or "")
         elif kind == "avoided":
             self.avoided.append(entry["node"])
         elif trial in self.trials:
@@ -341,7 +346,7 @@ class SweepState:
 
     def _resume(self) -> None:
         self.resumes += 1
-        self.finished, self.ended_by, self.stopping = False, "", ""
+        self.finished, self.ended_by, self.stopping, self.testing = False, "", "", None
         self.avoided = []
         for trial in self.unfinished():
             trial.status = "waiting"

@@ -1,7 +1,8 @@
 """Sweeps on Ray: `run_sweep` and `run_train` run a recipe's trials in warm worker groups and say what came of them.
 
 Read in this order: `runner.py` (the order of things), `driver.py` (one driver with Tune), `search/` (which trial is next),
-`schedule/` (which goes on), `slots/` (a trial to Tune, and its ranks), `cluster/` (what fits where).
+`schedule/` (which goes on), `slots/` (a trial to Tune, and its ranks), `cluster/` (what fits where), `examination.py` (the best one
+on the test data).
 
 Names are imported when first used. Every process that Ray starts for a sweep imports this package on its way to the one module
 it needs; with Tune and Train behind it, the board and each mailbox would take seconds and hundreds of MB to hold a dictionary.

@@ -1,4 +1,4 @@
-"""One driver's time with a run: take the journal up, let Tune run what is left, end with nothing left behind.
+"""One driver's time with a run: take the journal up, let Tune run what is left, have the best tested, end with nothing left behind.
 
 Owns what lives exactly as long as the driver: the scratch directory that Tune and Train insist on (removed, never read back), the
 board, the thread that feeds the display and carries an interrupt to the slots. Called by `runner.py`, with Ray up.
@@ -35,6 +35,7 @@ from tlcore.sweep.cluster.growth import Demand, Growth, read_growth
 from tlcore.sweep.cluster.resources import Cluster, Shape, can_avoid, has_room, shape_of, without
 from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
+from tlcore.sweep.examination import SESSION, examine
 from tlcore.sweep.halt import Halt
 from tlcore.sweep.janitor import Janitor
 from tlcore.sweep.recorder import JournalCallback, Recorder
@@ -62,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 
 class Driver:
-    """Runs what is left of a run.
+    """Runs what is left of a run. `untested` says why it ended without figures on the test examples, where these were wanted.
 
     Args:
         session: import path of the session class that the ranks drive.
@@ -102,6 +103,7 @@ class Driver:
         self._searcher = make_searcher(recipe)
         self._wanted = trials_wanted(recipe)
         self._demand, self._growth = Demand(), Growth()
+        self.untested: TlcoreError | None = None
         self._janitor = Janitor(recipe, run, self._recorder.snapshot, self._recorder.record, self._recorder.next_number)
 
     @property
@@ -116,6 +118,8 @@ class Driver:
         if self._is_left(wanted) and not self._spent():
             with _scratch() as scratch, self._board() as board, self._watching(board), self._janitor.at_work():
                 self._fit(self._source(scratch, board), scratch)
+        if self._session == SESSION and not self._is_left(wanted):
+            self.untested = examine(self._recipe, self._run, self._admit, self._recorder, self._halt)
         if self._recorder.error is not None:
             raise self._recorder.error
         self._end(wanted)

@@ -1,31 +1,28 @@
-"""What a finished sweep is for: the best trial's figures on the test examples, its model in a directory, a few answers.
+"""What a finished sweep is for: the best trial's model in a directory, its figures on the test examples, a few answers.
 
-Owns the end of a sweep, after the last trial. The test examples are read here and nowhere else. Runs in the driver's process, on
-its GPU if it has one: the model is read from the store once and used for all three. Called by the command.
+Owns which checkpoint that is, and the end of a sweep in the command's process: figures and answers are in the journal by then,
+measured by workers such as trained the model (`examination.py`, and `train/local.py` without Ray), and the export holds one shard
+at a time. So a driver on a small head needs no room for the model. Called by the command and by `examination.py`.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tlcore.checkpoint import CheckpointRef, best_step, newest_step
-from tlcore.engine.process import prepare_process
-from tlcore.storage import ObjectStore
-from tlcore.storage.journal import Journal, read_journal
+from tlcore.recipe import Recipe
+from tlcore.storage import ObjectStore, RunRef
+from tlcore.storage.journal import Entry, TrialState, read_journal
 from tlcore.sweep.outcome import SweepOutcome
-
-EXAMPLES = 2
 
 
 @dataclass(frozen=True)
 class Finals:
     """`checkpoint` is the best of its trial, of `step`; that trial's newest is of `last_step`. `exported` is the directory written,
-    None where none was asked for; `metrics` are of the test examples, empty where there are none or trials are left; each example
-    has `input`, `expected` and the task's answer."""
+    None where none was asked for; `metrics` are of the test examples, empty where they were not measured or trials are left; each
+    example has `input`, `expected` and the task's answer."""
 
     checkpoint: str
     step: int
@@ -36,11 +33,10 @@ class Finals:
 
 
 def finish_sweep(outcome: SweepOutcome, destination: Path | None) -> Finals | None:
-    """Export the best trial's best checkpoint, evaluate it on the test examples, and answer two of them.
+    """Export the best trial's best checkpoint, and give its figures on the test examples and some answers.
 
     Its best is the one with the best value of the search's metric, of those still there (`checkpoint.keep_best` keeps it); the
-    newest where the search has several metrics. The test examples are left alone while trials are left to run. Figures that an
-    earlier driver journalled of this checkpoint are kept.
+    newest where the search has several metrics. While trials are left to run there are no figures.
 
     Args:
         destination: directory for the exported model; an earlier export there is replaced. None: no export.
@@ -52,32 +48,29 @@ def finish_sweep(outcome: SweepOutcome, destination: Path | None) -> Finals | No
         return None
     store = outcome.run.open()
     last_step = newest_step(store, outcome.best.trial)
-    search = outcome.recipe.search
-    step = best_step(store, outcome.best.trial, search.metrics, search.modes)
-    if step is None or last_step is None:
+    best = best_checkpoint(outcome.recipe, outcome.run, outcome.best)
+    if best is None or last_step is None:
         return None
-    checkpoint = str(CheckpointRef(outcome.run.url, outcome.best.trial, step))
-    place = (checkpoint, step, max(step, last_step))
+    exported = None
+    if destination is not None:
+        from tlcore.train.export import export_checkpoint
+
+        exported = Path(export_checkpoint(str(best), str(destination)))
     is_tested = outcome.complete and outcome.recipe.data.test is not None
-    if destination is None and not is_tested:
-        return Finals(*place, None, {}, [])
-    prepare_process(os.cpu_count() or 1)
-    from tlcore.train.offline import TrainedModel
-
-    trained = TrainedModel(checkpoint)
-    exported = None if destination is None else trained.export(destination)
-    if not is_tested:
-        return Finals(*place, exported, {}, [])
-    metrics = _journalled(store, checkpoint.removeprefix(outcome.run.url))
-    if metrics is None:
-        metrics = trained.evaluate("test")
-        journal = Journal(store, lambda: datetime.now(UTC), start=outcome.state.entries)
-        outcome.state.apply(journal.append("final", outcome.best.trial, metrics=metrics, checkpoint=checkpoint))
-    return Finals(*place, exported, metrics, trained.examples("test", EXAMPLES))
+    final = (figures_of(store, best) if is_tested else None) or {}
+    place = (str(best), best.step, max(best.step, last_step))
+    return Finals(*place, exported, dict(final.get("metrics", {})), list(final.get("examples", ())))
 
 
-def _journalled(store: ObjectStore, checkpoint: str) -> dict[str, float] | None:
-    """The test figures of a checkpoint of this run, given by its place in it: the run may have been moved since."""
+def best_checkpoint(recipe: Recipe, run: RunRef, best: TrialState) -> CheckpointRef | None:
+    """What of the best trial is exported and tested; None where nothing is left of it. Raises StorageError."""
+    search = recipe.search
+    step = best_step(run.open(), best.trial, search.metrics, search.modes)
+    return None if step is None else CheckpointRef(run.url, best.trial, step)
+
+
+def figures_of(store: ObjectStore, checkpoint: CheckpointRef) -> Entry | None:
+    """The journal's entry of a checkpoint's test figures, by its place in the run: the run may have been moved since."""
+    place = str(checkpoint).removeprefix(checkpoint.run_url)
     taken = (entry for entry in reversed(read_journal(store)) if entry["kind"] == "final")
-    found = next((entry for entry in taken if str(entry.get("checkpoint")).endswith(checkpoint)), None)
-    return None if found is None else dict(found["metrics"])
+    return next((entry for entry in taken if str(entry.get("checkpoint")).endswith(place)), None)

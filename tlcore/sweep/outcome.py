@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tlcore.errors import TlcoreError
 from tlcore.recipe import Recipe
 from tlcore.storage import RunRef
 from tlcore.storage.journal import SweepState, TrialState
@@ -22,7 +23,7 @@ class SweepOutcome:
 
     `exhausted` is the budget that ended it with trials left; they are unfinished, and a resume with a higher one goes on with them.
     `best` is the trial with the best last metric, None where no trial has any; `errors` says by trial what failed it. `logs` has
-    the driver's log and a link to Ray's.
+    the driver's log and a link to Ray's. `untested` is why there are no figures on the test examples, where they were to be taken.
     """
 
     run: RunRef
@@ -32,6 +33,7 @@ class SweepOutcome:
     logs: Path
     interrupted: bool
     exhausted: Exhausted | None = None
+    untested: TlcoreError | None = None
 
     @property
     def trials(self) -> list[TrialState]:

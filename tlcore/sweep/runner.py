@@ -38,6 +38,7 @@ from tlcore.sweep.cluster.growth import check_can_come, read_growth
 from tlcore.sweep.cluster.resources import Cluster, Shape, shape_of
 from tlcore.sweep.display import Display
 from tlcore.sweep.driver import Driver
+from tlcore.sweep.examination import SESSION
 from tlcore.sweep.halt import Halt
 from tlcore.sweep.outcome import SweepOutcome
 from tlcore.sweep.quiet import quiet_ray
@@ -46,7 +47,6 @@ from tlcore.sweep.search.warm import find_earlier
 from tlcore.tasks import build_task
 from tlcore.train.signals import stop_signals
 
-SESSION: Final = "tlcore.train.session:TrialSession"
 MAY_CHANGE: Final = ("resources.", "failures.", "budget.", "report.", "track.", "search.trials", "search.at_once")
 """Settings that a resumed sweep may have otherwise: they change where and how long it runs, not what a trial is, nor which trials
 there are up to the number that is wanted, nor what was decided about them."""
@@ -135,7 +135,8 @@ def _run(recipe: Recipe, options: SweepOptions, metrics: Sequence[str]) -> Sweep
     state = driver.state
     _check_progress(state, halt, interrupted, logs)
     best = state.best(recipe.search.metric, recipe.search.mode)
-    return SweepOutcome(run, recipe, state, best, logs, interrupted, halt.exhausted if state.ended_by else None)
+    exhausted = halt.exhausted if state.ended_by else None
+    return SweepOutcome(run, recipe, state, best, logs, interrupted, exhausted, driver.untested)
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from tlcore.storage.journal import Journal
 from tlcore.tasks import Task, build_task
 from tlcore.train.deepspeed_files import DeepSpeedCheckpoint, read_directory
 from tlcore.train.local import TRIAL
-from tlcore.train.session import position
+from tlcore.train.position import position
 from tlcore.transfer import apply_strategy
 
 _MEMORY_BYTES: Final = 512 << 20

@@ -41,6 +41,7 @@ from tlcore.storage.keys import features_key
 from tlcore.tasks import Batch, MetricAccumulator, Task
 from tlcore.tasks.base import SumOverRanks
 from tlcore.train.ahead import to_device
+from tlcore.train.evaluation import evaluation_mode
 from tlcore.train.group import decide, sum_over_ranks
 from tlcore.transfer.cut import BlocksCut
 
@@ -98,6 +99,11 @@ class _CachedTask:
     def metrics(self) -> MetricAccumulator:
         """The task's, of forward passes that are given each batch's features."""
         return _CachedMetrics(self._task.metrics(), self)
+
+    def predict(self, model: nn.Module, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """The task's, of whole forward passes: what was laid ready last is of other samples."""
+        self._cut.given = None
+        return self._task.predict(model, inputs)
 
     def lay_ready(self, batch: Batch) -> Batch:
         """The task's own part of a batch; the forward passes of it get the features that came with it."""
@@ -280,12 +286,6 @@ def _digest(recipe: Recipe, model: ShardedModel) -> str:
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; modes are put back after."""
-    was_training = [child for child in module.modules() if child.training]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for child in was_training:
-            child.training = True
+    """Evaluation mode and no gradients inside."""
+    with evaluation_mode(module), torch.no_grad():
+        yield

@@ -1,8 +1,9 @@
 """Training without Ray: in this one process, or on every rank that torchrun started.
 
-Owns the run's life there: making or finding it, its journal, the order of events. Called by `tlcore train --local`; with several
-GPUs, `torchrun --nproc_per_node N -m -- tlcore train RECIPE --local`. The store layout of a sweep of one trial, so `list`, `show`
-and `--resume` work on it alike. Ctrl-C, SIGTERM and a budget that is used up let the ranks end their step and commit it.
+Owns the run's life there: making or finding it, its journal, the order of events, the test figures at its end. Called by
+`tlcore train --local`; with several GPUs, `torchrun --nproc_per_node N -m -- tlcore train RECIPE --local`. The store layout of a
+sweep of one trial, so `list`, `show` and `--resume` work on it alike. Ctrl-C, SIGTERM and a budget that is used up let the ranks
+end their step and commit it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from tlcore.checkpoint import best_step
+from tlcore.checkpoint import CheckpointRef, best_step
+from tlcore.engine.exhausted import as_out_of_memory
 from tlcore.engine.process import prepare_process
-from tlcore.errors import RequestError, TrainError
+from tlcore.errors import RequestError, TlcoreError, TrainError
 from tlcore.recipe import Recipe, report_fractions
 from tlcore.storage import RunRef, create_run, newest_run
 from tlcore.storage.account import ALIVE_EVERY_S, utc_now
@@ -25,7 +27,7 @@ from tlcore.train.budget import Exhausted, exhausted
 from tlcore.train.signals import stop_signals
 
 if TYPE_CHECKING:
-    from tlcore.train.progress import Progress
+    from tlcore.train.progress import Progress, Report
     from tlcore.train.session import TrialSession
 
 TRIAL = "t000"
@@ -33,10 +35,11 @@ TRIAL = "t000"
 
 @dataclass(frozen=True)
 class LocalOutcome:
-    """What came of a local run; `checkpoint` is the newest committed one's URL, `metrics` the last evaluation, and the test figures
-    where that checkpoint is the run's best: of another one, which only the store has, they are left to who exports it.
+    """What came of a local run; `checkpoint` is the newest committed one's URL, `metrics` the last evaluation, empty where a resume
+    found nothing left to train. The test figures, of the best checkpoint, are in the journal.
 
     `interrupted`: it was asked to stop before its end; `exhausted`: the budget that ended it. A resume goes on from `checkpoint`.
+    `untested`: why it ended without test figures, where these were wanted.
     """
 
     run: RunRef
@@ -44,6 +47,7 @@ class LocalOutcome:
     metrics: dict[str, float]
     interrupted: bool = False
     exhausted: Exhausted | None = None
+    untested: TlcoreError | None = None
 
 
 def run_local(
@@ -64,13 +68,20 @@ def run_local(
 
     Raises:
         TlcoreError: anything the recipe, the data, the store or training came upon; a budget used up before the first report.
-        KeyboardInterrupt: a signal came before there was anything to save, or a second one.
+        KeyboardInterrupt: a signal came before there was anything to save, or when nothing is left to, or a second one.
     """
     prepare_process(int(recipe.resources.cpus_per_worker))
     from tlcore.train.group import process_group
 
     with process_group():
-        return _Run(recipe, resume, on_event, on_progress, clock).run()
+        run = _Run(recipe, resume, on_event, on_progress, clock)
+        try:
+            return run.run()
+        except Exception as error:
+            known = run.known(error)
+            if known is None or known is error:
+                raise
+            raise known from error
 
 
 class _Run:
@@ -93,13 +104,19 @@ class _Run:
         self._session: TrialSession | None = None
         self._told_s = time.monotonic()
         self._exhausted: Exhausted | None = None
+        self._is_trained = False
+
+    def known(self, error: Exception) -> TlcoreError | None:
+        """The error as one of ours: itself, or that memory ran out; None for another one."""
+        step = None if self._session is None else self._session.step
+        return error if isinstance(error, TlcoreError) else as_out_of_memory(error, self.rank, step)
 
     def run(self) -> LocalOutcome:
         with stop_signals(self._ask):
             return self._train()
 
     def _ask(self) -> None:
-        if self._session is None:
+        if self._session is None or self._is_trained:  # nothing is left to commit
             raise KeyboardInterrupt
         self._session.interrupt()
 
@@ -108,46 +125,70 @@ class _Run:
         from tlcore.train.session import TrialSession
 
         run = decide(self._open)
-        resume_step = None if self.resume else 0
-        session = TrialSession(self.recipe, run.url, TRIAL, self._note, resume_step)
-        self._session = session
-        price = self.recipe.budget.price_per_worker_hour
-        terms = {"workers": self.world_size} | ({} if price is None else {"price": price})
-        self._tell("started", TRIAL, slot="local", from_step=session.step, **terms)
-        self._watch_budget()
+        session = self._session = TrialSession(self.recipe, run.url, TRIAL, self._note, None if self.resume else 0)
         metrics: dict[str, float] = {}
-        for fraction in report_fractions(self.recipe):
-            if session.is_past(fraction):
-                continue
-            report = session.advance(fraction)
-            if report.interrupted:
-                checkpoint = None if report.checkpoint_step is None else session.save(wait=True)
-                session.close()
-                limit = self._leave(report.checkpoint_step)
-                return LocalOutcome(run, None if checkpoint is None else str(checkpoint), metrics, limit is None, limit)
-            metrics = report.metrics
-            facts = report.to_dict()
-            del facts["interrupted"]
-            for passed_over in facts.pop("fell_back"):
-                self._tell("fell_back", TRIAL, **passed_over)
-            self._tell("result", TRIAL, **facts)
+        is_left = decide(lambda: not self._state.trials[TRIAL].ended)
+        if is_left:
+            self._tell("started", TRIAL, slot="local", from_step=session.step, **self._terms())
+            self._watch_budget()
+            for fraction in report_fractions(self.recipe):
+                if session.is_past(fraction):
+                    continue
+                report = session.advance(fraction)
+                if report.interrupted:
+                    checkpoint = None if report.checkpoint_step is None else session.save(wait=True)
+                    session.close()
+                    limit = self._leave(report.checkpoint_step)
+                    url = None if checkpoint is None else str(checkpoint)
+                    return LocalOutcome(run, url, metrics, limit is None, limit)
+                metrics = report.metrics
+                self._tell_report(report)
         checkpoint = session.save(wait=True)
-        self._tell("completed", TRIAL)
-        if self.recipe.data.test is not None and self._is_best(run, session.step):
-            metrics = {**metrics, **session.test()}
-            self._tell(
-                "final", TRIAL, metrics=metrics, **({} if checkpoint is None else {"checkpoint": str(checkpoint)})
-            )
+        if is_left:
+            self._tell("completed", TRIAL)
+        self._is_trained = True
+        untested = self._test(run)
         self._tell("finished", None, best=TRIAL)
-        session.close()
-        return LocalOutcome(run, None if checkpoint is None else str(checkpoint), metrics)
+        return LocalOutcome(run, None if checkpoint is None else str(checkpoint), metrics, untested=untested)
 
-    def _is_best(self, run: RunRef, step: int) -> bool:
-        """Whether what the ranks hold is the run's best checkpoint, or there is none at all; the same on all ranks."""
+    def _tell_report(self, report: Report) -> None:
+        facts = report.to_dict()
+        del facts["interrupted"]
+        for passed_over in facts.pop("fell_back"):
+            self._tell("fell_back", TRIAL, **passed_over)
+        self._tell("result", TRIAL, **facts)
+
+    def _terms(self) -> dict[str, Any]:
+        """What the run holds, for the account."""
+        price = self.recipe.budget.price_per_worker_hour
+        return {"workers": self.world_size} | ({} if price is None else {"price": price})
+
+    def _test(self, run: RunRef) -> TlcoreError | None:
+        """Write the figures of the best checkpoint on the test examples, and some answers: by the ranks that trained it, restored
+        to it where they hold another one. The session is gone then. Returns why there are none, where an error is to blame."""
         from tlcore.train.group import decide
+        from tlcore.train.session import TrialSession
 
-        search = self.recipe.search
-        return decide(lambda: best_step(run.open(), TRIAL, search.metrics, search.modes)) in (None, step)
+        assert self._session is not None  # it has just trained
+        session, search = self._session, self.recipe.search
+        step = decide(lambda: best_step(run.open(), TRIAL, search.metrics, search.modes))
+        if self.recipe.data.test is None or step is None:
+            session.close()
+            return None
+        self._tell("testing", TRIAL, step=step, **self._terms())
+        try:
+            if session.step != step:
+                session.close()
+                session = self._session = TrialSession(self.recipe, run.url, TRIAL, None, step)
+            metrics, examples = session.test(step), session.examples()
+        except Exception as error:  # the session is left as it is: the other ranks may hang in what failed here
+            if (known := self.known(error)) is None:
+                raise
+            return known
+        checkpoint = str(CheckpointRef(run.url, TRIAL, step))
+        self._tell("final", TRIAL, metrics=metrics, checkpoint=checkpoint, examples=examples)
+        session.close()
+        return None
 
     def _leave(self, step: int | None) -> Exhausted | None:
         """Write how a run ended that was stopped before its end. Returns the budget that stopped it, on all ranks, if one did."""
@@ -198,9 +239,10 @@ class _Run:
                 f"run {run.name}/{run.run_id} is a sweep of {len(state.trials)} trials, not one training run",
                 hint="resume it with: tlcore sweep RECIPE --resume",
             )
-        if state.trials[TRIAL].ended:
+        trial, status = state.trials[TRIAL], state.trials[TRIAL].status
+        if trial.ended and (state.finished or status != "completed"):  # else the test figures are left
             raise RequestError(
-                f"run {run.name}/{run.run_id} is {state.trials[TRIAL].status}: nothing is left to resume",
+                f"run {run.name}/{run.run_id} is {status}: nothing is left to resume",
                 hint="leave out --resume to start a new run",
             )
 

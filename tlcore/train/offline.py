@@ -1,14 +1,13 @@
 """A committed checkpoint used without DeepSpeed: as a plain model in memory, to evaluate and to predict.
 
-Owns that use; runs in one process, on a GPU if there is one. Reading the weights is `models/stored.py`'s, writing a model directory
-`export.py`'s. Called by the command and, for a sweep's final figures, by `sweep/finals.py`.
+Owns that use; runs in one process, on a GPU if there is one. Reading the weights is `models/stored.py`'s. Called by the command; a
+run's own figures are measured by ranks as it was trained (`session.py`), since not every model fits one process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from tlcore.checkpoint import CheckpointRef
@@ -17,7 +16,6 @@ from tlcore.models.stored import StoredWeights, transposed_layers, weights_of
 from tlcore.recipe import Recipe, plan_batch, trial_recipe_from_dict
 from tlcore.tasks import Task, build_task
 from tlcore.train.evaluation import evaluate
-from tlcore.train.export import export_checkpoint
 from tlcore.train.group import process_group, rank_device
 from tlcore.train.inputs import BATCH, Asked
 
@@ -45,10 +43,6 @@ class TrainedModel:
         StoredWeights(store, manifest, transposed_layers(self.model)).read_into(weights_of(self.model))
         self.model.eval()
 
-    def export(self, destination: Path) -> Path:
-        """Write a directory that `from_pretrained` loads, as `export_checkpoint` does."""
-        return Path(export_checkpoint(str(self.ref), str(destination)))
-
     def evaluate(self, split: str = "test") -> dict[str, float]:
         """The task's metrics on one split, named `<split>_<metric>`."""
         self.task.load_data((split,))
@@ -57,15 +51,6 @@ class TrainedModel:
         with process_group(alone=True):
             found = evaluate(self.task, self.model.to(device=device), split, device, micro)
         return {f"{split}_{name}": value for name, value in found.items()}
-
-    def examples(self, split: str, count: int) -> list[dict[str, Any]]:
-        """The first `count` samples of a split of its own place, as people wrote them, with what the model says of each."""
-        found = self.task.examples(split, count)
-        answers = self.predict([given for given, _ in found])
-        return [
-            {"input": given, "expected": expected, **answer}
-            for (given, expected), answer in zip(found, answers, strict=True)
-        ]
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """The task's prediction for each input."""

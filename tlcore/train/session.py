@@ -16,18 +16,19 @@ import torch
 import torch.distributed as dist
 
 from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, claim_attempt, newest_intact
-from tlcore.data import Course, Order
+from tlcore.data import Course
 from tlcore.engine.optimizer import learning_rate
 from tlcore.engine.process import give_memory_back
-from tlcore.errors import CheckpointCorrupt, CheckpointIncompatible, Diverged
+from tlcore.errors import CheckpointCorrupt, Diverged
 from tlcore.recipe import Recipe, plan_batch
 from tlcore.storage import open_store
 from tlcore.tasks import build_task
 from tlcore.train.cadence import Cadence
-from tlcore.train.evaluation import evaluate
+from tlcore.train.evaluation import EXAMPLES, answered, evaluate
 from tlcore.train.features import with_features
 from tlcore.train.group import decide, rank_device, sum_over_ranks
 from tlcore.train.making import EngineMaker
+from tlcore.train.position import legs_from, position
 from tlcore.train.progress import Progress, Report, finite
 from tlcore.train.saving import Saver
 from tlcore.train.stepper import Stepper
@@ -36,18 +37,6 @@ PROGRESS_EVERY_STEPS = 5
 """Steps between looks at the loss: each look is a small collective and, on a GPU, a wait for the device."""
 SLOW_STEP_S = 1.0
 """Where a step takes longer, ranks ask each other after every step whether to stop; else they do with each look."""
-
-
-def position(recipe: Recipe, order: Order) -> dict[str, Any]:
-    """What the order of data depends on; a restore refuses other data, since its samples would be others."""
-    return {"seed": recipe.train.seed, "samples": order.samples, "global_batch_size": order.global_batch_size}
-
-
-def _legs_from(manifest: Manifest, global_batch_size: int) -> list[tuple[int, int]]:
-    """The legs of a trial that goes on from a checkpoint with this global batch."""
-    first = (0, manifest.scalars["global_batch_size"])
-    legs = [(int(start), int(size)) for start, size in manifest.scalars.get("legs", [first])]
-    return legs if legs[-1][1] == global_batch_size else [*legs, (manifest.step, global_batch_size)]
 
 
 class TrialSession:
@@ -178,10 +167,26 @@ class TrialSession:
         """Whether the trial already stood beyond `fraction` when it was restored, so that it need not be reported again."""
         return self.step > self._step_at(fraction)
 
-    def test(self) -> dict[str, float]:
-        """Metrics on the test examples, named `test_<metric>`; for the final figures alone."""
+    def test(self, step: int) -> dict[str, float]:
+        """Metrics of the checkpoint at `step` on the test examples, named `test_<metric>`; for the final figures alone.
+
+        Raises:
+            CheckpointCorrupt: the session was to be restored from that one, and it is damaged.
+            DataError: the test examples cannot be used.
+        """
+        if self.step != step:
+            text = f"trial {self.trial}: the checkpoint of step {step}, which is to be tested, is damaged"
+            raise CheckpointCorrupt(text, hint=self._verify_hint(), trial=self.trial, step=step)
+        self.phase = "test data"
+        self.task.load_data(("test",))
+        self.phase = "evaluate"
         found = self._measure("test")
         return {f"test_{name}": value for name, value in found.items()}
+
+    def examples(self, count: int = EXAMPLES) -> list[dict[str, Any]]:
+        """The first `count` test examples with what the model says of each, the same on every rank (`answered`)."""
+        self.phase = "examples"
+        return answered(self.task, self.model.module, "test", count)
 
     def save(self, wait: bool = True) -> CheckpointRef | None:
         """Save the present step if that has not been done. With `wait`, returns the newest committed checkpoint, once it is."""
@@ -344,7 +349,8 @@ class TrialSession:
                 if reasons:
                     raise self._nothing_intact(reasons)
                 return None
-            self._check_position(manifest)
+            legs = legs_from(manifest, self.trial, self.recipe, self.order, self._inherits)
+            self.order = self.order if legs is None else self._course(legs)
             refreeze = self._inherits or self.recipe.transfer.strategy == "gradual"
             model = self._maker.model_for(self.order, manifest.step)
             try:
@@ -383,17 +389,9 @@ class TrialSession:
         told = "; ".join(f"step {step}: {text}" for step, text in reasons)
         return CheckpointCorrupt(
             f"trial {self.trial}: none of its checkpoints is intact: {told}",
-            hint=f"`tlcore checkpoints verify {self.run_url}` says more; a new run begins from the recipe's model",
+            hint=f"{self._verify_hint()}; a new run begins from the recipe's model",
             trial=self.trial,
         )
 
-    def _check_position(self, manifest: Manifest) -> None:
-        for key, here in position(self.recipe, self.order).items():
-            there = manifest.scalars.get(key)
-            if key == "global_batch_size" and self._inherits:
-                self.order = self._course(_legs_from(manifest, here))
-            elif there != here:
-                raise CheckpointIncompatible(
-                    f"trial {self.trial}, step {manifest.step}: the checkpoint was written with {key} {there}, here it is {here}",
-                    hint="data or recipe changed since it was written: start a new run",
-                )
+    def _verify_hint(self) -> str:
+        return f"`tlcore checkpoints verify {self.run_url}` says more"

@@ -33,7 +33,14 @@ if TYPE_CHECKING:  # the board loads this module, and needs no recipe
 
 LossKind = Literal["worker", "node", "hang", "storage"]
 
-PATIENCE: Final[Mapping[str, float]] = {"start": 6.0, "first step": 3.0, "save": 3.0, "close": 3.0}
+PATIENCE: Final[Mapping[str, float]] = {
+    "start": 6.0,
+    "first step": 3.0,
+    "save": 3.0,
+    "close": 3.0,
+    "test data": 6.0,
+    "examples": 3.0,
+}
 """Phases in which nothing is counted that moves (reading data and a model, compiling, waiting for a store), and how many times as
 long they may take."""
 GAP_FACTOR: Final = 3.0

@@ -6,7 +6,8 @@ has restarted the ranks, and leaving nothing behind. What a trial is, and what t
 A dead rank is noticed in three ways, the first one wins: Ray Train restarts the group and its ranks join as a new generation
 (seconds); another rank fails in a collective and a probe then finds the dead one (seconds); no heartbeat for `SILENT_S` (a frozen
 process). Ranks that live and stand still are noticed by what their heartbeats say (`failures.hang_limit_s`). Frozen or still, all
-ranks are then killed, so that Ray Train restarts the group. Called by `slot.py`.
+ranks are then killed, so that Ray Train restarts the group. Called by `slot.py`, and once the trials have ended by
+`examination.py`: it is the slot then.
 """
 
 from __future__ import annotations
@@ -67,12 +68,12 @@ class GroupLost(Exception):
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """How to make the group: where Ray Train may write its few small files, and what the ranks run. `hang_s` is the recipe's
-    `failures.hang_minutes` in seconds; on the nodes in `avoid` no worker is put."""
+    """How to make the group: where Ray Train may write its few small files, and what the ranks run. `board` takes their progress,
+    if anybody wants it; `hang_s` is the recipe's `failures.hang_minutes` in seconds; on the nodes in `avoid` no worker is put."""
 
     shape: Shape
     session: str
-    board: str
+    board: str | None
     scratch: Path
     name: str
     hang_s: float = 600.0

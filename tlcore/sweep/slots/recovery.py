@@ -2,22 +2,33 @@
 
 Owns the spending of a trial's budgets and its milder settings; the order of those is `recipe/milder.py`'s, the kinds and limits
 are `failures.py`'s. Each loss and each adaptation is told before the trial goes on, or is ended by the error that this raises.
-Held by `slot.py`, one for each trial; starts nothing.
+Held by `slot.py`, one for each trial, and by `examination.py`; starts nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from tlcore.errors import OutOfMemory, RecipeError, RequestError, WorkerLost
+from tlcore.errors import (
+    OutOfMemory,
+    RecipeError,
+    RequestError,
+    StorageThrottled,
+    StorageUnreachable,
+    WorkerLost,
+)
 from tlcore.recipe import Point, Recipe, plan_batch
 from tlcore.recipe.milder import milder, with_settings
 from tlcore.recipe.space import flat
 from tlcore.sweep.slots.failures import LossKind, StartFailed, exhausted, overspent
+from tlcore.sweep.slots.group import GroupLost
 
 LONGEST_PAUSE_S: Final = 20.0
 MICRO_BATCH: Final = "train.micro_batch_size"
+MENDABLE: Final = (GroupLost, StartFailed, OutOfMemory, RequestError, StorageUnreachable, StorageThrottled)
+"""What a command may raise that need not be the end."""
 
 
 class Tell(Protocol):
@@ -30,6 +41,14 @@ class Tell(Protocol):
 def pause_s(times: int) -> float:
     """Seconds to wait before a store is asked, or workers are started, again for the `times`-th time."""
     return min(LONGEST_PAUSE_S, 2.0**times)
+
+
+@dataclass(frozen=True)
+class Again:
+    """How a lost command is repeated, after its trial was started again: in another worker group if `anew`, after a pause."""
+
+    anew: bool = False
+    pause_s: float = 0.0
 
 
 class Recovery:
@@ -57,6 +76,23 @@ class Recovery:
         self._error: OutOfMemory | None = None
         self.adapted = _that_stand(recipe, adapted)
         self.recipe = with_settings(recipe, self.adapted)
+
+    def mend(self, error: Exception, step: int | None) -> Again:
+        """What is to be done about one of `MENDABLE`; `recipe` and `adapted` may be others then. The trial is to go on from `step`.
+        Raises what ends it where it is not to go on."""
+        if isinstance(error, GroupLost):
+            self.lost(error.loss, error.cause, error.rank, step, error.node)
+            return Again()
+        if isinstance(error, StartFailed):  # what took the port or the memory may be gone after a pause
+            return Again(anew=True, pause_s=pause_s(self.not_started(error, step)))
+        if isinstance(error, OutOfMemory):  # the other ranks wait in a collective for the one that ran out
+            self.adapt(error, step)
+        elif isinstance(error, RequestError):
+            self.take_back(error, step)
+        elif isinstance(error, StorageUnreachable | StorageThrottled):
+            times = self.lost("storage", error.message, error.fields.get("rank"), step)
+            return Again(anew=True, pause_s=pause_s(times))
+        return Again(anew=True)
 
     def lost(self, kind: LossKind, cause: str, rank: int | None, step: int | None, node: str | None = None) -> int:
         """Count a loss; the trial is to go on from `step`. Returns how many of this kind there were.

@@ -31,21 +31,14 @@ import ray
 from ray import tune
 
 from tlcore.checkpoint import newest_step
-from tlcore.errors import (
-    CheckpointIncompatible,
-    OutOfMemory,
-    RequestError,
-    StorageThrottled,
-    StorageUnreachable,
-    SweepError,
-)
+from tlcore.errors import CheckpointIncompatible, StorageThrottled, StorageUnreachable, SweepError
 from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions, scheduler_fractions, with_workers
 from tlcore.storage import open_store
 from tlcore.sweep.cluster.resources import Cluster, Shape, can_avoid, shape_of
 from tlcore.sweep.slots.board import find_board
 from tlcore.sweep.slots.failures import StartFailed
 from tlcore.sweep.slots.group import Cancelled, GroupLost, GroupSettings, WorkerGroup
-from tlcore.sweep.slots.recovery import Recovery, pause_s
+from tlcore.sweep.slots.recovery import MENDABLE, Recovery
 from tlcore.sweep.slots.slot_memory import Growth
 
 POINTER: Final = "pointer.json"
@@ -165,22 +158,11 @@ class Slot(tune.Trainable):
         while True:
             try:
                 return self._ensure_started().run(command)
-            except GroupLost as lost:
-                self._recovery.lost(lost.loss, lost.cause, lost.rank, self._known_step(), lost.node)
-            except StartFailed as failed:
-                times = self._recovery.not_started(failed, self._known_step())
-                self._close_group()
-                time.sleep(pause_s(times))  # what took the port or the memory may be gone by then
-            except OutOfMemory as error:
-                self._recovery.adapt(error, self._known_step())
-                self._close_group()  # the other ranks wait in a collective for the one that ran out
-            except RequestError as error:
-                self._recovery.take_back(error, self._known_step())
-                self._close_group()
-            except (StorageUnreachable, StorageThrottled) as error:
-                times = self._recovery.lost("storage", error.message, error.fields.get("rank"), self._known_step())
-                self._close_group()
-                time.sleep(pause_s(times))
+            except MENDABLE as error:
+                again = self._recovery.mend(error, self._known_step())
+                if again.anew:
+                    self._close_group()
+                time.sleep(again.pause_s)
             self._recipe, self._started = self._recovery.recipe, False
 
     def _end_session(self) -> None:

@@ -1,8 +1,8 @@
 """What runs in every rank of a slot's worker group: fetch a command, drive the trial's session, answer.
 
-Owns the commands (`start`, `advance`, `close`, `measure`) and how a rank's error travels; not the training, which a session class
-does (`tlcore.train.TrialSession`, or another class of the same shape named by its import path). A rank outlives its trials: what
-is imported and connected stays, the session is made anew for each. After an error the rank keeps fetching, since whether
+Owns the commands (`start`, `advance`, `test`, `close`, `measure`) and how a rank's error travels; not the training, which a session
+class does (`tlcore.train.TrialSession`, or another class of the same shape named by its import path). A rank outlives its trials:
+what is imported and connected stays, the session is made anew for each. After an error the rank keeps fetching, since whether
 the group can go on is for the slot to say. Started by Ray Train (`group.py`), which has set up the torch process group.
 """
 
@@ -51,6 +51,13 @@ class Session(Protocol):
     def interrupt(self) -> None:
         """Have `advance`, under way or next, stop at its next step; called on one rank, from another thread."""
 
+    def test(self, step: int) -> dict[str, float]:
+        """Metrics on the test examples, of the checkpoint at `step`, from which the session was started."""
+
+    def examples(self) -> list[dict[str, Any]]:
+        """A few test examples with the model's answers, as JSON has them. This and `test` are asked of the product's own session
+        alone (`sweep/examination.py`)."""
+
     def close(self) -> None:
         """Give everything back."""
 
@@ -84,7 +91,7 @@ class SessionHost:
     def stand(self) -> Stand:
         """Where this rank is now; for any thread."""
         session, op = self._session, self._op
-        if session is None or op != "advance":
+        if session is None or op not in {"advance", "test"}:
             return Stand(None, op)
         return Stand(getattr(session, "step", None), getattr(session, "phase", op), getattr(session, "ticks", 0))
 
@@ -109,6 +116,9 @@ class SessionHost:
             raise RuntimeError(f"command {op!r} without a started trial")
         if op == "advance":
             return self._session.advance(command["fraction"], command["commit"]).to_dict()
+        if op == "test":
+            metrics = self._session.test(command["step"])
+            return {"metrics": metrics, "examples": self._session.examples()}
         raise ValueError(f"unknown command {op!r}")
 
     def _start(self, command: dict[str, Any]) -> None:
