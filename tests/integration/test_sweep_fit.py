@@ -67,6 +67,7 @@ def test_dropped_points_do_not_run_and_say_why(ray_session, tmp_path):
     assert [event["trial"] for event in notes.of("dropped")] == ["t001"]
 
 
+@pytest.mark.long
 def test_repaired_points_run_with_what_fits(ray_session, tmp_path):
     _, notes, run = sweep(tmp_path, "repair")
     outcome = run()

@@ -44,6 +44,7 @@ def test_a_group_that_keeps_too_much_is_replaced_between_trials_and_the_journal_
     assert leftovers(read_trace(tmp_path), CPUS) == []
 
 
+@pytest.mark.long
 def test_process_isolation_gives_every_trial_fresh_processes(ray_session, tmp_path):
     run_sweep(recipe_for(tmp_path, {"isolation": "process"}), options(tmp_path, Notes()))
     assert len(set(processes(tmp_path))) == len(processes(tmp_path)) == 3

@@ -169,6 +169,7 @@ def test_room_of_workers_whose_slot_died_before_they_joined_is_free_again(ray_se
     assert leftovers(read_trace(tmp_path), CPUS) == []
 
 
+@pytest.mark.long
 def test_workers_that_start_beside_a_slot_that_dies_are_left_alone(ray_session, tmp_path):
     """The ranks of neither slot have joined: which group belongs to which slot, only Ray knows."""
     resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": CPUS // 4}
