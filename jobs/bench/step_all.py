@@ -10,7 +10,8 @@ Owns what is compared and what is said of it. Each family's loops stand in proce
     bare      forward, backward and step of a DeepSpeed engine, as its documentation shows; the model's own loss
     trainer   Hugging Face Trainer on a DeepSpeed engine, which the worker checks at every step; the model's own loss
 
-All three collate a step's batch within its time, by the same code and without workers, since sounds and pictures are opened then.
+All three make their batches while they are timed, by the same code, since sounds and pictures are opened then: the peers in the
+loop, without workers, tlcore as always in a thread beside it (`tlcore/train/ahead.py`), for which this machine has a second core.
 Peers keep the system allocator's defaults. tlcore's own families have no row under Trainer.
 
 `min_ratio_bare` and `min_ratio_hf` are the lowest upper ends of 95 % intervals over all families: as long as they are not below
