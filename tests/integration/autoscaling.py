@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import ray
 from ray._raylet import GcsClient
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.autoscaler.v2.sdk import get_cluster_status
 from sweep_bench import Notes, make_recipe, options
 
@@ -58,6 +58,7 @@ def _config(address, head, workers):
 _SECOND = {
     "RAY_enable_autoscaler_v2": "1",
     "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_NODE_TYPE_NAME": HEAD,
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
 }
 """Of a head with Ray's second autoscaler, which the cluster launcher and KubeRay take by default."""
@@ -66,14 +67,16 @@ _SECOND = {
 @contextmanager
 def growing_cluster(head, workers, second=False):
     """The environment for drivers on a cluster with a head of these resources; `workers`: type -> (resources, most nodes)."""
-    with socket.socket() as probe, socket.socket() as second:
+    with socket.socket() as probe, socket.socket() as another:
         probe.bind(("", 0))
-        second.bind(("", 0))
-        address, client = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}", second.getsockname()[1]
+        another.bind(("", 0))
+        address, client = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}", another.getsockname()[1]
     mark, scratch = secrets.token_hex(8), Path(tempfile.mkdtemp(prefix="tlg-"))
     config = _config(address, head, workers)
     if second:
-        config["provider"] |= {"launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID}
+        # by its module: for its type, this autoscaler wants a file of defaults that Ray's wheel lacks
+        provider = {"type": "external", "module": f"{FakeMultiNodeProvider.__module__}.FakeMultiNodeProvider"}
+        config["provider"] |= {**provider, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID}
     (scratch / "autoscaling.json").write_text(json.dumps(config))
     ours = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_AUTH_MODE": "disabled", MARK: mark}
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
