@@ -9,7 +9,7 @@ from tlcore.data.course import Course
 from tlcore.data.files import find_files, fingerprint, hub_dataset
 from tlcore.data.labels import encode_labels, find_label_names
 from tlcore.data.media import MediaRows, Opener, bytes_read, read_media
-from tlcore.data.order import Order, split_batch
+from tlcore.data.order import Order, permutation, split_batch
 from tlcore.data.reading import class_names, read_split, read_text
 from tlcore.data.splitting import hold_out
 
@@ -26,6 +26,7 @@ __all__ = [
     "fingerprint",
     "hold_out",
     "hub_dataset",
+    "permutation",
     "read_media",
     "read_split",
     "read_text",

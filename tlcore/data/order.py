@@ -139,5 +139,9 @@ def _firsts(micro_steps: Sequence[Indices], world_size: int) -> list[int]:
 
 
 def _permutation(count: int, seed: int, epoch: int, purpose: int) -> Indices:
-    key = [seed % 2**64, (epoch << 1) | purpose]
+    return permutation(count, seed % 2**64, (epoch << 1) | purpose)
+
+
+def permutation(count: int, *key: int) -> Indices:
+    """`count` numbers in an order that follows from a key of two whole numbers, 0 to 2**64 - 1."""
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable").astype(np.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tlcore.data.order import permutation
 from tlcore.errors import DataError
 
 SPLIT_KEY = 0x7C0DE
@@ -27,5 +28,5 @@ def hold_out(samples: int, fraction: float) -> tuple[npt.NDArray[np.int64], npt.
             f"data.validation is {fraction}, which of {samples} training samples holds out {held}",
             hint="change the fraction, or give validation data of its own",
         )
-    order = np.argsort(np.random.Philox(key=[SPLIT_KEY, samples]).random_raw(samples), kind="stable")
+    order = permutation(samples, SPLIT_KEY, samples)
     return np.sort(order[held:]), np.sort(order[:held])

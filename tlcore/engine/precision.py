@@ -1,6 +1,6 @@
 """Which number format a device trains in.
 
-Owns the choice behind `train.precision`. Called by `engine/build.py` and, for its refusals, by `train/`.
+Owns the choice behind `train.precision`. Called by `sharded.py`.
 
 On a CPU `auto` means fp32 even where the processor has bf16 instructions: masters, moments and gloo's reductions are fp32 anyway,
 and a recipe should give the same figures on a laptop and in CI. bf16 there is taken when a recipe asks for it by name.

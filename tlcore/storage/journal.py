@@ -258,9 +258,8 @@ class SweepState:
     """A whole sweep, folded from its journal; trials are in the order in which they were suggested.
 
     `ended_by` is "budget" where that ended it with something left to run, `stopping` why it is being stopped, empty once that is
-    over. `testing` is the trial and step that are on data.test now. `avoided` are the nodes that the present driver's slots keep
-    away from: who resumes a sweep may have mended them.
-    """
+    over. `testing` is the trial and step that are on data.test now, `finals` the entries of test figures. `avoided` are the nodes
+    that the present driver's slots keep away from: who resumes may have mended them."""
 
     trials: dict[str, TrialState] = field(default_factory=dict)
     entries: int = 0
@@ -270,6 +269,7 @@ class SweepState:
     ended_by: str = ""
     stopping: str = ""
     testing: tuple[str, int] | None = None
+    finals: list[Entry] = field(default_factory=list)
     account: Account = field(default_factory=Account)
 
     @classmethod
@@ -300,6 +300,7 @@ class SweepState:
             self.stopping = str(entry.get("reason") or "")
         elif kind in {"testing", "final"}:
             self.testing = (entry["trial"], entry["step"]) if kind == "testing" else None
+            self.finals += [entry] if kind == "final" else []
         elif kind in {"interrupted", "finished"}:
             self.stopping, self.testing = "", None
             if kind == "finished":

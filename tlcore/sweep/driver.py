@@ -49,6 +49,7 @@ from tlcore.sweep.slots.board import open_board
 from tlcore.sweep.slots.deaths import deaths_are_survived
 from tlcore.sweep.slots.places import free_orphans
 from tlcore.sweep.slots.slot import Slot
+from tlcore.sweep.watching import watching
 from tlcore.train.budget import exhausted
 
 DISPLAY_EVERY_S: Final = 0.5
@@ -321,14 +322,10 @@ class Driver:
 
     @contextmanager
     def _watching(self, board: str) -> Iterator[None]:
-        over = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(over,), name=board, daemon=True)
-        watcher.start()
         try:
-            yield
+            with watching(self._watch, board):
+                yield
         finally:
-            over.set()
-            watcher.join()
             self._demand.settle(0)
             # the cluster may be gone, and with it what was held; a slot that dies later is for the next sweep of this job to see
             with suppress(RayError):

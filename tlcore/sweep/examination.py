@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from tlcore.sweep.halt import Halt
 from tlcore.sweep.recorder import Recorder
 from tlcore.sweep.slots.group import Cancelled, GroupSettings, WorkerGroup
 from tlcore.sweep.slots.recovery import MENDABLE, Recovery
+from tlcore.sweep.watching import watching
 
 SESSION: Final = "tlcore.train.session:TrialSession"
 """What a sweep's ranks drive, unless told otherwise; another class need not know of test examples."""
@@ -53,7 +54,7 @@ def examine(recipe: Recipe, run: RunRef, admit: Admit, recorder: Recorder, halt:
         return None
     try:
         checkpoint = best_checkpoint(recipe, run, best)
-        if checkpoint is None or figures_of(run.open(), checkpoint) is not None:
+        if checkpoint is None or figures_of(recorder.state, checkpoint) is not None:
             return None
         with tempfile.TemporaryDirectory(prefix="tlcore-", ignore_cleanup_errors=True) as scratch:
             own = _Examination(recipe, admit(best.point).point, best, checkpoint, recorder, halt)
@@ -106,7 +107,7 @@ class _Examination:
         terms = {"workers": self._workers} | ({} if price is None else {"price": price})
         self._tell("testing", step=self._checkpoint.step, **terms)
         healthy = False
-        with self._watched():
+        with watching(self._watch, "examination"):
             try:
                 found = self._measured(scratch)
                 healthy = True
@@ -167,17 +168,6 @@ class _Examination:
         group, self._group = self._group, None
         if group is not None:
             group.close(healthy)
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        over = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(over,), name="examination", daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            watcher.join()
 
     def _watch(self, over: threading.Event) -> None:
         """Say that the driver lives; when the sweep is being stopped, wake the driver's thread, which waits for the ranks."""

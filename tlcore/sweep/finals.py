@@ -13,8 +13,8 @@ from typing import Any
 
 from tlcore.checkpoint import CheckpointRef, best_step, newest_step
 from tlcore.recipe import Recipe
-from tlcore.storage import ObjectStore, RunRef
-from tlcore.storage.journal import Entry, TrialState, read_journal
+from tlcore.storage import RunRef
+from tlcore.storage.journal import Entry, SweepState, TrialState
 from tlcore.sweep.outcome import SweepOutcome
 
 
@@ -57,7 +57,7 @@ def finish_sweep(outcome: SweepOutcome, destination: Path | None) -> Finals | No
 
         exported = Path(export_checkpoint(str(best), str(destination)))
     is_tested = outcome.complete and outcome.recipe.data.test is not None
-    final = (figures_of(store, best) if is_tested else None) or {}
+    final = (figures_of(outcome.state, best) if is_tested else None) or {}
     place = (str(best), best.step, max(best.step, last_step))
     return Finals(*place, exported, dict(final.get("metrics", {})), list(final.get("examples", ())))
 
@@ -69,8 +69,7 @@ def best_checkpoint(recipe: Recipe, run: RunRef, best: TrialState) -> Checkpoint
     return None if step is None else CheckpointRef(run.url, best.trial, step)
 
 
-def figures_of(store: ObjectStore, checkpoint: CheckpointRef) -> Entry | None:
+def figures_of(state: SweepState, checkpoint: CheckpointRef) -> Entry | None:
     """The journal's entry of a checkpoint's test figures, by its place in the run: the run may have been moved since."""
     place = str(checkpoint).removeprefix(checkpoint.run_url)
-    taken = (entry for entry in reversed(read_journal(store)) if entry["kind"] == "final")
-    return next((entry for entry in taken if str(entry.get("checkpoint")).endswith(place)), None)
+    return next((entry for entry in reversed(state.finals) if str(entry.get("checkpoint")).endswith(place)), None)

@@ -30,7 +30,7 @@ from tlcore.tasks.logits import inputs_of
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TokenStore, chunks, join_stores, store_tokens
+from tlcore.tasks.tokens import SEGMENTS, TokenStore, chunks, join_stores, store_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from tlcore.recipe import Recipe
 
 _KEPT: Final = 4
-_SEGMENTS: Final = "token_type_ids"
-_INPUTS: Final = ("input_ids", "attention_mask", _SEGMENTS)
+_INPUTS: Final = ("input_ids", "attention_mask", SEGMENTS)
 _SPLITS: Final = ("train", "validation", "test")
 _UNANSWERABLE: Final = "unanswerable"
 """Name among a checkpoint's facts."""
@@ -136,8 +135,8 @@ class QuestionAnswering(TextTask[Windows]):
         tokens = torch.zeros(samples, self._text.max_length, dtype=torch.int64)
         places = tokens[:, 0]
         batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        if self._has_segments:
-            batch[_SEGMENTS] = torch.zeros_like(tokens)
+        if self._text.has_segments:
+            batch[SEGMENTS] = torch.zeros_like(tokens)
         return {**batch, "starts": places, "ends": places, "windows": places, "split": places}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -216,20 +215,15 @@ class QuestionAnswering(TextTask[Windows]):
             return_offsets_mapping=True,
         )
 
-    @cached_property
-    def _has_segments(self) -> bool:
-        kinds = getattr(self._text.load_config(), "type_vocab_size", 0)
-        return kinds > 1 and _SEGMENTS in self._text.tokenizer.model_input_names
-
     def _stored(self, encoded: Any) -> tuple[TokenStore, TokenStore | None]:
-        return store_tokens(encoded["input_ids"]), store_tokens(encoded[_SEGMENTS]) if self._has_segments else None
+        return store_tokens(encoded["input_ids"]), store_tokens(encoded[SEGMENTS]) if self._text.has_segments else None
 
     def _padded(
         self, tokens: TokenStore, segments: TokenStore | None, windows: npt.NDArray[np.int64]
     ) -> dict[str, npt.NDArray[np.int64]]:
         ids, mask = tokens.pad(windows, self._text.pad_id)
         found = {"input_ids": ids, "attention_mask": mask}
-        return found if segments is None else {**found, _SEGMENTS: segments.pad(windows, 0)[0]}
+        return found if segments is None else {**found, SEGMENTS: segments.pad(windows, 0)[0]}
 
     def _read(self, place: str, hub_split: str) -> Windows:
         data = self._recipe.data

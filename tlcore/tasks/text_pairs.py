@@ -18,12 +18,11 @@ import numpy.typing as npt
 from tlcore.errors import DataError, Fault, RecipeError
 from tlcore.tasks.base import Batch
 from tlcore.tasks.telling import is_rank_0, tell_cut
-from tlcore.tasks.tokens import TextModel, TokenStore, join_stores, store_tokens, tokenize, whole_lengths
+from tlcore.tasks.tokens import SEGMENTS, TextModel, TokenStore, join_stores, store_tokens, tokenize, whole_lengths
 
 if TYPE_CHECKING:
     from tlcore.recipe.data_schema import DataSection
 
-_SEGMENTS: Final = "token_type_ids"
 _CHUNK: Final = 4096
 """Pairs given to the tokenizer at once."""
 _KEYS: Final = ("text", "text_pair")
@@ -44,19 +43,13 @@ class TokenizedTexts:
         ids, mask = self.tokens.pad(rows, pad_id)
         arrays = {"input_ids": ids, "attention_mask": mask}
         if self.segments is not None:
-            arrays[_SEGMENTS] = self.segments.pad(rows, 0)[0]
+            arrays[SEGMENTS] = self.segments.pad(rows, 0)[0]
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def text_columns(data: DataSection) -> list[str]:
     """One, or two of a pair."""
     return [data.text] if data.text_pair is None else [data.text, data.text_pair]
-
-
-def _has_segments(text: TextModel) -> bool:
-    """Whether the model learned to tell two texts apart; some tokenizers give segments to models that have one kind."""
-    kinds = getattr(text.load_config(), "type_vocab_size", None) or 0
-    return kinds > 1 and _SEGMENTS in text.tokenizer.model_input_names
 
 
 def tokenize_texts(text: TextModel, columns: Sequence[Sequence[str]], place: str | None = None) -> TokenizedTexts:
@@ -71,14 +64,14 @@ def tokenize_texts(text: TextModel, columns: Sequence[Sequence[str]], place: str
     if len(columns) == 1:
         return TokenizedTexts(tokenize(text.tokenizer, columns[0], text.max_length, place=place))
     firsts, seconds = columns
-    with_segments = _has_segments(text)
+    with_segments = text.has_segments
     stored: list[tuple[TokenStore, TokenStore | None]] = []
     whole: list[int] = []
     for start in range(0, len(firsts), _CHUNK):
         chunk = [list(each[start : start + _CHUNK]) for each in (firsts, seconds)]
         encoded = _encoded(text, chunk, with_segments)
         ids = encoded["input_ids"]
-        stored.append((store_tokens(ids), store_tokens(encoded[_SEGMENTS]) if with_segments else None))
+        stored.append((store_tokens(ids), store_tokens(encoded[SEGMENTS]) if with_segments else None))
         if place is not None and is_rank_0():
             # asked again for the full ones: what a fast tokenizer cuts off of a pair it gives several times over
             whole += whole_lengths({"input_ids": ids}, text.max_length, partial(_uncut, text.tokenizer, chunk))
@@ -113,7 +106,7 @@ def largest_texts(text: TextModel, samples: int, pairs: bool) -> Batch:
 
     tokens = torch.zeros(samples, text.max_length, dtype=torch.int64)
     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    return {**batch, _SEGMENTS: torch.zeros_like(tokens)} if pairs and _has_segments(text) else batch
+    return {**batch, SEGMENTS: torch.zeros_like(tokens)} if pairs and text.has_segments else batch
 
 
 def asked_columns(inputs: Sequence[Any], pairs: bool) -> list[list[str]]:

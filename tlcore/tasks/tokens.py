@@ -25,6 +25,8 @@ CHUNK_TEXTS = 8192
 CHUNK_CHARACTERS = 4 << 20
 """Characters given to it at once: of long documents, 8,192 would fill the memory with its lists."""
 
+SEGMENTS: Final = "token_type_ids"
+"""In a batch: which text of a pair each token is of."""
 _IDS_ALONE: Final = {"return_attention_mask": False, "return_token_type_ids": False}
 
 
@@ -191,6 +193,12 @@ class TextModel:
             text = f"the tokenizer of model {self._source.name!r} names {named} tokens, but the model has {has}"
             tell_once(f"data.max_length={self._wanted}: {text}")
         return self._wanted
+
+    @cached_property
+    def has_segments(self) -> bool:
+        """Whether the model learned to tell two texts apart; some tokenizers give segments to models that have one kind."""
+        kinds = getattr(self.load_config(), "type_vocab_size", None) or 0
+        return kinds > 1 and SEGMENTS in self.tokenizer.model_input_names
 
     def load_config(self, **changes: Any) -> Any:
         """The model's configuration with `changes` and the tokenizer's pad token. Raises ModelError."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tlcore.train.session import TrialSession
 
 TRIAL = "t000"
+_MAY_MEAN_MEMORY = (RuntimeError, MemoryError, OSError)
+"""What libraries raise where memory ran out, among other reasons (`engine/exhausted.py`)."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,8 @@ def run_local(
         run = _Run(recipe, resume, on_event, on_progress, clock)
         try:
             return run.run()
-        except Exception as error:
-            known = run.known(error)
-            if known is None or known is error:
+        except _MAY_MEAN_MEMORY as error:
+            if (known := run.known(error)) is None:
                 raise
             raise known from error
 
@@ -181,7 +182,8 @@ class _Run:
                 session.close()
                 session = self._session = TrialSession(self.recipe, run.url, TRIAL, None, step)
             metrics, examples = session.test(step), session.examples()
-        except Exception as error:  # the session is left as it is: the other ranks may hang in what failed here
+        except (TlcoreError, *_MAY_MEAN_MEMORY) as error:
+            # the session is left as it is: the other ranks may hang in what failed here
             if (known := self.known(error)) is None:
                 raise
             return known

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from tlcore.data import permutation
 from tlcore.errors import DataError, RequestError, TlcoreError
 from tlcore.transfer.scores import h_score, linear_probe, logme, similarity
 
@@ -115,8 +116,7 @@ def _scored(recipe: Recipe, samples: int) -> Candidate:
 
 def drawn(total: int, count: int, seed: int) -> npt.NDArray[np.int64]:
     """`count` of `total` samples at random, ascending for reading: the first ones of sorted data are of one class."""
-    order = np.argsort(np.random.Philox(key=[seed, total]).random_raw(total), kind="stable")
-    return np.sort(order[:count]).astype(np.int64)
+    return np.sort(permutation(total, seed, total)[:count])
 
 
 def _features(model: nn.Module, batch: dict[str, Tensor]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
