@@ -66,11 +66,12 @@ chain: setup ## recipes in order, each from the checkpoint of the one before: ma
 	@$(if $(filter $(CHAIN),$(RECIPES)),python -m jobs.prepare_sentiment --destination $(demo_data) --domain $(DOMAINS))
 	@python -m jobs.chain $(RECIPES) $(words) $(if $(STORAGE),--data $(STORAGE:/=)/data) $(ARGS)
 
+# Two processes, each with whole files: a test with a cluster leaves half of two cores idle, and shares Ray, store and ranks with its file.
 test: setup ## every test but the long ones
-	@python -m pytest -m "not long" $(ARGS)
+	@python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
 
 test-long: setup ## the long tests
-	@python -m pytest -m long $(ARGS)
+	@python -m pytest -n 2 --dist loadfile -m long $(ARGS)
 
 check: setup ## lint, format, types
 	@ruff check .
