@@ -11,7 +11,7 @@ import transformers
 from tlcore.models.families.transfo_xl import TransfoXLConfig, TransfoXLForCausalLM
 from tlcore.tasks.base import IGNORED
 from tlcore.tasks.logits import mean_cross_entropy
-from tlcore.tasks.told import TOLD, told_logits, with_most_told, with_told
+from tlcore.tasks.told import TOLD, told_logits, told_loss, with_most_told, with_told
 
 pytestmark = pytest.mark.unit
 
@@ -35,7 +35,7 @@ def gpt2() -> Any:
 
 def transfo_xl() -> Any:
     sizes = {"d_model": 16, "d_embed": 16, "n_head": 2, "d_head": 8, "d_inner": 16, "n_layer": 1, "mem_len": 8}
-    return TransfoXLForCausalLM(TransfoXLConfig(vocab_size=VOCABULARY, cutoffs=[20], div_val=2, **sizes))
+    return TransfoXLForCausalLM(TransfoXLConfig(vocab_size=VOCABULARY, cutoffs=[20], div_val=2, dropout=0.0, **sizes))
 
 
 def t5() -> Any:
@@ -96,6 +96,34 @@ def test_loss_and_gradients_are_those_of_all_places(make: Any, ahead: int) -> No
         torch.testing.assert_close(
             found[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda text, at=name: f"{at}: {text}"
         )
+
+
+@pytest.mark.parametrize("make", [llama, transfo_xl])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_loss_of_what_is_told_is_that_of_its_logits(make: Any, labelled: bool) -> None:
+    torch.manual_seed(0)
+    model = make().train()
+    batch = batch_of(model)
+    if not labelled:
+        batch["labels"][:] = IGNORED
+    batch = with_told(batch, 1)
+    mean_cross_entropy(*told_logits(model, batch, ahead=1, use_cache=False)).backward()
+    expected = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad(set_to_none=True)
+    told_loss(model, batch, use_cache=False).backward()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_an_adaptive_softmax_scores_the_labels_clusters_alone() -> None:
+    model = transfo_xl().train()
+    batch = batch_of(model)
+    ids = batch["input_ids"].clamp(max=19)  # none is in the rare cluster
+    scored: list[int] = []
+    scores = model.softmax._scores
+    model.softmax._scores = lambda hidden, bucket: (scored.append(len(hidden)), scores(hidden, bucket))[1]
+    told_loss(model, with_told({"input_ids": ids, "labels": ids}, 1), use_cache=False)
+    assert scored == [18, 1]  # the rare one for one row, whose weights all ranks must gather
 
 
 @pytest.mark.parametrize("make", WITH_OUTPUT)

@@ -34,12 +34,11 @@ from tlcore.tasks.conversations import (
 )
 from tlcore.tasks.generate import generate
 from tlcore.tasks.learned_texts import EncodedTexts, LearnedTexts, group_texts, told_counts
-from tlcore.tasks.logits import mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import RowSplits, given_places, held_share
 from tlcore.tasks.tokens import TokenStore, chunks, join_stores, store_tokens
-from tlcore.tasks.told import told_logits, with_most_told, with_told
+from tlcore.tasks.told import told_logits, told_loss, with_most_told, with_told
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -125,7 +124,7 @@ class TextGeneration(TextTask[LearnedTexts]):
         return batch if self._recipe.data.packing else {**batch, "attention_mask": torch.ones_like(tokens)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return mean_cross_entropy(*_told(model, batch))
+        return told_loss(model, batch, use_cache=False)
 
     def metrics(self) -> MetricAccumulator:
         from tlcore.tasks.token_counts import TokenCounts

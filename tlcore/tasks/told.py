@@ -1,4 +1,4 @@
-"""Logits at the places that have a label, and nowhere else.
+"""Logits, or their loss, at the places that have a label, and nowhere else.
 
 Owns where a batch of tokens has labels, and the forward pass that computes the logits of these alone: a vocabulary is wide, and a
 prompt, a padded end or a word that nobody hid is told nothing. The rows of the model's last hidden state are chosen right before
@@ -9,6 +9,9 @@ Where: found when a batch is made, on the host, since a device would have to be 
 
 A compiled model keeps its logits whole, since a hook on its inside would have it compiled anew, and so does one whose output layer
 is not found or is given anything else than one row per token; the labelled ones are chosen afterwards.
+
+An adaptive softmax goes further: for a loss it scores the labels' own clusters of the vocabulary alone. A model that has one says
+so (`scores_labels_alone`) and is asked for its loss when it trains.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from tlcore.tasks.base import IGNORED, Batch
-from tlcore.tasks.logits import inputs_of
+from tlcore.tasks.logits import inputs_of, mean_cross_entropy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,6 +66,29 @@ def told_logits(
     return logits.float(), labels[places]
 
 
+def told_loss(model: nn.Module, batch: Batch, **settings: Any) -> Tensor:
+    """Mean cross entropy [] in fp32 of the next token at a batch's told places (`ahead` is 1); 0 where there is none.
+
+    Args:
+        batch: its `labels` [B, T], its `TOLD`, and what goes into the model.
+        settings: passed to the model.
+    """
+    if model.training and _scores_labels_alone(_inner(model)):
+        inputs = inputs_of(model, batch, (TOLD,))
+        loss: Tensor = model(**inputs, **settings).loss
+        return loss
+    return mean_cross_entropy(*told_logits(model, batch, ahead=1, **settings))
+
+
+def _scores_labels_alone(inner: Any) -> bool:
+    return getattr(inner, "scores_labels_alone", False) and inner._compiled_call_impl is None
+
+
+def _inner(model: nn.Module) -> Any:
+    """The model inside a DeepSpeed engine."""
+    return getattr(model, "module", model)
+
+
 def _labels(batch: Batch, ahead: int) -> Tensor:
     """The label of each place, flat [B * T]; the last places of a row have none where labels stand ahead."""
     from torch.nn.functional import pad
@@ -95,7 +121,7 @@ def _chosen_before_output(model: nn.Module, places: Tensor, shape: tuple[int, ..
 
 def _output_layer(model: nn.Module) -> nn.Module | None:
     """The product with the vocabulary, where the model says which it is and may be looked into."""
-    inner: Any = getattr(model, "module", model)  # of a DeepSpeed engine
+    inner = _inner(model)
     if inner._compiled_call_impl is not None:
         return None
     found: nn.Module | None = inner.get_output_embeddings()

@@ -308,6 +308,9 @@ class TransfoXLForCausalLM(TransfoXLPreTrainedModel, GenerationMixin):
     """The language model with its adaptive softmax. Generation goes on from memory, one word at a time; texts of one batch must be
     equally long, as nothing masks padding before a text."""
 
+    scores_labels_alone = True
+    """Its loss leaves out the clusters of the vocabulary that no label is in (`tasks/told.py`)."""
+
     def __init__(self, config: TransfoXLConfig) -> None:
         super().__init__(config)
         self.transformer = TransfoXLModel(config)
