@@ -127,8 +127,7 @@ def features(case: dict[str, Any]) -> dict[str, Any]:
         session = TrialSession(recipe, url, f"t{number:03}", resume_step=0)
         with told_losses() as told:
             found["metrics"].append(session.advance(1.0).metrics)
-        session.task.load_data(["test"])
-        found["tests"].append(session.test())
+        found["tests"].append(session.test(session.step))
         session.close()
         found["losses"].append(told)
     _CachedTask._computed = compute  # type: ignore[method-assign]
