@@ -1,7 +1,8 @@
-"""A driver with a cluster of several nodes of its own: `node_driver.py DIRECTORY` leaves what befell two sweeps in `found.json`.
+"""A driver with a cluster of several nodes of its own: `node_driver.py DIRECTORY` leaves what befell three sweeps in `found.json`.
 
-In the first, workers die again and again on one node, the only one with free processors, until those of another one are given back
-when the sweep says that it avoids the first. In the second, the node on which a trial's ranks are dies.
+The first asks for a node by its label, which somebody else holds until the sweep says that it waits, while the other node is free.
+In the second, workers die again and again on one node, the only one with free processors, until those of another one are given back
+when the sweep says that it avoids the first. In the third, the node on which a trial's ranks are dies.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from tlcore.sweep import SweepOptions, run_sweep
 HERE = Path(__file__).parent
 
 
-def run(directory, failures, act):
+def run(directory, act, **changes):
     directory.mkdir(parents=True, exist_ok=True)
     notes = Notes(act)
-    recipe = make_recipe(directory, [5e-4], failures=failures)
+    recipe = make_recipe(directory, [5e-4], **changes)
     options = SweepOptions(display=notes, logs=directory / "logs", session="faulty_session:FaultySession")
     outcome = run_sweep(recipe, options)
     nodes = [line["node"] for line in read_trace(directory) if (line["event"], line["rank"]) == ("settings", 0)]
@@ -40,11 +41,29 @@ class Tenant:
         return True
 
 
-def avoided(cluster, directory):
-    bad, good = sorted(cluster.worker_nodes, key=lambda node: node.node_id)
-    where = NodeAffinitySchedulingStrategy(good.node_id, soft=False)
+def tenant_on(node):
+    where = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
     tenant = Tenant.options(scheduling_strategy=where).remote()
     ray.get(tenant.ready.remote())
+    return tenant
+
+
+def labelled(cluster, directory):
+    disks = {node["NodeID"]: node["Labels"].get("disk") for node in ray.nodes()}
+    wanted = next(node for node in cluster.worker_nodes if disks[node.node_id] == "fast")
+    tenant = tenant_on(wanted)
+
+    def act(event):
+        if event["kind"] == "queued":
+            ray.kill(tenant)
+
+    resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 2, "labels": {"disk": "fast"}}
+    return {"wanted": wanted.node_id, **run(directory, act, resources=resources)}
+
+
+def avoided(cluster, directory):
+    bad, good = sorted(cluster.worker_nodes, key=lambda node: node.node_id)
+    tenant = tenant_on(good)
     directory.mkdir(parents=True)
     fault = {"kind": "kill", "rank": 1, "step": 3, "times": 9, "node": bad.node_id}
     (directory / "t000.fault").write_text(json.dumps(fault))
@@ -53,7 +72,7 @@ def avoided(cluster, directory):
         if event["kind"] == "avoided":
             ray.kill(tenant)
 
-    return {"bad": bad.node_id, **run(directory, {"max_lost_workers": 8}, act)}
+    return {"bad": bad.node_id, **run(directory, act, failures={"max_lost_workers": 8})}
 
 
 def lost(cluster, directory):
@@ -66,7 +85,7 @@ def lost(cluster, directory):
             node = next(node for node in cluster.worker_nodes if node.node_id == node_id)
             cluster.remove_node(node, allow_graceful=False)
 
-    return {**run(directory, {}, act), "gone": gone}
+    return {**run(directory, act), "gone": gone}
 
 
 def ranks_node():
@@ -77,8 +96,8 @@ def ranks_node():
 def main(directory):
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=4)
+    for disk in ("fast", "slow"):
+        cluster.add_node(num_cpus=4, labels={"disk": disk})
     cluster.wait_for_nodes()
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     ray.init(
@@ -89,6 +108,7 @@ def main(directory):
     )
     try:
         found = {
+            "labelled": labelled(cluster, Path(directory) / "labelled"),
             "avoided": avoided(cluster, Path(directory) / "avoided"),
             "lost": lost(cluster, Path(directory) / "lost"),
             "driver": ray.get_runtime_context().get_node_id(),

@@ -1,7 +1,7 @@
 """Saved at any ZeRO stage and world size, restored at any other: every byte of state is what was stored, and training goes on.
 
 `make test` does a covering subset, in which every two settings meet: stage, offload, precision and world size, of the saver and of
-the restorer. `make test-long` does all of them.
+the restorer; and a few changes of stage and world size under each other optimizer. `make test-long` does all of them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ FP32: dict[str, Config] = {f"stage{stage}": {"stage": stage} for stage in range(
 FP32 |= {f"offload{stage}": {"stage": stage, "offload": True} for stage in (1, 2, 3)}
 BF16: dict[str, Config] = {f"bf16-{stage}": {"stage": stage, "precision": "bf16"} for stage in (1, 2, 3)}
 BF16 |= {f"bf16-offload{stage}": {"stage": stage, "precision": "bf16", "offload": True} for stage in (2, 3)}
-OPTIMIZERS: dict[str, Config] = {
-    f"{optimizer}-{stage}": {"stage": stage, "optimizer": optimizer}
+OTHERS: dict[str, dict[str, Config]] = {
+    optimizer: {f"{optimizer}-{stage}": {"stage": stage, "optimizer": optimizer} for stage in range(4)}
     for optimizer in ("adam", "sgd", "lion", "adagrad")
-    for stage in (1, 2, 3)
-} | {"muon-0": {"stage": 0, "optimizer": "muon"}}
+}
+OPTIMIZERS = {name: config for family in OTHERS.values() for name, config in family.items()}
+OPTIMIZERS |= {"muon-0": {"stage": 0, "optimizer": "muon"}}
 CONFIGS = FP32 | BF16 | OPTIMIZERS | {"accumulation": {"stage": 2, "accumulation": 2}}
 WORLDS = (1, 2, 3, 4)
 
@@ -116,11 +117,19 @@ def check(case: Case, results: dict[Any, Any]) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=2e-4 if "bf16" not in saved[0] else 5e-3, err_msg=str(case))
 
 
-ELEMENTS = 701 * 9 + 2 * (2 * 9 + 31 * 9 + 31 + 9 * 31 + 9)
-"""Trained elements of the small model: the tied embedding once, two of three blocks."""
+ELEMENTS = 701 * 9 + 2 * (2 * 9 + 31 * 9 + 31 + 9 * 31 + 9) + 1
+"""Trained elements of the small model: the tied embedding once, two of three blocks, the scale."""
 
 COVERING = covering(all_cases())
 SAME = [((name, 2), (name, 2)) for name in ("stage0", "stage3", "offload3", "bf16-2", "accumulation", *OPTIMIZERS)]
+CHANGED: list[Case] = [
+    (("adam-3", 2), ("adam-0", 1)),
+    (("sgd-2", 2), ("sgd-3", 1)),
+    (("lion-1", 2), ("lion-3", 3)),
+    (("adagrad-3", 2), ("adagrad-1", 3)),
+    (("adagrad-0", 2), ("adagrad-2", 1)),
+]
+"""Other optimizers' states from one stage and world size to another; saved where `SAME` saves them."""
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +141,7 @@ def results(embedded_store: Any, tmp_path_factory: pytest.TempPathFactory) -> di
         {"kind": "transport", "world": 3},
         {"kind": "normed", "world": 2, "config": CONFIGS["stage2"], "url": f"{url}/normed"},
     ]
-    return run_cases([*COVERING, *SAME], url, directory / "ranks", more)
+    return run_cases([*COVERING, *SAME, *CHANGED], url, directory / "ranks", more)
 
 
 def test_the_covering_subset_covers() -> None:
@@ -140,7 +149,7 @@ def test_the_covering_subset_covers() -> None:
     assert len(COVERING) < len(all_cases()) / 8
 
 
-@pytest.mark.parametrize("case", COVERING, ids=lambda case: "-".join(map(str, itertools.chain(*case))))
+@pytest.mark.parametrize("case", [*COVERING, *CHANGED], ids=lambda case: "-".join(map(str, itertools.chain(*case))))
 def test_state_saved_anywhere_is_restored_anywhere(results: dict[Any, Any], case: Case) -> None:
     check(case, results)
 
@@ -171,8 +180,11 @@ def test_what_ranks_tell_and_hand_to_each_other_arrives(results: dict[Any, Any])
 @pytest.mark.long
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_combination(s3_store: ObjectStore, tmp_path: Path, world: int) -> None:
-    """All stages, offloads and precisions at all world sizes, restored at `world`."""
-    cases = [case for case in all_cases() if case[1][1] == world]
+    """All stages, offloads and precisions at all world sizes, restored at `world`; of each other optimizer a covering subset."""
+    others = (
+        covering(list(itertools.product(itertools.product(family, WORLDS), repeat=2))) for family in OTHERS.values()
+    )
+    cases = [case for case in itertools.chain(all_cases(), *others) if case[1][1] == world]
     results = run_cases(cases, s3_store.url, tmp_path / "ranks")
     for case in cases:
         check(case, results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from urllib.parse import unquote
 
 import pytest
 from certificates import make_certificates
@@ -81,6 +82,28 @@ def test_refused_keys_are_told_as_for_every_request(s3_store, proxied):
     proxy.configure(Faults(valid_keys=("OTHER",)))
     with pytest.raises(StorageDenied, match="403 ExpiredToken"):
         read_range(store, "x", 0, 10)
+
+
+def test_no_session_token_nor_signature_stands_in_a_request_line(s3_store, proxied, asked_again, tmp_path, monkeypatch):
+    """Proxies and servers write request lines into their logs: what stands there is as good as published."""
+    s3_store.put("a key/ü=&?", DATA)
+    written = tmp_path / "requests.log"
+    proxied(Faults(valid_keys=("LEASED",)), log=written)
+    for name, value in (
+        ("ACCESS_KEY_ID", "LEASED"),
+        ("SECRET_ACCESS_KEY", "its-secret"),
+        ("SESSION_TOKEN", "its/token=="),
+    ):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    store = open_store(s3_store.url)
+    store.put("put", b"1")
+    assert (store.get("put"), len(list(store.list()))) == (b"1", 2)
+    for start in range(0, 100, 10):
+        assert read_range(store, "a key/ü=&?", start, 1000) == DATA[start : start + 1000]
+    lines = unquote(written.read_text())
+    assert (asked_again, lines.count("a key/ü=&? HTTP/1.1")) == ([], 10)
+    told = ("its/token", "LEASED", "its-secret", "signature", "security-token", "credential")
+    assert not [word for word in told if word.lower() in lines.lower()]
 
 
 class Liar:

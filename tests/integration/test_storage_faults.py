@@ -26,6 +26,7 @@ from jobs.bench.network.faults import Faults
 from jobs.bench.network.proxy import FaultProxy
 from tlcore.checkpoint import list_manifests, read_manifest, verify
 from tlcore.errors import RequestError, StorageDenied, StorageFull, StorageUnreachable
+from tlcore.remote.checks import look
 from tlcore.storage import EmbeddedStore, ObjectStore, fsspec_options, open_store, probe, reclaim
 from tlcore.storage import conditional as conditional_module
 from tlcore.storage import credentials as credentials_module
@@ -188,13 +189,41 @@ def test_no_secret_stands_in_anything_that_a_run_leaves(proxied, url, embedded_s
     assert secret not in embedded_store.log.read_text(errors="replace")
 
 
+def test_no_session_token_stands_in_a_request_line_a_log_or_an_error(
+    proxied, url, tmp_path, monkeypatch, caplog, capfd
+):
+    """A save, a restore, keys that end and are renewed, keys that end for good; with the debug log of every library."""
+    caplog.set_level(logging.DEBUG)
+    written = tmp_path / "requests.log"
+    proxy = proxied(Faults(valid_keys=("FIRST",)), log=written)
+    issuer = Issuer(tmp_path, monkeypatch)
+    issuer.issue("FIRST")
+    store, state = open_store(url), State()
+    saved(store, state, world_size=2)
+    issuer.issue("SECOND")
+    proxy.configure(Faults(valid_keys=("SECOND",)))
+    restored(store, state)
+    assert proxy.counts()["refused"] >= 1
+    before = proxy.counts()["refused"]
+    restored(store, state)
+    assert proxy.counts()["refused"] == before, "ranges go on with the renewed keys"
+    proxy.configure(Faults(valid_keys=()))
+    with pytest.raises(StorageDenied) as caught:
+        store.put("x", b"1")
+    lines, printed = written.read_text(), capfd.readouterr()
+    assert "/cas/" in lines and "GET /" in lines
+    left = [lines, caplog.text, str(caught.value), repr(caught.value.fields), repr(store), printed.out, printed.err]
+    assert not [text for text in left for word in ("token-of-", "secret-of-") if word in text]
+    assert not [word for word in ("signature", "security-token", "credential") if word in lines.lower()]
+
+
 # -- without conditional PUT --
 
 
 @pytest.mark.parametrize("kind", ["ignored", "refused"])
 def test_a_store_without_conditional_put_is_found_told_once_and_used(proxied, url, kind, caplog):
     proxy = proxied(Faults(conditional=kind))
-    probe(url)
+    weakness = probe(url)
     store = open_store(url)
     assert store.put_if_absent("once", b"mine") is True
     assert store.put_if_absent("once", b"theirs") is False
@@ -206,6 +235,10 @@ def test_a_store_without_conditional_put_is_found_told_once_and_used(proxied, ur
     told = [record.getMessage() for record in caplog.records if "If-None-Match" in record.getMessage()]
     assert len(told) == 1
     assert proxy.endpoint in told[0] and "could both believe" in told[0]
+    assert weakness == told[0]
+    facts = look(url)
+    assert (facts.storage_error, facts.storage_weakness) == ("", told[0])
+    assert facts.storage_s is not None
     assert not [each for each in store.list() if each.key.startswith(conditional_module.PROBE_PREFIX)]
 
 
@@ -214,6 +247,7 @@ def test_a_store_with_conditional_put_is_not_warned_of(proxied, url, caplog):
     assert open_store(url).put_if_absent("once", b"mine") is True
     assert open_store(url).conditional is True
     assert "If-None-Match" not in caplog.text
+    assert (probe(url), look(url).storage_weakness) == ("", "")
 
 
 # -- no space, no server --

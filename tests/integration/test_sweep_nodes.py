@@ -1,4 +1,4 @@
-"""Nodes on a real cluster of several: one that keeps failing is avoided, one that dies with two ranks is one loss."""
+"""Nodes on a real cluster: one asked for by its label, one that keeps failing and is avoided, one that dies with two ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tlcore.storage.account import Account
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 HERE = Path(__file__).parent
@@ -26,6 +28,20 @@ def found(tmp_path_factory):
 
 def of(events, kind):
     return [event for event in events if event["kind"] == kind]
+
+
+def test_workers_wait_for_the_node_with_their_label_while_another_is_free_and_that_costs_nothing(found):
+    seen = found["labelled"]
+    assert seen["status"] == "completed"
+    assert set(seen["nodes"]) == {seen["wanted"]}
+    kinds = [event["kind"] for event in seen["events"] if event["kind"] in ("started", "queued", "placed", "result")]
+    assert kinds[:4] == ["started", "queued", "placed", "result"]
+    account, unpaid = Account(), Account()
+    for event in seen["events"]:
+        account.apply(event)
+        if event["kind"] not in ("queued", "placed"):
+            unpaid.apply(event)
+    assert account.used().worker_hours < unpaid.used().worker_hours
 
 
 def test_a_node_that_keeps_failing_gets_no_more_workers_where_another_one_will_do(found):

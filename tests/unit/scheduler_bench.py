@@ -68,6 +68,11 @@ class Live:
         step = round(fraction * 1000)
         facts = {"fraction": fraction, "step": step, "checkpoint_step": step if committed else None}
         facts["metrics"] = {"eval_accuracy": value, "eval_loss": value}
+        return self.result(name, facts)
+
+    def result(self, name, facts):
+        """As `report`, of whatever a session said."""
+        fraction = facts["fraction"]
         self.write("result", name, **facts)
         self.reached[name] = fraction
         if fraction >= 1.0:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.bench.checkpoint import raw
 from jobs.bench.checkpoint.__main__ import _options, summarize
 from jobs.bench.checkpoint.account import CountingStore, Usage, grown, in_memory
 from jobs.bench.checkpoint.figures import TARGETS, Figure, figures, gpu_figures, peer_figures, table
@@ -151,3 +152,32 @@ def test_files_written_are_counted_by_the_kernel(tmp_path: Path) -> None:
 
 def test_files_that_grew() -> None:
     assert grown({"a": 10, "b": 5}, {"a": 25, "b": 3, "c": 7}) == 22
+
+
+class Connections:
+    """In the place of tlcore's own connections to a store: fills with sevens, and refuses the first `refused` requests."""
+
+    def __init__(self, refused: int = 0) -> None:
+        self.asked: list[tuple[str, int, int]] = []
+        self._refused = refused
+
+    def fill(self, client: object, path: str, start: int, parts: list[memoryview]) -> bool:
+        (into,) = parts
+        self.asked.append((path, start, len(into)))
+        into[:] = b"\7" * len(into)
+        return len(self.asked) > self._refused
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_raw_get_reads_every_object_through_the_connections_that_restores_use(hashed: bool) -> None:
+    objects = [(f"cas/{number}", 100 + number) for number in range(40)]
+    connections = Connections()
+    assert raw.raw_get(connections, None, objects, hashed) > 0
+    assert sorted(connections.asked) == sorted((key, 0, size) for key, size in objects)
+    assert raw.raw_get(connections, None, [], hashed) >= 0
+
+
+def test_raw_get_is_no_limit_where_objects_do_not_come() -> None:
+    assert raw.raw_get(Connections(refused=2), None, [("a", 10)], True) > 0
+    with pytest.raises(RuntimeError, match=r"a \(10 bytes\) did not come in 3 requests"):
+        raw.raw_get(Connections(refused=40), None, [("a", 10)], True)

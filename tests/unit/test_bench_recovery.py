@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from jobs.bench.recovery.__main__ import FAULTS
 from jobs.bench.recovery.campaign import plan
-from jobs.bench.recovery.figures import KINDS, Kill, ends, lost, recovered_s, repeated, skipped, summarize
+from jobs.bench.recovery.figures import KINDS, Kill, behind, ends, lost, recovered_s, repeated, skipped, summarize
 from jobs.bench.recovery.steps import StepDone, StepLog
 
 pytestmark = pytest.mark.unit
@@ -169,3 +170,18 @@ def test_the_log_takes_whole_lines_only(tmp_path: Path) -> None:
     log.refresh()
     assert [line.step for line in log.lines] == [1, 2]
     assert log.distinct == {("t000", 1), ("t000", 2)}
+
+
+def test_more_than_an_interval_again_is_a_fault_only_behind_a_committed_checkpoint() -> None:
+    """Interval 10. Killed at step 15 while the checkpoint of step 10 was still on its way: 15 again. With it there: 5."""
+    uncommitted = [*life("t000", "a", range(1, 16), 1.0, committed=None), *life("t000", "b", range(1, 21), 30.0)]
+    assert behind(uncommitted) == []
+    committed = [*life("t000", "a", range(1, 16), 1.0, committed=10), *life("t000", "b", range(11, 21), 30.0)]
+    assert behind(committed) == []
+    worse = [*life("t000", "a", range(1, 16), 1.0, committed=10), *life("t000", "b", range(6, 21), 30.0)]
+    assert behind(worse) == ["trial t000 went back to step 5, and its checkpoint of step 10 was committed (rank 0)"]
+    journal = [entry("suggested", "t000"), entry("completed", "t000", 60.0)]
+    for lines, faults in ((uncommitted, 0), (committed, 0), (worse, 1)):
+        figures = summarize([WORKER], lines, journal, trials=1, interval=10, seed=0)
+        assert figures["behind_commit"] == len(figures["faults"]) == faults
+    assert "behind_commit" in FAULTS

@@ -188,12 +188,18 @@ def test_an_interrupted_fetch_goes_on_and_nothing_is_visible_before_it_is_whole(
     assert fetch_checkpoint(store, donor(store), there).bytes_copied == 0
 
 
-def test_a_chunk_cut_short_at_the_destination_is_copied_again(store):
+@pytest.mark.parametrize("damage", [MemoryStore.truncate, MemoryStore.flip])
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_damaged_chunk_at_the_destination_is_copied_again(store, damage, committed):
+    """A crash may leave a file of the right size and other bytes; it was taken for the chunk."""
     there = Elsewhere()
     fetch_checkpoint(store, donor(store), there)
-    there.delete(["trials/t000/step-00000200/MANIFEST.json"])
-    there.truncate(there.keys("cas/")[0], 3)
-    fetch_checkpoint(store, donor(store), there)
+    if not committed:
+        there.delete(["trials/t000/step-00000200/MANIFEST.json"])
+    key = there.keys("cas/")[0]
+    damage(there, key, 3)
+    report = fetch_checkpoint(store, donor(store), there)
+    assert report.bytes_copied == len(store.objects[key][0])
     assert verify(there, read_manifest(there, "t000", 200)) == []
 
 

@@ -12,6 +12,7 @@ from memory_store import MemoryStore
 from tlcore.checkpoint import (
     CheckpointRef,
     Retention,
+    clone_checkpoint,
     delete_checkpoint,
     gc,
     list_manifests,
@@ -20,6 +21,7 @@ from tlcore.checkpoint import (
     verify,
 )
 from tlcore.checkpoint.manifest import read_index
+from tlcore.checkpoint.retention import on_offer
 from tlcore.errors import CheckpointCorrupt, CheckpointError, RequestError
 
 pytestmark = pytest.mark.unit
@@ -83,6 +85,58 @@ def test_what_a_writer_relies_on_stays_even_if_it_is_neither_new_nor_good():
     store, _ = aged((1, 2, 3, 4))
     assert retained(store, 1, committed=2) == [1, 3]
     assert list_manifests(store, "t000") == [2, 4]
+
+
+def manifest(step, attempt=1, offered=False):
+    return SimpleNamespace(step=step, attempt=attempt, metrics={}, common={"offered": True} if offered else {})
+
+
+@pytest.mark.parametrize(
+    ("committed", "kept"),
+    [
+        (3, []),
+        (4, []),  # the first that may be taken over
+        (5, [4]),
+        (7, [4]),
+        (8, [4]),  # the driver has not heard of 8 yet
+        (9, [8]),
+        (12, [8]),
+        (99, [12]),  # its manifest cannot be read
+    ],
+)
+def test_what_others_may_take_over_stays_until_the_driver_knows_of_the_next(committed, kept):
+    there = [manifest(step, offered=step % 4 == 0) for step in range(1, 13)]
+    assert on_offer(there, committed) == kept
+    assert on_offer(there[::-1], committed) == kept
+
+
+def test_after_a_restart_that_went_back_what_was_reported_last_may_still_be_taken_over():
+    there = [manifest(4, offered=True), manifest(8, offered=True), manifest(7, attempt=2)]
+    assert on_offer(there, 7) == [8]
+    assert on_offer([*there, manifest(10, attempt=2)], 10) == [8]
+
+
+def test_a_writer_keeps_what_others_may_take_over_and_a_clone_of_it_too():
+    store, state = MemoryStore(), State()
+    retention, left = Retention(store, "t000", 2, 0, None, "max"), {}
+    for step in range(1, 11):
+        state.change()
+        saved(store, state, step=step, **({"offered": True} if step in (4, 8) else {}))
+        retention.after_commit(step)
+        left[step] = list_manifests(store, "t000")
+    assert left[4] == [3, 4]
+    assert (left[6], left[7], left[8]) == ([4, 5, 6], [4, 6, 7], [4, 7, 8])
+    assert (left[9], left[10]) == ([8, 9], [8, 9, 10])
+
+    clone_checkpoint(store, read_manifest(store, "t000", 8), "t001")
+    fresh = Retention(store, "t001", 1, 0, None, "max")
+    for step in (9, 10):
+        ranks = writers(store, 1, trial="t001")
+        save(ranks, state, step)
+        wait(ranks, step)
+        close(ranks)
+        fresh.after_commit(step)
+    assert list_manifests(store, "t001") == [8, 10]
 
 
 def test_a_damaged_manifest_is_left_for_verify_to_tell_of():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from tlcore.checkpoint.keeping import ENDED_EARLY, OVER_BUDGET, Doomed, KeepPolicy, Kept, choose, protected
+from tlcore.checkpoint.keeping import ENDED_EARLY, NOT_BEST, OVER_BUDGET, Doomed, KeepPolicy, Kept, choose, protected
 from tlcore.storage.journal import SweepState
 
 pytestmark = pytest.mark.unit
@@ -129,7 +130,7 @@ def test_the_byte_budget_is_met_whenever_it_can_be_and_said_when_not(case):
     assert decision.kept_bytes == size(staying)
     if policy.budget_bytes is None:
         assert decision.over_bytes == 0
-        assert all(each.reason == ENDED_EARLY for each in decision.delete)
+        assert {each.reason for each in decision.delete} <= {ENDED_EARLY, NOT_BEST}
         return
     assert decision.over_bytes == max(0, size(staying) - policy.budget_bytes)
     safe = protected(state, kept, policy) | pins
@@ -151,14 +152,10 @@ def test_the_answer_does_not_depend_on_the_order_and_a_second_pass_has_nothing_t
     shuffled = list(kept)
     random.shuffle(shuffled)
     assert choose(state, shuffled, policy, pins) == decision
-    again = choose(
-        state,
-        left(kept, decision),
-        KeepPolicy(policy.metrics, policy.modes, 3, policy.stopped, policy.budget_bytes),
-        pins,
-    )
-    if not decision.over_bytes:
-        assert again.delete == ()
+    for later in (policy, replace(policy, best_overall=3, own_best=3)):
+        again = choose(state, left(kept, decision), later, pins)
+        if not decision.over_bytes:
+            assert again.delete == ()
 
 
 @settings(max_examples=100, deadline=None)
@@ -209,6 +206,25 @@ def test_a_stopped_trial_keeps_its_newest_and_what_is_among_the_best():
     assert choose(state, kept, policy).delete == (Doomed("t000", 1, ENDED_EARLY),)
     none = KeepPolicy(["acc"], ["max"], best_overall=1, stopped=0)
     assert [each.step for each in choose(state, kept, none).delete] == [1, 2]
+
+
+def test_of_trials_that_have_ended_the_best_of_all_stay_and_of_one_that_runs_all_that_its_writer_keeps():
+    values = {
+        "t000": (0.1, 0.2, 0.3, 0.4),
+        "t001": (0.9, 0.8, 0.7, 0.1),
+        "t002": (0.1, 0.6, 0.3, 0.2),
+        "t003": (0.1, 0.2, 0.1),
+    }
+    ends = {"t000": "stopped", "t001": "completed", "t002": "failed", "t003": None}
+    reports = {trial: list(enumerate(each, 1)) for trial, each in values.items()}
+    state = journal(*(entry for trial in TRIALS for entry in life(trial, reports[trial], ends[trial])))
+    kept = [Kept(trial, step, 1, {"acc": value}) for trial in TRIALS for step, value in reports[trial]]
+    policy = KeepPolicy(["acc"], ["max"], best_overall=4)
+    assert policy.deletes
+    gone = [(each.trial, each.step, each.reason) for each in choose(state, kept, policy).delete]
+    # t000 keeps its last two, t001 the three that are among the best four of all and its last, t002 its best and its last two
+    assert gone == [(trial, step, NOT_BEST) for trial, step in (("t000", 1), ("t000", 2), ("t002", 1))]
+    assert not replace(policy, best_overall=1).deletes
 
 
 def test_what_two_checkpoints_share_is_freed_only_with_the_last_of_them():

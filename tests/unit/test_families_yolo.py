@@ -209,9 +209,12 @@ def test_the_loss_is_the_papers_sum_over_answering_places() -> None:
             wanted[kinds[g]] = overlap
             classes += functional.binary_cross_entropy_with_logits(output.logits[0, a], wanted, reduction="sum").item()
         here = torch.stack([answers.any(dim=0).float(), torch.zeros(126)])
-        seen = functional.binary_cross_entropy_with_logits(output.objectness, here, reduction="sum").item()
+        seen = (
+            functional.binary_cross_entropy_with_logits(output.objectness, here, reduction="none").sum(dim=1).tolist()
+        )
     assert count > 0
-    assert output.loss.item() == pytest.approx((5 * box + classes + seen) / count, rel=1e-4)
+    assert output.loss.item() == pytest.approx((5 * box + classes + sum(seen)) / count, rel=1e-4)
+    assert output.image_losses.tolist() == pytest.approx([5 * box + classes + seen[0], seen[1]], rel=1e-4)
 
 
 def test_it_is_a_model_source_like_any_other(tmp_path: Path) -> None:

@@ -68,13 +68,42 @@ def restored_in(backbone: Path, directory: Path, formats: list[torch.dtype]) -> 
         ([torch.bfloat16], torch.bfloat16),
         ([torch.float16], torch.float16),
         ([torch.float32], torch.float32),
-        ([torch.bfloat16, torch.float32], torch.float32),
         ([torch.float64], torch.float32),
     ],
 )
 def test_weights_stay_in_the_one_format_that_they_are_stored_in(backbone, tmp_path, formats, built):
     model = make(restored_in(backbone, tmp_path / "copy", formats))
     assert {parameter.dtype for parameter in model.parameters()} == {built}
+
+
+@pytest.mark.parametrize("most", [torch.float16, torch.bfloat16])
+def test_a_few_tensors_in_fp32_cast_neither_the_others_nor_themselves(backbone, tmp_path, most):
+    """A table left from an older transformers (`inv_freq`) had every rank copy a model of 16 bits into fp32 of its own."""
+    from safetensors.torch import load_file, save_file
+
+    exact = "embeddings.LayerNorm.weight"
+    directory = restored_in(backbone, tmp_path / "copy", [most])
+    stored = load_file(directory / "model.safetensors")
+    stored[exact] = torch.linspace(0.9, 1.1, stored[exact].numel())
+    stored["encoder.layer.0.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
+    model = make(directory)
+    mine = model.state_dict()
+    assert all(
+        torch.equal(mine[f"bert.{name}"], stored[name])
+        for name in set(stored) & set(load_file(backbone / "model.safetensors"))
+    )
+    assert {name for name, each in model.named_parameters() if each.dtype == torch.float32} == {f"bert.{exact}"}
+    assert is_carried(model.get_parameter(f"bert.{exact}"))
+
+
+def test_what_most_elements_are_stored_in_is_the_format(backbone: Path, tmp_path: Path) -> None:
+    """Nothing is rounded, and nothing in 16 bits is cast but where fp32 has the most."""
+    from safetensors.torch import load_file
+
+    directory = restored_in(backbone, tmp_path / "copy", [torch.bfloat16, torch.float32])
+    stored, mine = load_file(directory / "model.safetensors"), make(directory).state_dict()
+    assert all(torch.equal(mine[f"bert.{name}"].float(), tensor.float()) for name, tensor in stored.items())
 
 
 def test_only_what_the_source_has_counts_as_carried(backbone: Path) -> None:

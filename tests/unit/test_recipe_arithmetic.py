@@ -131,6 +131,14 @@ def test_the_plan_says_what_comes_of_the_recipe():
     assert plan["digest"] == recipe.digest()
 
 
+def test_the_plan_says_what_is_kept_of_all_trials_where_that_is_more_than_of_one():
+    recipe = recipe_with(checkpoint={"keep_best_overall": 5, "keep_stopped": 0})
+    plan = {row.topic: row.text for row in resolved_plan(recipe)}
+    assert plan["checkpoints"].endswith(
+        "the last 2 and the best 1 of a trial are kept, the best 5 of all trials, the last 0 of one that ended early"
+    )
+
+
 def test_the_plan_says_how_many_trials_run_at_a_time_where_the_recipe_does():
     space = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}}
     recipe = recipe_with(search={"space": space, "trials": 9, "at_once": 2})

@@ -176,6 +176,29 @@ CASES = {
             "search.scheduler.pbt.mutate: train.epochs is not in search.space; give it a domain there, or take it out",
         ],
     ),
+    "pbt told to change the optimizer": (
+        {
+            "search.space": {LR: RANGE, "train.optimizer": {"choice": ["adamw", "lion"]}},
+            "search.scheduler": {"pbt": {"mutate": ["train.optimizer"]}},
+        },
+        [
+            "search.scheduler.pbt.mutate: train.optimizer cannot change while a trial runs; "
+            f"give some of {IN_MID_TRIAL}, or take it out",
+        ],
+    ),
+    "pbt over what the optimizer depends on": (
+        {
+            "search.space": {
+                "train.lr_schedule": {"choice": ["linear", "cosine"]},
+                "train.optimizer": {"choice": ["adamw", "lion"], "when": {"train.lr_schedule": "linear"}},
+            },
+            "search.scheduler": "pbt",
+        },
+        [
+            "search.space.train.optimizer.when: train.lr_schedule changes in mid-trial, and train.optimizer cannot; "
+            "take the condition out, or leave train.lr_schedule out of mutate"
+        ],
+    ),
     "pb2 told to change a list": (
         {
             "search.space": {LR: RANGE, "train.weight_decay": {"choice": [0.0, 0.1]}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -17,12 +18,13 @@ from tlcore import cli
 from tlcore.commands.options import overrides
 from tlcore.errors import RecipeError, RequestError, SweepError
 from tlcore.recipe import load_recipe
-from tlcore.remote import jobs
+from tlcore.remote import checks, jobs
+from tlcore.remote import preflight as preflight_module
 from tlcore.remote.address import ClusterAddress, NoCluster, find_cluster, job_server_answers
-from tlcore.remote.checks import NodeFacts
+from tlcore.remote.checks import NodeFacts, look
 from tlcore.remote.jobs import JobFacts, JobServer, _Shown
 from tlcore.remote.local_cluster import LocalCluster, LocalNode, cluster_directory, read_note, token_path, write_note
-from tlcore.remote.preflight import Collective, NodeReport, PreflightReport, preflight_table, problems
+from tlcore.remote.preflight import Collective, NodeReport, PreflightReport, notes, preflight_table, problems
 from tlcore.remote.submit import EXCLUDES, Submission, job_name, submit
 
 LOCAL = LocalCluster(
@@ -249,6 +251,29 @@ def test_a_fit_cluster_has_no_problems() -> None:
     assert FIT.exit_code == 0
     assert PreflightReport.from_dict(FIT.to_dict()) == FIT
     assert preflight_table(FIT).row_count == 2
+
+
+def test_a_store_without_conditional_put_is_noted_once_and_is_no_problem(monkeypatch, capsys) -> None:
+    weakness = "the store at http://minio:9000 does not honour If-None-Match: two runs could both believe they own it"
+    nodes = tuple(replace(node, facts=replace(FACTS, storage_weakness=weakness)) for node in FIT.nodes)
+    report = replace(FIT, nodes=nodes)
+    said = f"storage s3://b/p: {weakness}"
+    assert (problems(report), notes(report), notes(FIT)) == ([], [said], [])
+    report = replace(report, notes=(said,))
+    assert PreflightReport.from_dict(report.to_dict()) == report
+    monkeypatch.setattr(preflight_module, "preflight", lambda storage, address: report)
+    assert cli.main(["preflight", "--storage", "s3://b/p"]) == 0
+    printed = capsys.readouterr().out
+    assert "(see below)" in " ".join(printed.split())
+    assert printed.count(said) == 1
+    assert cli.main(["preflight", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [said]
+
+
+def test_a_probe_from_a_node_tells_what_the_storage_does_not_promise(monkeypatch) -> None:
+    monkeypatch.setattr(checks, "probe", lambda url: f"weak: {url}")
+    assert look("s3://b/p").storage_weakness == "weak: s3://b/p"
+    assert (look(None).storage_s, look(None).storage_weakness) == (None, "")
 
 
 def _second(**changes: object) -> PreflightReport:

@@ -108,9 +108,15 @@ def test_wide_table():
 
 def test_a_save_tells_what_it_took_where_there_is_room():
     view = sweep()
-    view.progress({"t000": {"stall_s": 0.0081, "save_bytes_per_s": 45.4e6}})
-    assert "16 · 8 ms · 45.4 MB/s" in drawn(view, 110)[3]
+    took = {"stall_s": 0.0081, "save_bytes_per_s": 45.4e6, "save_bytes_new": 90_600_000, "save_bytes_reused": 2 << 30}
+    view.progress({"t000": {**took, "save_retries": 0}})
+    assert "16 · 8 ms · 45.4 MB/s · 86.4 MiB new, 2 GiB reused  3.1e-4" in drawn(view, 140)[3]
+    assert "16 · 8 ms · 45.4 MB/s  3.1e-4" in drawn(view, 110)[3], "without room for all, the bytes go first"
     assert drawn(view, 72) == drawn(sweep(), 72)
+    view.progress({"t000": {"save_bytes_new": 0, "save_retries": 2}})
+    assert "16 · 8 ms · 45.4 MB/s · 0 B new, 2 GiB reused · 2 retries  3.1e-4" in drawn(view, 140)[3]
+    view.progress({"t000": {"checkpoint_step": 24}})
+    assert " 24  3.1e-4" in drawn(view, 140)[3], "what a save took says nothing of the next one"
 
 
 def test_narrow_table_merges_the_sampled_values_and_still_fits():
@@ -214,20 +220,24 @@ def test_lines_say_one_thing_each_without_control_characters():
 
 def test_what_another_save_cost_is_not_told_of_this_one():
     """A trial goes on from its checkpoint in another slot, and ends before it has told of its last save."""
-    unknown = {**PROGRESS, "stall_s": None}
+    unknown, sent = {**PROGRESS, "stall_s": None}, {"save_bytes_new": 3 << 19, "save_bytes_reused": 0}
     text = lines_of(
         EVENTS[:4],
         [
             (1.0, {"t000": PROGRESS}),
             (2.0, {"t000": {**unknown, "checkpoint_step": 20}}),
             (3.0, {"t000": {**unknown, "checkpoint_step": 20, "stall_s": 0.02}}),
-            (4.0, {"t000": {**PROGRESS, "checkpoint_step": 24, "stall_s": 0.03}}),
+            (4.0, {"t000": {**PROGRESS, "checkpoint_step": 24, "stall_s": 0.03, **sent, "save_retries": 2}}),
+            (5.0, {"t000": {**PROGRESS, "checkpoint_step": 28, **sent, "save_retries": 0}}),
+            (6.0, {"t000": {**unknown, "checkpoint_step": 32}}),
         ],
     )
     assert [line.partition("committed ")[2] for line in text.splitlines()[1:]] == [
         "step=16 stall=10ms",
         "step=20",
-        "step=24 stall=30ms",
+        "step=24 stall=30ms new=1.5MiB reused=0B retries=2",
+        "step=28 stall=10ms new=1.5MiB reused=0B",
+        "step=32",
     ]
 
 
@@ -360,6 +370,15 @@ def test_a_resume_that_asks_for_more_trials_is_counted_by_them_from_the_beginnin
     assert live_view(recipe, resume=False, trials=1).expected_trials == 1
 
 
+def test_what_goes_wrong_as_a_trial_ends_is_told_of_that_trial():
+    warned = {"kind": "warned", "trial": "t000", "error": "StorageFull", "message": "no space left", "rank": 0}
+    assert (
+        lines_of([*EVENTS, warned])
+        .splitlines()[-1]
+        .endswith("t000 did not close as it should: StorageFull: no space left")
+    )
+
+
 def test_a_fallback_is_told_with_both_steps_and_the_reason():
     passed_over = {"instead": 300, "step": 200, "reason": "cas/ab/ab12: the chunk is missing"}
     assert lines_of([*EVENTS, {"kind": "fell_back", "trial": "t000", **passed_over}]).splitlines()[-1] == (
@@ -468,3 +487,20 @@ def test_the_test_of_the_best_trial_is_shown_and_its_figures():
     assert drawn(sweep([*EVENTS, testing]), 110)[0].endswith("  t001's checkpoint of step 16 on data.test")
     for after in (final, {"kind": "interrupted", "trial": None}, {"kind": "finished", "trial": None}):
         assert "data.test" not in drawn(sweep([*EVENTS, testing, after]), 110)[0]
+
+
+def test_an_estimate_of_the_first_steps_is_marked_as_early():
+    console = Console(file=io.StringIO(), width=110, height=30, color_system=None)
+    view = SweepView("r", "eval_accuracy", "max", 1, STOPPING[:1])
+    for early, words in (
+        (True, "early estimate: pace of the first steps; open"),
+        (False, "estimate: pace so far; open"),
+    ):
+        console.print(render(view, Estimate(0.01, 600.0, early, 2), 60.0, console))
+        assert any(line.startswith(words) for line in console.file.getvalue().splitlines())
+    clock = Clock()
+    lines = LineDisplay(view, Console(file=io.StringIO(), width=100), clock, now=lambda: datetime(2026, 11, 26, 12))
+    lines.on_progress({"t000": {"step": 1, "total_steps": 1000, "fraction": 0.001}})
+    clock.now = 100.0
+    lines.on_progress({"t000": {"step": 51, "total_steps": 1000, "fraction": 0.051}})
+    assert "left~31 min 38 s (early)" in lines.console.file.getvalue()

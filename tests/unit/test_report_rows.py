@@ -51,6 +51,30 @@ def test_estimate_counts_only_what_this_run_trained():
 
 
 def test_estimate_says_nothing_too_early_and_all_when_done():
-    assert estimate([row("t0", "running", fraction=0.2)], 1, elapsed_s=9.0).left_s is None
+    assert estimate([row("t0", "running", fraction=0.2)], 1, elapsed_s=9.0).left_s is None, (
+        "nobody knows how many steps that is"
+    )
     done = estimate([row("t0", fraction=1.0)], 1, elapsed_s=9.0)
     assert (done.share, done.left_s) == (1.0, 0.0)
+
+
+def stepping(step, total, elapsed_s=12.0, **more):
+    """One trial of two that runs with four workers."""
+    running = TrialRow("t0", "running", fraction=step / total, step=step, total_steps=total, workers=4, **more)
+    return estimate([running], 2, elapsed_s)
+
+
+def test_a_few_dozen_steps_give_an_early_estimate():
+    assert stepping(23, 1000).left_s is None
+    early = stepping(24, 1000)
+    assert early.left_s == pytest.approx((2 * 1000 - 24) * 12.0 / 24)
+    assert (early.early, early.workers) == (True, 4)
+    later = stepping(250, 1000)
+    assert later.left_s == pytest.approx((2 * 1000 - 250) * 12.0 / 250)
+    assert (later.early, later.workers) == (False, 0)
+
+
+def test_a_quarter_of_a_short_trial_is_enough_however_few_steps_it_is():
+    assert stepping(4, 16).early is False
+    assert stepping(4, 16).left_s is not None
+    assert stepping(3, 16).left_s is None

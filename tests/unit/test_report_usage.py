@@ -51,3 +51,12 @@ def test_how_to_go_on_names_the_limit_once(words):
     line = ended_by_budget(words, "budget.hours", 2.0001)
     assert line.startswith("budget.hours ended it after 2; what is unfinished goes on with a higher one: ")
     assert line.endswith("sweep r.yaml --set train.epochs=2 --resume --set budget.hours=<hours>")
+
+
+def test_early_on_what_is_expected_is_what_the_workers_that_run_will_use():
+    """Two minutes in which they started, and a few steps: most of what was used comes but once."""
+    early = Estimate(0.001, 3600, early=True, workers=4)
+    assert expected(Usage(0.05, 0.2, 1.0), early) == Usage(1.05, pytest.approx(4.2), pytest.approx(21.0))
+    assert expected(Usage(0.05, 0.2, None), early).cost is None
+    assert expected(Usage(0.05, 0.2, None), Estimate(0.001, 3600, early=True)) is None
+    assert spending(Usage(0.05, 0.2, 1.0), early) == "worker-hours 0.2 of about 4.2, cost 1.00 of about 21.00"

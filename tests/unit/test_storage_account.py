@@ -135,3 +135,27 @@ def test_the_workers_that_take_the_test_figures_before_the_end_count():
     tested = [at(1, "testing", "t0", workers=2, price=5), at(3, "final", "t0"), at(4, "finished")]
     assert used(*trained, *tested) == Usage(4, 1 + 4, 20)
     assert used(*trained, tested[0], at(2, "interrupted")) == Usage(2, 1 + 2, 10)
+
+
+def test_workers_that_wait_for_room_cost_nothing_until_they_have_it():
+    entries = [at(0, "started", "t0", workers=8, price=2), at(0, "queued", "t0")]
+    assert used(*entries, now=2.5) == Usage(2.5, 0, 0)
+    entries += [at(3, "placed", "t0")]
+    assert used(*entries, at(4, "completed", "t0"), at(5, "finished")) == Usage(5, 8, 16)
+
+
+def test_workers_that_died_with_their_node_cost_nothing_until_there_is_room_for_others():
+    entries = [at(0, "started", "t0", workers=2), at(1, "lost", "t0", rank=0, loss="node"), at(1, "queued", "t0")]
+    assert used(*entries, at(9, "placed", "t0"), at(10, "completed", "t0")).worker_hours == 2 + 2
+
+
+@pytest.mark.parametrize("kind", ["left", "failed", "stopped"])
+def test_a_trial_that_ends_while_it_waits_for_room_holds_nothing_afterwards(kind):
+    entries = [at(0, "started", "t0", workers=2), at(0, "queued", "t0"), at(1, kind, "t0"), at(2, "placed", "t0")]
+    assert used(*entries, now=9).worker_hours == 0
+
+
+def test_who_waited_for_room_when_the_driver_was_killed_holds_nothing_in_the_next_one():
+    entries = [at(0, "started", "t0", workers=2), at(0, "queued", "t0"), at(1, "alive"), at(5, "resumed")]
+    assert used(*entries, at(6, "placed", "t0"), now=9).worker_hours == 0
+    assert used(*entries, at(6, "started", "t0", workers=2), now=9).worker_hours == 6

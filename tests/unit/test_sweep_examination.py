@@ -51,7 +51,7 @@ class Group:
     def launch(self) -> None:
         pass
 
-    def await_ranks(self) -> None:
+    def await_ranks(self, note: Any) -> None:
         pass
 
     def run(self, command: dict[str, Any]) -> Any:
@@ -199,7 +199,7 @@ def test_a_budget_that_is_used_up_keeps_no_ended_sweep_from_its_figures(sweep: S
 
 
 def test_lost_workers_are_told_and_it_is_tried_again_until_the_recipe_allows_no_more(sweep: Sweep) -> None:
-    lost = GroupLost("rank 1 died", 1, "worker", "node-a")
+    lost = GroupLost("rank 1 died", 1, "worker", ["node-a"])
     assert sweep.examine(lost, FOUND) is None
     [group] = sweep.groups  # Ray Train restarts the ranks; a new group would be slower
     assert [command["op"] for command in group.commands] == ["start", "test"] * 2
@@ -207,7 +207,7 @@ def test_lost_workers_are_told_and_it_is_tried_again_until_the_recipe_allows_no_
 
 
 def test_losses_that_are_too_many_are_an_error_of_the_examination_alone(sweep: Sweep) -> None:
-    lost = GroupLost("rank 1 died", 1, "worker", "node-a")
+    lost = GroupLost("rank 1 died", 1, "worker", ["node-a"])
     error = sweep.examine(lost, lost)
     assert isinstance(error, WorkerLost) and "failures.max_lost_workers=1" in error.message
     assert sweep.groups[0].closed is False

@@ -5,19 +5,31 @@ from __future__ import annotations
 import pytest
 from recipe_cases import changed
 
-from tlcore.errors import BucketMissing, DataError, ModelError, RecipeError, SweepError, TrialHung, WorkerLost
+from tlcore.errors import (
+    BucketMissing,
+    DataError,
+    Diverged,
+    ModelError,
+    RecipeError,
+    SweepError,
+    TrainError,
+    TrialHung,
+    WorkerLost,
+)
 from tlcore.recipe import recipe_from_dict
 from tlcore.sweep.slots.failures import (
     BUDGETS,
+    Failed,
     NodeRecord,
     StartFailed,
     exhausted,
+    first_cause,
     hang_limit_s,
     is_hopeless,
     overspent,
     who_is_behind,
 )
-from tlcore.sweep.slots.mailbox import RankInfo, Stand
+from tlcore.sweep.slots.mailbox import RankFailure, RankInfo, Stand
 
 pytestmark = pytest.mark.unit
 
@@ -53,6 +65,28 @@ def test_one_kind_does_not_eat_the_budget_of_another():
     tight = recipe(**{budget.setting: 1 for budget in BUDGETS.values()})
     lost = dict.fromkeys(BUDGETS, 1)
     assert not any(overspent(tight, lost, kind) for kind in BUDGETS)
+
+
+# Errors of ranks.
+
+LINK = RankFailure(0, "RuntimeError", "gloo", "", None, "link")
+DEVICE = RankFailure(1, "AcceleratorError", "ECC", "", None, "device")
+PLAIN = RankFailure(2, "ValueError", "bad", "")
+OURS = RankFailure(3, "DataError", "no column", "", DataError("no column"))
+
+
+@pytest.mark.parametrize(
+    ("failures", "cause"),
+    [
+        ([LINK], LINK),
+        ([LINK, PLAIN], PLAIN),
+        ([LINK, PLAIN, DEVICE], DEVICE),
+        ([LINK, DEVICE, PLAIN, OURS], OURS),
+        ([PLAIN, RankFailure(3, "ValueError", "worse", "")], PLAIN),
+    ],
+)
+def test_a_lost_connection_is_the_cause_only_where_there_is_no_other_error(failures, cause):
+    assert first_cause(failures) is cause
 
 
 # Hangs.
@@ -159,19 +193,19 @@ def test_what_the_point_may_have_caused_ends_it_once_two_points_ended_alike(erro
     other = dict.fromkeys(point, "another")
     said = type(error).__name__, error.message
     assert not is_hopeless(error, point, [])
-    assert not is_hopeless(error, point, [(point, *said)])
-    assert not is_hopeless(error, point, [(other, type(error).__name__, "something else")])
-    assert is_hopeless(error, point, [(other, *said)])
+    assert not is_hopeless(error, point, [Failed(point, *said)])
+    assert not is_hopeless(error, point, [Failed(other, type(error).__name__, "something else")])
+    assert is_hopeless(error, point, [Failed(other, *said)])
 
 
 def test_names_of_trials_and_ranks_do_not_make_two_messages_of_one():
     error = DataError("trial t003, rank 1: no rows")
     point = {"data.max_length": 4}
-    assert is_hopeless(error, point, [({"data.max_length": 5}, "DataError", "trial t001, rank 0: no rows")])
+    assert is_hopeless(error, point, [Failed({"data.max_length": 5}, "DataError", "trial t001, rank 0: no rows")])
 
 
 def test_failures_of_the_work_never_end_the_sweep():
-    assert not is_hopeless(WorkerLost("gone"), RATE, [(OTHER, "WorkerLost", "gone")])
+    assert not is_hopeless(WorkerLost("gone"), RATE, [Failed(OTHER, "WorkerLost", "gone")])
 
 
 def not_started(trial, number):
@@ -183,5 +217,54 @@ def test_workers_that_do_not_start_for_the_same_reason_in_two_trials_end_the_swe
     """What Ray says names processes and actors, which are others in each trial."""
     error = not_started("t003", 7)
     assert not is_hopeless(error, RATE, [])
-    assert not is_hopeless(error, RATE, [(OTHER, "StartFailed", "the port is taken")])
-    assert is_hopeless(error, RATE, [(OTHER, "StartFailed", not_started("t001", 12).message)])
+    assert not is_hopeless(error, RATE, [Failed(OTHER, "StartFailed", "the port is taken")])
+    assert is_hopeless(error, RATE, [Failed(OTHER, "StartFailed", not_started("t001", 12).message)])
+
+
+def test_workers_that_do_not_start_end_no_sweep_that_has_other_nodes():
+    error, earlier = not_started("t003", 7), [Failed(OTHER, "StartFailed", not_started("t001", 12).message)]
+    assert not is_hopeless(error, RATE, earlier, elsewhere=True)
+    assert is_hopeless(error, RATE, earlier, elsewhere=False)
+
+
+def raised(rank=0, batch=8, line=12, step=0):
+    where = f"(modeling_mine.py:{line} forward)"
+    return TrainError(f"rank {rank}: ValueError: batch of {batch} is not even {where}", rank=rank, step=step)
+
+
+def ended(learning_rate, error):
+    return Failed({"train.learning_rate": learning_rate}, type(error).__name__, error.message, error.fields.get("step"))
+
+
+def test_the_same_exception_in_the_first_three_trials_ends_the_sweep():
+    two = [ended(1e-5, raised(1, 4, 12)), ended(2e-5, raised(0, 6, 12))]
+    assert not is_hopeless(raised(), RATE, [])
+    assert not is_hopeless(raised(), RATE, two[:1])
+    assert is_hopeless(raised(), RATE, two)
+    assert is_hopeless(raised(step=None), RATE, two)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ended(2e-5, TrainError("rank 0: KeyError: batch of 6 is not even (modeling_mine.py:12 forward)")),
+        ended(2e-5, TrainError("rank 0: ValueError: another (modeling_mine.py:12 forward)")),
+        ended(2e-5, TrainError("rank 0: ValueError: batch of 6 is not even (modeling_mine.py:12 backward)")),
+        Failed(RATE, "TrainError", raised().message),
+    ],
+)
+def test_exceptions_that_differ_in_class_words_or_place_or_are_of_one_point_do_not(other):
+    assert not is_hopeless(raised(), RATE, [ended(1e-5, raised()), other])
+
+
+def test_an_exception_ends_no_sweep_in_which_a_trial_got_further():
+    two = [ended(1e-5, raised()), ended(2e-5, raised())]
+    assert not is_hopeless(raised(), RATE, two, furthest=1)
+    late = [ended(1e-5, raised(step=500)), ended(2e-5, raised(step=500))]
+    assert is_hopeless(raised(step=500), RATE, late, furthest=500)
+    assert not is_hopeless(raised(step=500), RATE, late, furthest=501)
+
+
+def test_a_loss_that_is_not_finite_is_the_points_own_matter():
+    diverged = Diverged("the loss is nan")
+    assert not is_hopeless(diverged, RATE, [ended(1e-5, diverged), ended(2e-5, diverged)])

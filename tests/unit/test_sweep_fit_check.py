@@ -317,3 +317,34 @@ def test_an_estimate_depends_on_the_code_in_rooms_within_rooms(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     assert counting_files(tmp_path) == [tmp_path / name for name in names[:3]]
+
+
+def growing(*workers, **settings):
+    asha = {"asha": {"workers": list(workers)}}
+    return recipe(resources__workers=workers[0], search__scheduler=asha, failures__on_infeasible="repair", **settings)
+
+
+def verdicts(mine, point, nodes):
+    """What becomes of a point, and the verdict on what it was repaired to."""
+    checked = check(mine, nodes)
+    found = admission(mine, checked)(point)
+    return found, checked.verdict(found.point)
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "repaired"), [(32, {MICRO: 8}), (1.6, {MICRO: 1, "deepspeed.zero_stage": 3})], ids=["divides", "fits"]
+)
+def test_a_point_is_repaired_for_every_number_of_workers_that_its_trial_has(memory_gb, repaired):
+    """At one worker a micro-batch of 16, or of 1, would do; eight workers have 8 samples each, and less of the node's memory."""
+    node = Node({"CPU": 8.0, "memory": memory_gb * GB}, {})
+    found, after = verdicts(growing(1, 2, 8), {"train.global_batch_size": 64}, [node])
+    assert found.failure is None
+    assert after.fits is True
+    assert found.point.items() >= repaired.items()
+
+
+def test_what_cannot_be_placed_on_its_way_is_said_before_what_could_be_repaired():
+    found, _ = verdicts(growing(2, 4, 8), {"train.global_batch_size": 64}, [NODE])
+    assert found.failure is not None
+    assert "can never place it" in found.failure["message"]
+    assert found.failure["hint"] == ""

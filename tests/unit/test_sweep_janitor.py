@@ -27,17 +27,18 @@ NOW = datetime(2026, 11, 26, tzinfo=UTC)
 class House:
     """A run with trials t000 (stopped), t001 (completed, best) and t002 (running), three checkpoints each."""
 
-    def __init__(self, directory, budget=None, stopped=None, **clock):
+    def __init__(self, directory, budget=None, stopped=None, offered=tuple, **kept):
         recipe = tiny_recipe(directory)
-        checkpoint = recipe.checkpoint.model_copy(update={"keep_stopped": stopped})
+        checkpoint = recipe.checkpoint.model_copy(update={"keep_stopped": stopped, **kept})
         self.recipe = recipe.model_copy(
             update={"checkpoint": checkpoint, "budget": recipe.budget.model_copy(update={"bytes": budget})}
         )
         self.run = create_run(self.recipe.storage, "tiny", {"recipe": self.recipe.to_dict()}, NOW, "x")
         self.store = self.run.open()
         self.recorder = Recorder(Journal(self.store, lambda: NOW), SweepState(), None)
+        recorder = self.recorder
         self.janitor = Janitor(
-            self.recipe, self.run, self.recorder.snapshot, self.recorder.record, self.recorder.next_number, **clock
+            self.recipe, self.run, recorder.snapshot, recorder.record, recorder.next_number, offered=offered
         )
         self.recorder.listeners.append(self.janitor.on_entry)
         for number in range(3):
@@ -123,6 +124,23 @@ def test_donors_and_what_other_runs_name_stay(tmp_path):
     house.janitor.unpin("t000", 2)
     house.janitor.run_once()
     assert house.steps() == [[1], [3], [3]]
+
+
+def test_what_may_be_taken_over_stays_and_a_pass_asks_for_it_anew(tmp_path):
+    offered = [{("t002", 1)}]
+    house = House(tmp_path, budget=1, offered=lambda: offered[0])
+    house.janitor.run_once()
+    assert house.steps() == [[], [3], [1, 3]]
+    offered[0] = set()
+    house.janitor.run_once()
+    assert house.steps() == [[], [3], [3]]
+
+
+def test_the_best_of_all_trials_stay_also_where_they_are_one_trials_and_the_others_go_once_it_ended(tmp_path):
+    house = House(tmp_path, keep_last=1, keep_best_overall=2)
+    house.janitor.run_once()
+    assert house.steps() == [[3], [2, 3], [1, 2, 3]]
+    assert {entry[2] for entry in house.pruned()[0]["checkpoints"]} == {"not among the best of all trials"}
 
 
 def test_what_another_run_is_made_of_is_read_once_and_a_new_run_is_seen(tmp_path, monkeypatch):

@@ -156,9 +156,9 @@ def test_what_is_cancelled_is_waited_for_no_more(ledger):
 
 
 def test_starts_in_vain_are_counted_until_all_ranks_are_there(ledger):
-    ledger.start_failed("ImportError: one")
+    ledger.start_failed("ImportError: one", [])
     join(ledger, "a", 0)
-    ledger.start_failed("ImportError: two")
+    ledger.start_failed("ImportError: two", ["aa"])
     assert (ledger.start_failures, ledger.start_error) == (2, "ImportError: two")
     join(ledger, "b", 0, 1)
     assert (ledger.start_failures, ledger.start_error) == (0, "")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import io
 import logging
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayTaskError
 from rich.console import Console
 
-from tlcore.errors import StaleWriter
+from tlcore.errors import StaleWriter, TrainError
 from tlcore.report.live import LineDisplay
 from tlcore.report.view import SweepView
 from tlcore.storage import open_store
 from tlcore.storage.account import ALIVE_EVERY_S, Usage
 from tlcore.storage.journal import Journal, SweepState, read_journal
-from tlcore.sweep.recorder import Recorder
+from tlcore.sweep.cluster.resources import Node, Shape
+from tlcore.sweep.halt import Halt
+from tlcore.sweep.recorder import JournalCallback, Recorder
+from tlcore.sweep.slots.failures import StartFailed
 
 pytestmark = pytest.mark.unit
 
@@ -86,6 +91,16 @@ def test_the_board_is_asked_before_a_report_whose_trial_told_it_something(world,
     assert "told" not in read_journal(world.store)[-1]
 
 
+def test_what_the_last_save_took_stands_in_the_journal(world):
+    took = {
+        "stall_s": 0.1, "save_bytes_per_s": 5e6, "save_bytes_new": 3, "save_bytes_reused": 0, "save_retries": 2,
+    }  # fmt: skip
+    world.recorder.record("suggested", "t000", point={})
+    world.recorder.result("t000", {"step": 1, "fraction": 0.5, "metrics": {}, "checkpoint_step": 1, **took})
+    entry = read_journal(world.store)[-1]
+    assert {name: entry[name] for name in took} == took
+
+
 class Gone(io.StringIO):
     """What `| head` leaves of the standard output."""
 
@@ -108,3 +123,49 @@ def test_a_sweep_that_nobody_reads_any_more_goes_on_and_says_so_once(world, capl
     assert world.recorder.display is None
     assert caplog.messages == ["the sweep can be shown no more, and goes on: [Errno 32] Broken pipe"]
     assert world.kinds() == ["suggested", *["started"] * (2 if what == "an event" else 0)]
+
+
+# What every trial would meet.
+
+SHAPE = Shape(1, 1.0, 0.0, "pack")
+NOT_STARTED = StartFailed("no libcudart", nodes=["aa"], shape=SHAPE)
+KEY_ERROR = TrainError("rank 0: KeyError: 'x' (mine.py:3 forward)", rank=0, step=None)
+
+
+def failing(world, error, count, nodes=()):
+    """What becomes of `count` trials that end one after the other by `error`: the sweep's error after each of them."""
+    halt, seen = Halt(), []
+    callback = JournalCallback(world.recorder, halt, None, dict, lambda trial: None, lambda: nodes)
+    for number in range(count):
+        name = f"t00{number}"
+        world.recorder.record("suggested", name, point={"train.learning_rate": number})
+        callback.on_trial_error(0, [], SimpleNamespace(trial_id=name, failure=RayTaskError("step", "", error)))
+        seen.append(halt.error)
+    return seen
+
+
+def node(name):
+    return Node({"CPU": 2.0}, {"ray.io/node-id": name})
+
+
+def test_workers_that_do_not_start_end_the_sweep_once_no_node_is_left_to_try(world):
+    assert failing(world, NOT_STARTED, 3, [node("aa"), node("bb")]) == [None, None, None]
+    entries = [entry for entry in read_journal(world.store) if entry["kind"] == "failed"]
+    assert [entry["nodes"] for entry in entries] == [["aa"]] * 3
+
+
+def test_workers_that_start_on_none_of_the_nodes_end_the_sweep(world):
+    first, second = failing(world, NOT_STARTED, 2, [node("aa")])
+    assert first is None
+    assert isinstance(second, StartFailed)
+
+
+def test_the_third_trial_that_ends_by_the_same_exception_ends_the_sweep(world):
+    *before, third = failing(world, KEY_ERROR, 3)
+    assert before == [None, None]
+    assert (type(third), third.exit_code, third.message) == (TrainError, 1, KEY_ERROR.message)
+
+
+def test_no_exception_ends_a_sweep_in_which_a_trial_was_seen_further(world):
+    world.recorder.progress({"t009": {"step": 20, "checkpoint_step": None}})
+    assert failing(world, KEY_ERROR, 4) == [None] * 4

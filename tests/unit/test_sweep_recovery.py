@@ -103,7 +103,7 @@ def test_a_refusal_that_no_adaptation_caused_is_the_trials_error():
 
 def test_losses_are_told_and_counted_by_kind():
     trial, told = recovery(failures__max_lost_workers=2, failures__max_hangs=1)
-    assert trial.lost("worker", "rank 1 died", 1, 5, "node-a") == 1
+    assert trial.lost("worker", "rank 1 died", 1, 5, ["node-a"]) == 1
     assert trial.lost("hang", "nothing moved", 0, 5) == 1
     assert trial.lost("worker", "rank 0 died", 0, 5) == 2
     with pytest.raises(WorkerLost, match="lost workers 3 times"):
@@ -115,6 +115,21 @@ def test_losses_are_told_and_counted_by_kind():
         ("lost", "worker"),
     ]
     assert told[0][1] == {"rank": 1, "cause": "rank 1 died", "step": 5, "loss": "worker", "node": "node-a"}
+
+
+def test_a_loss_for_which_one_of_several_nodes_is_to_blame_is_told_with_all_of_them():
+    trial, told = recovery()
+    trial.mend(GroupLost("rank 1 lost touch with the others", 1, "worker", ["node-a", "node-b"]), 5)
+    assert (told[0][1]["node"], told[0][1]["nodes"]) == (None, ["node-a", "node-b"])
+
+
+def test_workers_that_did_not_start_are_told_with_their_node_and_end_with_every_one_of_them():
+    trial, told = recovery(failures__max_lost_workers=1)
+    trial.mend(StartFailed("no libcudart", hint="see the log", nodes=["node-b"], shape="a shape"), None)
+    with pytest.raises(StartFailed) as end:
+        trial.mend(StartFailed("no libcudart", hint="see the log", nodes=["node-a"], shape="a shape"), None)
+    assert [facts["node"] for _, facts in told] == ["node-b", "node-a"]
+    assert (end.value.fields["nodes"], end.value.fields["shape"]) == (["node-a", "node-b"], "a shape")
 
 
 def test_what_was_lost_before_a_resume_counts():
@@ -130,7 +145,7 @@ def test_pauses_grow_to_a_bound():
 
 def test_what_a_command_raised_says_whether_it_is_repeated_in_other_workers_and_when():
     trial, told = recovery()
-    assert trial.mend(GroupLost("rank 1 died", 1, "node", "node-a"), 5) == Again()
+    assert trial.mend(GroupLost("rank 1 died", 1, "node", ["node-a"]), 5) == Again()
     assert trial.mend(StartFailed("the port is taken"), 5) == Again(anew=True, pause_s=2.0)
     assert trial.mend(StorageUnreachable("no answer", rank=1), 5) == Again(anew=True, pause_s=2.0)
     assert trial.mend(StorageUnreachable("no answer", rank=1), 5) == Again(anew=True, pause_s=4.0)
@@ -143,3 +158,10 @@ def test_what_a_command_raised_says_whether_it_is_repeated_in_other_workers_and_
     trial.started()
     with pytest.raises(RequestError, match="bf16"):
         trial.mend(RequestError("bf16 is not there"), 5)
+
+
+def test_waiting_for_room_is_told_once_and_so_is_its_end():
+    trial, told = recovery()
+    for waits in (False, True, True, False, False, True):
+        trial.room(waits)
+    assert [kind for kind, _ in told] == ["queued", "placed", "queued"]

@@ -10,6 +10,7 @@ from tlcore.sweep.cluster.resources import (
     NODE_ID,
     Node,
     Shape,
+    Slivers,
     can_avoid,
     check_placeable,
     has_room,
@@ -182,3 +183,31 @@ def test_a_refusal_names_the_setting_that_asks_and_what_could_come():
     )
     assert refusal.value.hint == "set search.scheduler.asha.workers to 6 or less, ask for less per worker, or add nodes"
     check_placeable(shape(6), [node(2)], [node(2), node(2)])
+
+
+def room_beside(free, free_on_b, live=0):
+    """Whether a trial of two CPUs fits on A beside `live` of ours, B being avoided; 8 CPUs each."""
+    nodes = [Node({"CPU": 8.0}, {NODE_ID: name}) for name in ("aa", "bb")]
+    return has_room(shape(1, cpus=2), [shape(1, cpus=2)] * live, nodes, {"CPU": free}, (), {"bb": {"CPU": free_on_b}})
+
+
+def test_what_is_free_on_a_node_that_is_avoided_makes_no_room_elsewhere():
+    """Another sweep has 4 of A's 8 CPUs, and B is idle: two trials fit."""
+    assert [room_beside(12 - 2 * live, 8, live) for live in range(4)] == [True, True, False, False]
+
+
+def test_what_others_use_on_a_node_that_is_avoided_takes_no_room_elsewhere():
+    assert room_beside(8, 0)
+
+
+def test_more_shapes_than_there_are_slivers_are_told_apart():
+    """A searched share of a GPU has any number of values."""
+    slivers, shapes = Slivers(), [shape(1, gpus=n / 1000) for n in range(1, 200)]
+    requests = [slivers.request(each) for each in shapes]
+    assert len(set(requests)) == len(shapes)
+    assert slivers.shapes(requests) == shapes
+    assert [slivers.request(each) for each in shapes] == requests
+    assert max(sum(request.required_resources.values()) for request in requests) <= 0.0064
+    selectors = [(request._bound.kwargs.get("bundle_label_selector") or [{}])[0] for request in requests]
+    assert all(validate_label_selector(selector) is None for selector in selectors)
+    assert not any(selectors[:64])

@@ -7,10 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tlcore.errors import RequestError
+from tlcore.errors import DataError, ModelError, RequestError, SweepError, TrainError
 from tlcore.recipe import recipe_from_dict
 from tlcore.storage import create_run
-from tlcore.sweep.runner import identity, one_training, run_to_resume
+from tlcore.storage.journal import SweepState
+from tlcore.sweep.halt import Halt
+from tlcore.sweep.runner import _check_progress, identity, one_training, run_to_resume
+from tlcore.train.budget import Exhausted
 
 pytestmark = pytest.mark.unit
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
@@ -104,3 +107,63 @@ def test_a_training_that_was_begun_without_ray_or_imported_goes_on_with_its_whol
     assert run_to_resume(one_training(recipe)) == run
     with pytest.raises(RequestError, match=r"search\.space"):
         run_to_resume(recipe)
+
+
+# A sweep in which no trial took a step is no success.
+
+FAILED = {
+    "kind": "failed",
+    "trial": "t000",
+    "error": "TrainError",
+    "message": "rank 1: KeyError: 'x'",
+    "hint": "",
+    "rank": 1,
+}
+
+
+def folded(*entries):
+    return SweepState.from_entries(
+        [{"kind": "suggested", "trial": "t000", "point": {}, "time": NOW.isoformat()}, *entries]
+    )
+
+
+def result(fraction=0.5):
+    facts = {"step": 5, "fraction": fraction, "metrics": {}, "checkpoint_step": 5}
+    return {"kind": "result", "trial": "t000", "time": NOW.isoformat(), **facts}
+
+
+def test_a_sweep_without_a_report_fails_by_its_first_failure(tmp_path):
+    with pytest.raises(SweepError) as end:
+        _check_progress(folded({**FAILED, "time": NOW.isoformat()}), Halt(), False, tmp_path)
+    assert end.value.exit_code == 1
+    assert end.value.message == "no trial took a step; t000 failed first: TrainError: rank 1: KeyError: 'x'"
+    assert (end.value.fields["trial"], end.value.fields["rank"], end.value.hint) == ("t000", 1, f"see {tmp_path}")
+    with pytest.raises(SweepError, match="no trial took a step") as end:
+        _check_progress(folded(), Halt(), False, tmp_path)
+    assert end.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(DataError("no column"), 2), (ModelError("no config.json"), 2), (TrainError("KeyError"), 1)]
+)
+def test_an_error_that_every_trial_would_meet_ends_the_sweep_by_its_own_code(tmp_path, error, code):
+    """2 is the request's fault, here as where the same is found before anything is started."""
+    halt = Halt()
+    halt.fail(error)
+    with pytest.raises(type(error)) as end:
+        _check_progress(folded({**FAILED, "time": NOW.isoformat()}), halt, False, tmp_path)
+    assert end.value is error
+    assert end.value.exit_code == code
+
+
+def test_a_budget_that_is_used_up_before_any_report_is_told_as_such(tmp_path):
+    halt = Halt()
+    halt.exhaust(Exhausted("budget.hours", 1.0, 1.1))
+    with pytest.raises(SweepError, match="the budget ended the sweep before any trial reported") as end:
+        _check_progress(folded(), halt, False, tmp_path)
+    assert end.value.exit_code == 1
+
+
+def test_a_report_or_an_interrupt_is_no_failure_of_the_sweep(tmp_path):
+    _check_progress(folded(result()), Halt(), False, tmp_path)
+    _check_progress(folded(), Halt(), True, tmp_path)

@@ -439,3 +439,10 @@ def test_where_another_point_may_need_less_it_is_suggested_again_at_every_report
     space = {"train.learning_rate": {"loguniform": [1e-5, 1e-3]}, "resources.workers": {"choice": [1, 2]}}
     asked, _ = suggestions(space, 20)
     assert asked == 21
+
+
+def test_a_trial_that_is_taken_up_where_it_does_not_fit_goes_to_its_slot_with_the_reason():
+    harness = Harness(recipe(), [suggested("t000"), {"kind": "resumed", "trial": None}], admit=dropping)
+    config = harness.source.next_trial().config
+    assert config["failure"]["message"] == "not run: too large"
+    assert Harness(recipe()).source.next_trial().config["failure"] is None

@@ -6,10 +6,10 @@ import pickle
 
 import pytest
 
-from tlcore.errors import DataError, OutOfMemory
+from tlcore.errors import CheckpointError, DataError, OutOfMemory
 from tlcore.recipe import recipe_from_dict
 from tlcore.sweep.slots import worker
-from tlcore.sweep.slots.group import as_error
+from tlcore.sweep.slots.failures import as_error
 from tlcore.sweep.slots.mailbox import LEAVE, Stand
 from tlcore.sweep.slots.worker import SessionHost, describe_failure, serve
 
@@ -158,6 +158,28 @@ def test_other_errors_become_a_train_error_that_names_rank_and_kind():
     assert type(error).__name__ == "TrainError"
     assert error.message == "rank 1: KeyError: 'logits'"
     assert "KeyError" in error.fields["traceback"]
+
+
+def raised(error, cause=None):
+    try:
+        raise error from cause
+    except type(error) as caught:
+        return caught
+
+
+def test_other_errors_say_where_they_were_raised_and_at_which_step():
+    error = as_error(describe_failure(1, raised(ValueError("bad shape")), 3))
+    line = raised.__code__.co_firstlineno + 2
+    assert error.message == f"rank 1: ValueError: bad shape (test_sweep_worker.py:{line} raised)"
+    assert error.fields["step"] == 3
+
+
+def test_a_broken_device_is_seen_also_behind_an_error_of_ours_and_memory_comes_first():
+    ecc = RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    assert describe_failure(1, ecc).broken == "device"
+    assert describe_failure(1, raised(CheckpointError("the snapshot failed"), ecc)).broken == "device"
+    assert describe_failure(1, RuntimeError("CUDA error: out of memory")).broken is None
+    assert describe_failure(1, ValueError("uncorrectable ECC error")).broken is None
 
 
 def test_running_out_of_memory_travels_as_our_error_with_rank_and_step():

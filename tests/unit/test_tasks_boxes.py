@@ -120,13 +120,13 @@ def test_a_perfect_detector_finds_all(home: Path) -> None:
     def perfect(model: Any, batch: dict[str, torch.Tensor]) -> Any:
         logits = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), 3).float() * 9
         logits[batch["labels"] == IGNORED] = torch.tensor([0.0, 0.0, 9.0])
-        return best_boxes(logits, batch["boxes"]), torch.zeros(len(logits))
+        return best_boxes(logits, batch["boxes"]), batch["weights"]
 
     judged = BoxCounts(("blue", "red"), 2, perfect)
     judged.update(torch.nn.Identity(), batch)
     judged.merge(lambda tensor: tensor)
-    assert judged.compute() == pytest.approx({"map": 1.0, "map_50": 1.0, "loss": 0.0})
-    first = judged._whole[:, 1:7]
+    assert judged.compute() == pytest.approx({"map": 1.0, "map_50": 1.0, "loss": 1.0})
+    first = judged._whole[:, 2:8]
     rows = task._splits[split].rows
     assert judged._whole.shape[0] == len(rows)
     boxes = [
@@ -212,17 +212,67 @@ def yolox_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_a_picture_s_yolox_loss_is_what_it_would_be_alone(yolox_home: Path) -> None:
-    task: Any = task_of(yolox_home)
+def background(home: Path, folder: Path, pictures: int) -> str:
+    """A table of the first pictures of `home`'s, every second without its objects."""
+    rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()[:pictures]]
+    for number, row in enumerate(rows):
+        row["image"] = str(home / row["image"])
+        if number % 2:
+            row["objects"] = {"bbox": [], "category": []}
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "rows.jsonl")
+
+
+def test_a_yolox_batch_costs_the_same_however_it_is_cut_and_nobody_outweighs_the_others(
+    yolox_home: Path, tmp_path: Path
+) -> None:
+    task: Any = task_of(yolox_home, train=background(yolox_home, tmp_path, 12), augment=False)
+    count = task.load_data()["train"]
     model: Any = task.build_model(from_scratch=False).eval()
-    losses = task._detector.run(model, task.collate("train", range(4)))[1]
-    for at in range(4):
-        batch = task.collate("train", [at])
-        there = batch["labels"][0] != IGNORED
-        label = {"class_labels": batch["labels"][0][there], "boxes": batch["boxes"][0][there]}
-        torch.testing.assert_close(losses[at], model(batch["pixel_values"], [label]).loss)
-    assert task.loss(model, task.collate("train", range(4))).item() == pytest.approx(losses.mean().item())
+    batch, weights = task.collate("train", range(count)), task.weights("train")
+    objects = (batch["labels"] != IGNORED).sum(dim=1)
+    assert (objects == 0).sum() >= 3 and weights.tolist() == objects.clamp(min=1).tolist()
+    sums = task._detector.run(model, batch)[1]
+    assert sums[objects == 0].max() < sums[objects > 0].min()
+    whole = task.loss(model, batch).item()
+    assert whole == pytest.approx((sums.sum() / weights.sum()).item())
+    for size in (1, 3):  # as the stepper weighs micro-batches
+        parts = [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+        pieces = [task.loss(model, task.collate("train", part)).item() * weights[part].sum() for part in parts]
+        assert sum(pieces) / weights.sum() == pytest.approx(whole, rel=1e-4)
     assert task.loss(model, task.collate("train", [])).item() == 0
+
+
+def test_yolox_is_evaluated_by_the_loss_that_it_is_trained_on(yolox_home: Path, tmp_path: Path) -> None:
+    place = background(yolox_home, tmp_path, 12)
+    (tmp_path / "again.jsonl").write_text(Path(place).read_text())
+    task: Any = task_of(yolox_home, train=place, validation=str(tmp_path / "again.jsonl"), augment=False)
+    counts = task.load_data()
+    model: Any = task.build_model(from_scratch=False).eval()
+    judged = task.metrics()
+    for start in range(0, counts["validation"], 5):
+        judged.update(model, task.collate("validation", range(start, min(start + 5, counts["validation"]))))
+    judged.merge(lambda tensor: tensor)
+    whole = task.loss(model, task.collate("train", range(counts["train"]))).item()
+    assert judged.compute()["loss"] == pytest.approx(whole, rel=1e-4)
+
+
+def test_crowds_and_crops_change_nothing_in_a_picture_s_weight(home: Path, yolox_home: Path, tmp_path: Path) -> None:
+    place = str(coco(tmp_path))
+    labels = ["cat", "dog"]
+    yolox: Any = task_of(
+        yolox_home, train=place, validation=str(yolox_home / "rows.jsonl"), labels=[*labels, "red", "blue"]
+    )
+    yolox.load_data(("train",))
+    assert yolox.weights("train").tolist() == [1, 1]  # one without objects; one with an object and a crowd
+    varied: Any = task_of(yolox_home)
+    varied.load_data()
+    for seed in range(4):
+        batch = varied.collate("train", range(8), torch.Generator().manual_seed(seed))
+        assert batch["weights"].tolist() == varied.weights("train")[:8].tolist()
+    detr: Any = task_of(home)
+    detr.load_data()
+    assert set(detr.weights("train")) == {1.0}
 
 
 def test_what_yolox_finds_is_boxes_of_the_square_with_class_and_score(yolox_home: Path) -> None:

@@ -57,6 +57,18 @@ def recipe_of(homes: dict[str, dict[str, Any]], name: str, **data: Any) -> Recip
     )
 
 
+def test_code_vectors_are_chosen_ever_more_surely_by_the_step_alone(homes: dict[str, dict[str, Any]]) -> None:
+    task = build_task(recipe_of(homes, CONTRAST))
+    model: Any = task.build_model(from_scratch=False)
+    found = []
+    for step in (0, 10_000, 1_000_000, 10_000):
+        task.begin_step(torch.nn.DataParallel(model), step)  # something around the model, as an engine is
+        found.append(model.quantizer.temperature)
+    assert found == pytest.approx([2.0, 1.90246, 0.5, 1.90246], rel=1e-5)
+    other = build_task(recipe_of(homes, CTC))
+    other.begin_step(other.build_model(from_scratch=False), 5)  # of most tasks nothing follows a schedule
+
+
 @pytest.mark.parametrize("name", [CTC, WHISPER, CLASSES, CONTRAST])
 def test_a_filler_costs_nothing_and_reaches_every_parameter(homes: dict[str, dict[str, Any]], name: str) -> None:
     task = build_task(recipe_of(homes, name))

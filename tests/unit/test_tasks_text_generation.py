@@ -1,15 +1,15 @@
-"""Language modelling and chat: what is learned of a text, packing, weights, prompts, bad conversations."""
+"""Language modelling and chat: what is learned of a text, weights, prompts, bad conversations."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from tests.families import text
 from tlcore.errors import DataError, ModelError
@@ -17,7 +17,6 @@ from tlcore.recipe import recipe_from_dict
 from tlcore.tasks import Task, build_task, tokens
 from tlcore.tasks.base import IGNORED
 from tlcore.tasks.conversations import encode_conversation, encode_prompt, template_of
-from tlcore.tasks.packing import pack
 
 pytestmark = pytest.mark.unit
 
@@ -25,13 +24,17 @@ CHAT = "llama/text-generation"
 
 
 def task_of(home: Path, name: str, **data: Any) -> Task:
+    return task_on(home, text.MAKERS[name], name.partition("/")[2], **data)
+
+
+def task_on(home: Path, maker: Callable[[Path], dict[str, Any]], kind: str, **data: Any) -> Task:
     home.mkdir(parents=True, exist_ok=True)
-    made = text.MAKERS[name](home)
+    made = maker(home)
     return build_task(
         recipe_from_dict(
             {
                 "name": "words",
-                "task": name.partition("/")[2],
+                "task": kind,
                 "model": made["model"],
                 "data": {**made["data"], **data},
                 "storage": str(home / "store"),
@@ -333,34 +336,14 @@ def test_a_named_chat_template_is_exported_and_outlives_its_file(tmp_path: Path)
     assert task_of(tmp_path / "plain", CHAT).facts() == {}
 
 
-def test_every_text_is_packed_once_and_no_group_is_too_long() -> None:
-    lengths = np.random.default_rng(1).integers(1, 40, 500).astype(np.int32)
-    groups = pack(lengths, 64)
-    assert sorted(np.concatenate(groups).tolist()) == list(range(500))
-    assert max(int(lengths[group].sum()) for group in groups) <= 64
-    assert len(groups) <= 1.05 * lengths.sum() / 64, "hardly any room is left"
-    assert [group.tolist() for group in groups] == [group.tolist() for group in pack(lengths, 64)]
+def test_turns_are_not_found_with_a_slow_tokenizer_and_it_is_said() -> None:
+    from transformers import CanineTokenizer
 
-
-@pytest.mark.parametrize("name", ["llama/text-generation", "qwen3/text-generation", "gpt2/text-generation"])
-def test_packed_texts_do_not_see_each_other(tmp_path: Path, name: str) -> None:
-    packed = task_of(tmp_path / "packed", name, packing=True, validation=0.5)
-    model = packed.build_model(from_scratch=False).eval()
-    read = packed._splits["train"].read  # type: ignore[attr-defined]
-    row = next(row for row in range(len(read)) if len(read.groups[row]) > 1)
-    with torch.no_grad():
-        ids, _, places = packed._sample(read, row)  # type: ignore[attr-defined]
-        together = model(
-            input_ids=torch.tensor(np.array([ids]), dtype=torch.int64),
-            position_ids=torch.tensor(np.array([places])),
-            use_cache=False,
-        ).logits[0]
-        starts = [*np.flatnonzero(places == 0).tolist(), len(ids)]
-        for start, end in pairwise(starts):
-            alone = model(
-                input_ids=torch.tensor(np.array([ids[start:end]]), dtype=torch.int64), use_cache=False
-            ).logits[0]
-            torch.testing.assert_close(together[start:end], alone, rtol=1e-4, atol=1e-5)
+    tokenizer = CanineTokenizer()
+    tokenizer.chat_template = text.TEMPLATE
+    turns = text.conversation("good film")["messages"]
+    with pytest.raises(ModelError, match="is a CanineTokenizer, which does not say which characters"):
+        encode_conversation(tokenizer, turns, "rows, row 1")
 
 
 @pytest.mark.parametrize(("name", "packing"), [(CHAT, False), (CHAT, True), ("gpt2/text-generation", True)])

@@ -1,4 +1,4 @@
-"""Classes for words, hidden words, and answers in a text: preparation, scores, and what bad data gets."""
+"""Classes for words, and answers in a text: preparation, scores, and what bad data gets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_tasks_text_generation import task_of
 
-from tlcore.errors import DataError
+from tlcore.errors import DataError, ModelError
 from tlcore.tasks import build_task, token_classification, tokens
 from tlcore.tasks.answers import best_span
 from tlcore.tasks.base import IGNORED
@@ -93,24 +93,6 @@ def test_words_and_labels_that_do_not_match(tmp_path: Path, row: dict[str, Any],
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"tokens": ["a"], "label": ["O"]}) + "\n")
     with pytest.raises(DataError, match=said):
         task.check_data()
-
-
-def test_hidden_words_are_drawn_anew_in_training_and_fixed_in_evaluations(tmp_path: Path) -> None:
-    task = task_of(tmp_path, "bert/masked-language-modeling")
-    task.load_data()
-    torch.manual_seed(1)
-    one, other = task.collate("train", range(20)), task.collate("train", range(20))
-    assert not torch.equal(one["labels"], other["labels"])
-    torch.testing.assert_close(
-        task.collate("validation", [1, 0])["labels"], task.collate("validation", [1, 0])["labels"]
-    )
-    together, alone = task.collate("validation", [0, 1]), task.collate("validation", [1])
-    width = alone["labels"].shape[1]
-    assert torch.equal(together["labels"][1, :width], alone["labels"][0]), "whatever else is in the batch"
-    told = (one["labels"] != IGNORED).sum(dim=1)
-    assert (told >= 1).all()
-    special = torch.isin(one["labels"], torch.tensor([0, 1, 2, 3, 4]))
-    assert not special.any()
 
 
 def test_an_answer_is_found_in_every_window_that_holds_it(tmp_path: Path) -> None:
@@ -323,23 +305,14 @@ def test_a_word_that_is_no_text_is_named(tmp_path: Path) -> None:
         task_of(tmp_path / "home", "bert/token-classification", train=str(train)).check_data()
 
 
-def test_long_texts_are_learned_to_their_end_in_pieces(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    long = " ".join(["good", "bad", "film", "a", "the", "very", "not"] * 3)
-    rows = [{"text": long}, *({"text": word} for word in ("slow", "fine", "is", "was", "long", "dull", "kind"))]
-    train = tmp_path / "own.jsonl"
-    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task: Any = task_of(
-        tmp_path / "home", "bert/masked-language-modeling", train=str(train), max_length=8, validation=0.5
-    )
-    counts = task.load_data()
-    read, tokenizer = task._splits["train"].read, task._text.tokenizer
-    pieces = [read.store.tokens[a:b].tolist() for a, b in pairwise(read.store.offsets)]
-    assert sum(counts.values()) == len(pieces) == 4 + 7
-    assert all(len(ids) <= 8 and ids[0] == 2 and ids[-1] == 3 and len(ids) > 2 for ids in pieces)
-    assert tokenizer.decode([token for ids in pieces[:4] for token in ids[1:-1]]) == long
-    of_long = [sum(row < 4 for row in task._splits[split].rows.tolist()) for split in counts]
-    assert sorted(of_long) == [0, 4], "a text's pieces are on one side"
-    assert not caplog.records
+def test_a_slow_tokenizer_cannot_say_where_an_answer_is(tmp_path: Path) -> None:
+    from transformers import CanineTokenizer
+
+    task: Any = task_of(tmp_path, "bert/question-answering", max_length=40)
+    task._text.tokenizer = CanineTokenizer()
+    with pytest.raises(ModelError, match="is a CanineTokenizer, which does not say which characters") as raised:
+        task.load_data()
+    assert "tokenizer.json" in str(raised.value.hint)
 
 
 def test_a_slow_tokenizer_gives_pieces_as_well() -> None:

@@ -132,10 +132,21 @@ def test_fragments_are_each_parameters_elements_in_order(tmp_path: Path, make: A
             np.testing.assert_array_equal(whole[name, state], expected)
     assert found.states == {"exp_avg", "exp_avg_sq"}
     assert (found.global_steps, found.optimizer_steps, found.world_size, found.precision) == (4, 3, 2, "fp16")
+    assert found.late_steps == {}
     assert found.loss_scaler is not None and found.loss_scaler["cur_scale"] == 2.0**16
     frozen = torch.cat([part.reshape(-1) for part in found.kept["frozen"]])
     assert frozen.tolist() == list(range(len(frozen))) and len(frozen) == (4 if make is stage1 else 5)
     assert [part.item() for part in found.kept["seen"]] == [9]
+
+
+def test_a_group_that_joined_late_has_fewer_steps(tmp_path: Path) -> None:
+    folder = stage3_in_sub_groups(tmp_path)
+    for path in folder.glob("*optim_states.pt"):
+        held = torch.load(path, weights_only=False)
+        held["optimizer_state_dict"]["optimizer_state_dict"]["state"][1]["step"] = torch.tensor(1.0)
+        torch.save(held, path)
+    found = read_directory(tmp_path)
+    assert (found.optimizer_steps, found.late_steps) == (3, {"b": 1})
 
 
 def test_the_tags_own_directory_and_a_tag_do_as_well(tmp_path: Path) -> None:

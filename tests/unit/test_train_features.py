@@ -98,6 +98,25 @@ def test_a_model_without_blocks_and_one_that_hands_on_more_are_refused() -> None
         model.layers[0](torch.zeros(1))
 
 
+def test_features_are_known_by_the_seed_and_by_the_state_of_a_hub_dataset(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    model: Any = SimpleNamespace(precision="fp32")
+    settings = {"transfer__strategy": "head", "transfer__cache_features": True}
+    first, same, other = (
+        features._digest(tiny_recipe(home, **settings, train__seed=seed), model) for seed in (0, 0, 1)
+    )
+    assert first == same != other
+    commit = ["one"]
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *named: SimpleNamespace(hash=f"{named} {commit[0]}"))
+    recipe = tiny_recipe(home, **settings, data__train="stanfordnlp/imdb:train", data__validation=0.1)
+    before, again = features._digest(recipe, model), features._digest(recipe, model)
+    commit[0] = "two"
+    assert before == again != features._digest(recipe, model)
+
+
 class Pair(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x, x

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
+
 import pytest
 from checkpoint_state import State, restored, same
 from memory_store import MemoryStore
@@ -11,6 +14,7 @@ from tlcore.checkpoint import SaveReport, claim_attempt, list_manifests, next_at
 from tlcore.errors import CheckpointError, StaleWriter, StorageFull, StorageUnreachable
 from tlcore.recipe import recipe_from_dict
 from tlcore.train.group import process_group
+from tlcore.train.progress import Progress, Report
 from tlcore.train.saving import Saver, SaveTotals, writer_settings
 
 pytestmark = pytest.mark.unit
@@ -43,7 +47,31 @@ def test_totals_count_every_kind_of_end():
         "saves": 2, "failed": 1, "stall_s": 0.75, "bytes_new": 150, "bytes_reused": 7, "upload_s": 3.0,
         "retries": 3,
     }  # fmt: skip
-    assert (totals.last_stall_s, totals.last_bytes_per_s) == (0.25, 50.0)
+    assert totals.last_to_dict() == {
+        "stall_s": 0.25, "save_bytes_per_s": 50.0, "save_bytes_new": 50, "save_bytes_reused": 0, "save_retries": 0,
+    }  # fmt: skip
+
+
+def test_the_last_save_is_told_whole_and_by_the_names_of_progress_and_report():
+    totals = SaveTotals()
+    assert totals.last_to_dict() == {}
+    totals.add(SaveReport(1, "committed", 0.5, 3.0, upload_s=2.0, bytes_new=100, bytes_reused=7, retries=1, repeated=2))
+    last = totals.last_to_dict()
+    assert (last["save_bytes_new"], last["save_bytes_reused"], last["save_retries"]) == (100, 7, 3)
+    for told in (Progress, Report):
+        assert set(last) <= {field.name for field in fields(told)}
+
+
+def test_a_writer_keeps_as_many_of_its_best_as_are_kept_of_all_trials():
+    """The best of all may all be this trial's."""
+    recipe = recipe_from_dict(changed({"checkpoint.keep_best_overall": 3, "checkpoint.keep_last": 1}))
+    store, model = MemoryStore(), Trained()
+    saver = Saver(store, "t000", recipe, {}, 0, 1, None)
+    for step, value in enumerate((0.5, 0.9, 0.1, 0.8, 0.7, 0.2, 0.3), 1):
+        saver.save(model, step, {}, {recipe.search.metric: value})
+        saver.wait()
+    saver.close()
+    assert list_manifests(store, "t000") == [2, 4, 5, 7]
 
 
 # -- saves that fail -----------------------------------------------------------------------------------------------------
@@ -106,6 +134,24 @@ def no_pauses(monkeypatch):
 def alone():
     with process_group():
         yield
+
+
+def test_the_history_has_what_every_save_took():
+    trial = Trial()
+    trial.fail(1, StorageUnreachable("a broken connection"))
+    trial.save(7)
+    trial.saver.wait()
+    trial.save(8)
+    trial.saver.wait()
+    trial.saver.close()
+    keys = trial.store.keys("trials/t000/history/")
+    first, second = (told for told in map(json.loads, map(trial.store.get, keys)) if told["kind"] == "save")
+    for told in (first, second):
+        assert {"stall_s", "bytes_new", "bytes_reused", "bytes_per_s", "retries", "repeated"} <= set(told)
+    assert (first["retries"], first["bytes_reused"]) == (1, 0)
+    assert first["bytes_per_s"] == pytest.approx(first["bytes_new"] / first["upload_s"])
+    assert (second["bytes_new"], second["bytes_per_s"]) == (0, None)
+    assert second["bytes_reused"] == first["bytes_new"]
 
 
 @pytest.mark.parametrize(("kind", "part"), [("put", "cas/"), ("put", "rank-0000"), ("put_if_absent", "MANIFEST")])

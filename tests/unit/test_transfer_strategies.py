@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.families import text
 from tlcore.errors import RecipeError
 from tlcore.models import is_carried
 from tlcore.recipe import Recipe, recipe_from_dict
-from tlcore.tasks import build_task
+from tlcore.tasks import build_task, telling
 from tlcore.transfer import apply_strategy, parameter_groups, read_structure, set_training_mode
 
 pytestmark = pytest.mark.unit
@@ -278,6 +279,40 @@ def test_a_model_without_linear_layers_in_its_blocks_has_nothing_to_keep_in_four
     with pytest.raises(
         RecipeError, match=r"is 'qlora', but GPT2LMHeadModel has no list of like blocks with linear layers"
     ):
+        apply_strategy(model, recipe)
+
+
+def test_experts_are_not_adapted_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Three-dimensional weights of their own, no linear layers: most of the model, and nothing was said of it."""
+    telling._TOLD.clear()
+    made = text.MAKERS["gpt-oss/text-generation"](tmp_path)
+    model, recipe = language_model(tmp_path, made, "text-generation", {"strategy": "lora"})
+    experts = sum(each.numel() for name, each in model.named_parameters() if ".experts." in name)
+    apply_strategy(model, recipe)
+    assert not any(each.requires_grad for name, each in model.named_parameters() if ".experts." in name)
+    [line] = [record.getMessage() for record in caplog.records if record.name == telling.__name__]
+    found = re.search(
+        r"transfer.strategy=lora: ([\d,]+) of the ([\d,]+) parameters in the blocks of GptOssForCausalLM", line
+    )
+    assert found is not None and "gate_up_proj" in line
+    left, whole = (int(each.replace(",", "")) for each in found.groups())
+    assert experts <= left < whole
+
+
+def test_linear_layers_that_have_updates_need_no_word(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    telling._TOLD.clear()
+    for strategy in ("lora", "qlora"):
+        prepared(home, transfer__strategy=strategy)
+    assert not caplog.records
+
+
+def test_four_bits_are_refused_where_most_weights_would_stay_whole(tmp_path: Path) -> None:
+    made = text.MAKERS["gpt-oss/text-generation"](tmp_path)
+    model, recipe = language_model(tmp_path, made, "text-generation", {"strategy": "qlora"})
+    said = (
+        r"transfer\.strategy: is 'qlora', but [\d,]+ of the [\d,]+ parameters .* \(gate_up_proj, down_proj.*; use lora"
+    )
+    with pytest.raises(RecipeError, match=said):
         apply_strategy(model, recipe)
 
 

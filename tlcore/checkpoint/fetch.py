@@ -3,8 +3,8 @@
 Owns `fetch_checkpoint`. Called by `tlcore checkpoints fetch`. The copy is a run of its own with one checkpoint in it:
 chunks, indexes, manifest last, and `run.json`, so that everything that takes a checkpoint's URL takes the copy's.
 
-Every byte is proved by its digest between reading and writing. What is there already with the right size is not copied
-again, so an interrupted fetch goes on where it was, and the checkpoint exists at the destination only when it is whole.
+Every byte is proved by its digest between reading and writing. What is there already, and is proved to be what it should, is
+not copied again, so an interrupted fetch goes on where it was, and the checkpoint exists at the destination only when it is whole.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tlcore.checkpoint.intervals import ByteArray
 from tlcore.checkpoint.manifest import Manifest, StoredChunk, index_bytes, parse_index, parse_manifest
 from tlcore.checkpoint.patience import Patience
 from tlcore.checkpoint.transfer import ATTEMPTS, read_verified
@@ -26,7 +27,7 @@ from tlcore.storage.keys import CHUNKS_PREFIX, RUN_JSON, chunk_key
 CONNECTIONS = 8
 
 Progress = Callable[[int, int], None]
-"""Told how many bytes are at the destination, and of how many; called by several threads, one at a time."""
+"""Told how many bytes are known to be at the destination, and of how many; called by several threads, one at a time."""
 
 
 @dataclass(frozen=True)
@@ -87,28 +88,38 @@ def _copy_chunks(
     patience: Patience,
     progress: Progress | None,
 ) -> int:
-    """Copy what is missing; returns the bytes copied."""
+    """Copy what is missing or damaged; returns the bytes copied."""
     wanted = list(chunks)
     there = {each.key: each.size_bytes for each in destination.list(CHUNKS_PREFIX)}
-    missing = [each for each in wanted if there.get(chunk_key(each.digest)) != each.size_bytes]
     total = sum(each.size_bytes for each in wanted)
-    done = total - sum(each.size_bytes for each in missing)
+    done = 0
     lock = threading.Lock()
 
-    def copy(chunk: StoredChunk) -> int:
+    def settle(chunk: StoredChunk) -> int:
         nonlocal done
-        data = np.empty(chunk.size_bytes, np.uint8)
-        read_verified(source, chunk, 0, [data], patience)
-        patience.ask(lambda: destination.put(chunk_key(chunk.digest), data.data))
+        key, data = chunk_key(chunk.digest), np.empty(chunk.size_bytes, np.uint8)
+        is_there = there.get(key) == chunk.size_bytes and _is_whole(destination, chunk, data, patience)
+        if not is_there:
+            read_verified(source, chunk, 0, [data], patience)
+            patience.ask(lambda: destination.put(key, data.data))
         with lock:
             done += chunk.size_bytes
             if progress is not None:
                 progress(done, total)
-        return chunk.size_bytes
+        return 0 if is_there else chunk.size_bytes
 
     if progress is not None:
         progress(done, total)
-    return sum(threads.map(copy, missing))
+    return sum(threads.map(settle, wanted))
+
+
+def _is_whole(store: ObjectStore, chunk: StoredChunk, memory: ByteArray, patience: Patience) -> bool:
+    """Whether a chunk's bytes in a store are its own; reads them into `memory`."""
+    try:
+        read_verified(store, chunk, 0, [memory], patience)
+    except CheckpointCorrupt:
+        return False
+    return True
 
 
 def _check_free(destination: ObjectStore, key: str, document: bytes) -> None:

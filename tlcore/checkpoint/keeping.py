@@ -10,10 +10,14 @@ Never deleted, whatever the policy says:
   ends of a takeover after which it has not been started yet;
 * of the best trial, or of each trial on the front where there are several metrics: the newest, and with one metric the best
   as well, which export and the test figures read; and the `best_overall` best checkpoints of all trials;
-* what is pinned: a donor that is being cloned, a checkpoint that another run names as its `model.source`;
+* what is pinned: a donor that is being cloned, what a trial of a population may take over, a checkpoint that another run names as
+  its `model.source`;
 * everything of a trial that the journal does not know.
 
 A clone names its donor's chunks in its own manifest, so a donor may go as soon as the clone is there.
+
+While a trial runs its writer keeps `best_overall` best ones where that is more than its own `own_best`: they may be the best of
+all. Once it has ended, it keeps its `own_last` newest and `own_best` best, and of the others what is among the best of all.
 
 Trials that ended early keep their `stopped` newest. Where all this is more than the byte budget, checkpoints go in this order
 until it fits, the worst by the metric first: of trials that ended early; older ones of completed trials; older ones of live
@@ -29,12 +33,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from tlcore.checkpoint.retention import steps_to_delete
 from tlcore.storage.journal import SweepState, TrialState
 
 Place = tuple[str, int]
 """Trial and step of a checkpoint."""
 
 ENDED_EARLY: Final = "its trial ended early"
+NOT_BEST: Final = "not among the best of all trials"
 OVER_BUDGET: Final = "over budget.bytes"
 
 
@@ -61,8 +67,9 @@ class KeepPolicy:
     Args:
         metrics, modes: what trials are judged by, the first of them first; "max" or "min" each.
         best_overall: best checkpoints by the first metric to keep over all trials.
-        stopped: newest checkpoints to keep of a trial that ended early; None keeps what its writer kept.
+        stopped: newest checkpoints to keep of a trial that ended early; None as of one that completed.
         budget_bytes: bound on the bytes of all distinct chunks; None is no bound.
+        own_last, own_best: newest and best checkpoints that each trial keeps of its own.
     """
 
     metrics: Sequence[str]
@@ -70,6 +77,18 @@ class KeepPolicy:
     best_overall: int = 1
     stopped: int | None = None
     budget_bytes: int | None = None
+    own_last: int = 2
+    own_best: int = 1
+
+    @property
+    def deletes(self) -> bool:
+        """Whether anything ever goes by this policy; else what is committed need not be looked at."""
+        return self.stopped is not None or self.budget_bytes is not None or self.trims
+
+    @property
+    def trims(self) -> bool:
+        """Whether writers keep more than each trial's own."""
+        return self.best_overall > self.own_best
 
 
 @dataclass(frozen=True)
@@ -96,9 +115,9 @@ def choose(
     """Decide for one moment. Every checkpoint is given once; the answer does not depend on their order."""
     every = sorted(checkpoints, key=lambda each: each.place)
     safe = protected(state, every, policy) | set(pinned)
-    doomed = {
-        each.place: ENDED_EARLY for each in _of_early_ends(state, every, policy.stopped) if each.place not in safe
-    }
+    going = [(each, NOT_BEST) for each in _beyond_own(state, every, policy)]
+    going += [(each, ENDED_EARLY) for each in _of_early_ends(state, every, policy.stopped)]
+    doomed = {each.place: reason for each, reason in going if each.place not in safe}
     left = [each for each in every if each.place not in doomed]
     sizes = _Sizes(left)
     if policy.budget_bytes is not None:
@@ -161,6 +180,19 @@ def _score(each: Kept, policy: KeepPolicy) -> float:
 def _best(checkpoints: Iterable[Kept], policy: KeepPolicy) -> list[Kept]:
     known = [each for each in checkpoints if _score(each, policy) > -math.inf]
     return sorted(known, key=lambda each: (-_score(each, policy), -each.attempt, -each.step, each.trial))
+
+
+def _beyond_own(state: SweepState, checkpoints: Sequence[Kept], policy: KeepPolicy) -> list[Kept]:
+    """Of trials that have ended: what their writers kept only because it might have been among the best of all."""
+    if not policy.trims:
+        return []
+    found: list[Kept] = []
+    for trial, mine in _by_trial(checkpoints).items():
+        if trial in state.trials and state.trials[trial].ended:
+            rule = policy.own_last, policy.own_best, policy.metrics[0], policy.modes[0]
+            gone = steps_to_delete(mine, *rule)
+            found += [each for each in mine if each.step in gone]
+    return found
 
 
 def _of_early_ends(state: SweepState, checkpoints: Sequence[Kept], keep: int | None) -> list[Kept]:

@@ -8,7 +8,7 @@ Owns: the format, its version, writing and strict reading of it. Does not own: c
 
 A checkpoint exists if and only if its manifest does. Both objects are sealed JSON (`digest.py`); bytes in chunks are
 raw and little-endian. Nothing is pickled, nothing is executed on load. `common` is what rank 0 hands over: the table
-of parameters, which this room reads, and JSON that it only keeps (scalars, model, metrics).
+of parameters, which this room reads, and JSON that it only keeps (scalars, model, metrics, offered).
 """
 
 from __future__ import annotations

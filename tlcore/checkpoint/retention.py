@@ -12,8 +12,9 @@ the manifest goes on undisturbed.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from tlcore.checkpoint.manifest import Manifest, list_manifests, parse_manifest, read_manifest
 from tlcore.errors import CheckpointError, ObjectMissing
@@ -21,8 +22,21 @@ from tlcore.storage.base import ObjectStore
 from tlcore.storage.keys import manifest_key, retired_key
 
 
+class Ranked(Protocol):
+    """What of a checkpoint decides whether it stays: a manifest has it, and `keeping.Kept`."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def attempt(self) -> int: ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+
 def steps_to_delete(
-    manifests: Sequence[Manifest],
+    manifests: Sequence[Ranked],
     keep_last: int,
     keep_best: int,
     metric: str | None = None,
@@ -34,15 +48,33 @@ def steps_to_delete(
     Keeps the `keep_last` newest (at least one) and the `keep_best` best by `metric`; checkpoints without it, or with NaN,
     are never best. Of equals the newer is better. Newer is the later attempt, then the higher step: what lies ahead of a
     training that went back belongs to a line that was given up. `protected` steps stay whatever their rank: what a running writer
-    committed last, or was restored from, since it reuses the chunks; after a fallback that need not be the newest.
+    committed last, or was restored from, since it reuses the chunks; after a fallback that need not be the newest; and what
+    another trial may take over (`on_offer`).
     """
-    newest_first = sorted(manifests, key=lambda each: (each.attempt, each.step), reverse=True)
+    newest_first = sorted(manifests, key=_newness, reverse=True)
     kept = {each.step for each in newest_first[: max(1, keep_last)]} | set(protected)
     if metric is not None:
         sign = -1.0 if mode == "max" else 1.0
         known = [each for each in newest_first if not math.isnan(each.metrics.get(metric, math.nan))]
         kept.update(each.step for each in sorted(known, key=lambda each: sign * each.metrics[metric])[:keep_best])
     return sorted(each.step for each in manifests if each.step not in kept)
+
+
+def on_offer(manifests: Iterable[Manifest], committed: int) -> list[int]:
+    """Step of the newest checkpoint before `committed` that other trials may take over; none where there is no such.
+
+    A population compares its trials where their intervals end, and takes over the state of then, however much the donor has
+    saved since. The one before the newest stays too as long as the newest is what was committed last: its report is still on
+    its way to the driver. What is committed after that was trained after the driver had the report.
+    """
+    known = list(manifests)
+    last = next((_newness(each) for each in known if each.step == committed), (math.inf, 0))
+    before = [each for each in known if each.common.get("offered") is True and _newness(each) < last]
+    return [max(before, key=_newness).step] if before else []
+
+
+def _newness(each: Ranked) -> tuple[int, int]:
+    return each.attempt, each.step
 
 
 def delete_checkpoint(store: ObjectStore, trial: str, step: int) -> None:
@@ -89,9 +121,9 @@ class Retention:
         for each in wanted:
             with suppress(CheckpointError):
                 known[each] = read_manifest(self._store, self._trial, each)
-        doomed = steps_to_delete(
-            list(known.values()), self._keep_last, self._keep_best, self._metric, self._mode, protected=[step]
-        )
+        there = list(known.values())
+        needed = [step, *on_offer(there, step)]
+        doomed = steps_to_delete(there, self._keep_last, self._keep_best, self._metric, self._mode, needed)
         for each in doomed:
             delete_checkpoint(self._store, self._trial, each)
             del known[each]

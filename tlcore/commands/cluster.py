@@ -95,6 +95,6 @@ def preflight(
         print_json(report.to_dict())
     else:
         stdout_console().print(preflight_table(report))
-        for problem in report.problems:
-            typer.echo(problem)
+        for line in (*report.problems, *report.notes):
+            typer.echo(line)
     raise typer.Exit(report.exit_code)

@@ -267,6 +267,13 @@ def _read_hub(url: str, hub: HubDataset, split: str, columns: Sequence[str]) -> 
     return dataset.select_columns(list(columns))
 
 
+def hub_commit(hub: HubDataset) -> str:
+    """Which state of a hub dataset is read: its commit, or that of the cached copy where the hub is away."""
+    import datasets
+
+    return str(datasets.load_dataset_builder(hub.id, hub.config).hash)
+
+
 def _unreadable(hub: HubDataset, split: str, error: Exception) -> DataError:
     if isinstance(error, RuntimeError) and "scripts" in str(error):
         return DataError(

@@ -105,9 +105,8 @@ def _stage12(optimizer: Any, name: str, parameter: Any) -> Iterator[Interval]:
     yield Interval(name, MASTER, start, flat.data.narrow(0, here.start, here.numel))
     # Not mapping.optim_fragment: DeepSpeed links it after the first group's first step, when later groups have no state yet, and
     # never again; weights without decay would be saved without their moments.
-    for state, values in sorted(optimizer.optimizer.state[flat].items()):
-        if torch.is_tensor(values) and values.shape == flat.shape:
-            yield Interval(name, state, start, values.data.narrow(0, here.start, here.numel))
+    for state, values in _states_of(optimizer.optimizer, flat):
+        yield Interval(name, state, start, values.narrow(0, here.start, here.numel))
 
 
 def _stage3(optimizer: Any, name: str, parameter: Any) -> Iterator[Interval]:
@@ -119,16 +118,22 @@ def _stage3(optimizer: Any, name: str, parameter: Any) -> Iterator[Interval]:
         return
     flat = optimizer.fp32_partitioned_groups_flat[group]
     yield Interval(name, MASTER, start, flat.data.narrow(0, offset, count))
-    for state, values in sorted(optimizer.optimizer.state[flat].items()):
-        if torch.is_tensor(values) and values.shape == flat.shape:
-            yield Interval(name, state, start, values.data.narrow(0, offset, count))
+    for state, values in _states_of(optimizer.optimizer, flat):
+        yield Interval(name, state, start, values.narrow(0, offset, count))
 
 
 def _replicated(optimizer: torch.optim.Optimizer, name: str, parameter: torch.Tensor) -> Iterator[Interval]:
     yield Interval(name, MASTER, 0, parameter.data.view(-1))
-    for state, values in sorted(optimizer.state[parameter].items()):
-        if torch.is_tensor(values) and values.shape == parameter.shape:
-            yield Interval(name, state, 0, values.data.view(-1))
+    for state, values in _states_of(optimizer, parameter):
+        yield Interval(name, state, 0, values.view(-1))
+
+
+def _states_of(optimizer: torch.optim.Optimizer, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """What the optimizer keeps for each element of a tensor. By its shape alone, the count of steps would be such a state of a
+    parameter without dimensions, at stage 0 and nowhere else."""
+    for state, values in sorted(optimizer.state[tensor].items()):
+        if state != "step" and torch.is_tensor(values) and values.shape == tensor.shape:
+            yield state, values.data
 
 
 def frozen_tensors(module: torch.nn.Module) -> dict[str, tuple[str, torch.Tensor]]:

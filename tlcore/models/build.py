@@ -3,9 +3,10 @@
 Owns construction and what the source does not carry of a model (`fitting.py` says whether it fits at all). Does not choose the
 class nor the labels (`tasks/`), nor what trains (`transfer/`). Called by `tasks/`.
 
-Weights stay in the format that the source stores, where it stores one: cast here, a model of 16 bits would be copied whole into the
-memory of every rank, four bytes an element, before the engine takes a rank's part of it. Whoever computes with the model itself
-casts it. What the source does not carry is then drawn in that format too, as transformers does by default.
+Weights stay in the format that the source stores: cast here, a model of 16 bits would be copied whole into the memory of every
+rank, four bytes an element, before the engine takes a rank's part of it. Where a source has several, that of most elements counts,
+and what is stored more exactly is kept so. Whoever computes with the model itself casts it. What the source does not carry is drawn
+in the format of most, as transformers does by default.
 
 There is no cache of base weights here, on purpose. transformers maps the safetensors file, so the system's page cache is the
 cache: shared by all ranks of a node, given back under memory pressure, and private only where a weight is written. Measured with
@@ -16,7 +17,10 @@ copying and 91 MB per process for a state dict kept in memory. Frozen parameters
 from __future__ import annotations
 
 import contextlib
+import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +39,8 @@ _GENERATION = "generation_config.json"
 
 
 def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: int) -> nn.Module:
-    """A model on the CPU with the source's weights, in the format they are stored in (fp32 where they are in several, or in a
-    checkpoint); what the source does not carry is initialised from `seed`.
+    """A model on the CPU with the source's weights, in the format they are stored in (fp32 from a checkpoint); what the source does
+    not carry is initialised from `seed`.
 
     A head of another shape (other labels) counts as not carried. `new_parameters` tells which these are, `is_carried` of a
     parameter whether it is none of them.
@@ -54,19 +58,21 @@ def build_pretrained(auto_class: Any, source: ModelSource, config: Any, seed: in
         return _build_from_checkpoint(auto_class, source, config, seed)
     files = source.weight_files()
     with _translated(auto_class, source), seeded(seed), quiet():
-        formats = _stored_formats(files)
+        stored = _stored_tensors(files)
+        dtype = _common_format(stored)
         model, info = auto_class.from_pretrained(
             source.directory,
             config=source.with_stored_form(config),
-            dtype=_common_format(formats),
+            dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             trust_remote_code=source.trust_remote_code,
             attn_implementation=attention_of(auto_class, source, config),
             output_loading_info=True,
         )
+        _keep_more_exact(model, stored, dtype)
     reshaped = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
-    check_fits(model, source.name, set(info["missing_keys"]), reshaped, formats)
+    check_fits(model, source.name, set(info["missing_keys"]), reshaped, stored)
     _note_new(model, set(info["missing_keys"]) | reshaped)
     return _as_module(model)
 
@@ -83,24 +89,58 @@ def _translated(auto_class: Any, source: ModelSource) -> Iterator[None]:
         raise ModelError(f"model source {source.name!r}: cannot build {auto_class.__name__}: {reason[:300]}") from error
 
 
-def _stored_formats(files: Sequence[Path]) -> dict[str, str]:
-    """By the name of each tensor in safetensors files."""
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a safetensors file."""
+
+    path: Path
+    format: str
+    shape: tuple[int, ...]
+
+
+def _stored_tensors(files: Sequence[Path]) -> dict[str, _Stored]:
+    """By name, those of safetensors files."""
     from safetensors import safe_open
 
-    found: dict[str, str] = {}
+    found: dict[str, _Stored] = {}
     for path in files:
         with safe_open(str(path), framework="pt") as file:
-            found |= {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 (no mapping)
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                tensor = file.get_slice(key)
+                found[key] = _Stored(path, tensor.get_dtype(), tuple(tensor.get_shape()))
     return found
 
 
-def _common_format(formats: Mapping[str, str]) -> Any:
-    """The one floating format of all; fp32 where there are several, or one that nothing trains in."""
+def _common_format(stored: Mapping[str, _Stored]) -> Any:
+    """The floating format of most elements; fp32 for one that nothing trains in. A few tables in fp32 (`inv_freq`) must not have a
+    model of 16 bits cast whole, in every rank's own memory."""
     import torch
 
-    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    found = {name for name in formats.values() if name[0] in "FB"} - {"BOOL"}
-    return known.get(found.pop(), torch.float32) if len(found) == 1 else torch.float32
+    elements = Counter[str]()
+    for each in stored.values():
+        if each.format[0] in "FB" and each.format != "BOOL":
+            elements[each.format] += math.prod(each.shape)
+    known = {"F16": torch.float16, "BF16": torch.bfloat16}
+    return known.get(max(elements, key=elements.__getitem__), torch.float32) if elements else torch.float32
+
+
+def _keep_more_exact(model: Any, stored: Mapping[str, _Stored], dtype: Any) -> None:
+    """Take weights that are stored in fp32, beside most others in 16 bits, as they are: the cast has rounded them. One that
+    transformers makes of others, or keeps under another name, stays rounded."""
+    import torch
+    from safetensors import safe_open
+
+    if dtype == torch.float32:
+        return
+    prefix = getattr(model, "base_model_prefix", "")
+    for name, parameter in model.named_parameters():
+        there = next((one for one in _spellings(name, prefix) if one in stored), None)
+        if there is None or stored[there].format != "F32" or stored[there].shape != tuple(parameter.shape):
+            continue
+        with safe_open(str(stored[there].path), framework="pt") as file:
+            exact = file.get_tensor(there)
+        if torch.equal(exact.to(parameter.dtype), parameter):
+            parameter.data = exact
 
 
 def _note_new(model: Any, names: set[str]) -> None:

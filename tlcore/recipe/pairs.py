@@ -13,6 +13,7 @@ from tlcore.errors import Fault
 from tlcore.recipe.credentials import shown
 from tlcore.recipe.domains import Domain
 from tlcore.recipe.schema import Recipe
+from tlcore.recipe.space import in_order
 
 IN_MID_TRIAL: Final = (
     "train.learning_rate",
@@ -122,12 +123,28 @@ def _population(recipe: Recipe) -> Iterator[Fault]:
         elif name == "pb2" and not _is_range(search.space[key]):
             text = f"{key} is no plain range, which pb2's model needs"
             yield Fault(f"{path}.mutate", f"{text}; use uniform, loguniform, quniform or randint without when, or pbt")
+    yield from _dragged_along(recipe)
     if not mutated_keys(recipe):
         what = "ranges" if name == "pb2" else "setting"
         text = f"got {name}, but search.space has no {what} that it could change in mid-trial"
         yield Fault("search.scheduler", f"{text}; search some of {', '.join(IN_MID_TRIAL)}")
     elif search.trials < 2:
         yield Fault("search.trials", f"got {search.trials} with {name}; a population has at least 2")
+
+
+def _dragged_along(recipe: Recipe) -> Iterator[Fault]:
+    """Settings that no trial can change, and that a takeover would, since their conditions are on what it changes."""
+    changing = set(mutated_keys(recipe))
+    for key in in_order(recipe.search.space):
+        moved = [other for other in recipe.search.space[key].when if other in changing]
+        if not moved:
+            continue
+        changing.add(key)
+        if key not in IN_MID_TRIAL:
+            text = f"{moved[0]} changes in mid-trial, and {key} cannot"
+            yield Fault(
+                f"search.space.{key}.when", f"{text}; take the condition out, or leave {moved[0]} out of mutate"
+            )
 
 
 def _warm_start(recipe: Recipe) -> Iterator[Fault]:

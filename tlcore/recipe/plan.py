@@ -154,6 +154,8 @@ def _checkpoints(recipe: Recipe) -> str:
     ]
     when = ", ".join([*every, "at each report"])
     kept = f"the last {settings.keep_last} and the best {settings.keep_best} of a trial are kept"
+    if settings.keep_best_overall > settings.keep_best:
+        kept += f", the best {settings.keep_best_overall} of all trials"
     if settings.keep_stopped is not None:
         kept += f", the last {settings.keep_stopped} of one that ended early"
     if recipe.budget.bytes is not None:

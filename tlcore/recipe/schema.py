@@ -211,13 +211,15 @@ class CheckpointSection(Section):
     every_minutes: AboveZero | None = None
     """Save every so many minutes; null: not by time."""
     keep_last: Positive = 2
-    """Newest checkpoints to keep per trial."""
+    """Newest checkpoints to keep per trial; in a population also the one that others may take over."""
     keep_best: NotNegative = 1
     """Best checkpoints by the search's metric to keep besides."""
     keep_best_overall: NotNegative = 1
-    """Best checkpoints by the search's metric, over all trials, that `keep_stopped` and `budget.bytes` leave alone."""
+    """Best checkpoints by the search's metric to keep over all trials, however many of them are one trial's; `keep_stopped` and
+    `budget.bytes` leave them alone. More than `keep_best`: a trial keeps so many of its own until it has ended."""
     keep_stopped: NotNegative | None = None
-    """Newest checkpoints to keep of a trial that was stopped or failed; null keeps keep_last and keep_best of it too."""
+    """Newest checkpoints to keep of a trial that was stopped or failed; null keeps keep_last and keep_best of it too, until
+    `budget.bytes` needs the room: they go first."""
     snapshot: Literal["eager", "lazy"] = "eager"
     """eager: training waits for a copy in memory; lazy: copied during the next forward and backward."""
     when_late: Literal["wait", "skip", "newest"] = "newest"
@@ -236,7 +238,8 @@ class BudgetSection(Section):
     hours: AboveZero | None = None
     """Wall time, hours, from a driver's first trial on; a resume adds to what was used before."""
     worker_hours: AboveZero | None = None
-    """Time times workers of each trial while it holds them, hours; a resume adds to what was used before."""
+    """Time times workers of each trial while it holds them, not while it waits for their room, hours; a resume adds to what was
+    used before."""
     price_per_worker_hour: AboveZero | None = None
     """What one worker costs for one hour, in any currency; null tells no cost."""
     bytes: Positive | None = None
@@ -248,9 +251,10 @@ class FailuresSection(Section):
 
     on_oom: Literal["fail", "adapt"] = "fail"
     """Out of memory: fail the trial, or start it again from its checkpoint with less: half the micro-batch (the global batch
-    stays), then recomputed activations, a higher ZeRO stage, offload of optimizer state, of parameters."""
+    stays), then recomputed activations, a higher ZeRO stage, offload of optimizer state, of parameters. No searcher is told: the
+    course of training, and so the metric that it searches by, is the point's own, and what this costs is time."""
     max_lost_workers: NotNegative = 3
-    """Times a trial resumes after a worker process died, or its workers did not start."""
+    """Times a trial resumes after a worker process died, its device or its way to the others broke, or workers did not start."""
     max_lost_nodes: NotNegative = 3
     """Times a trial resumes after a node died, however many of its workers were there."""
     max_hangs: NotNegative = 2

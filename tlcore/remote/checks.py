@@ -25,18 +25,18 @@ _ROUNDS = 3
 @dataclass(frozen=True)
 class NodeFacts:
     """One node as seen from itself. `storage_s` is the probe's time in seconds, None when it failed or was not asked
-    for."""
+    for; `storage_weakness` is what a storage that passed does not promise all the same."""
 
     versions: dict[str, str]
     devices: tuple[str, ...]
     storage_s: float | None
     storage_error: str
+    storage_weakness: str = ""
 
 
 def look(storage: str | None) -> NodeFacts:
     """Versions, devices and, with a URL, whether this node can write and read there."""
-    storage_s, storage_error = _probe(storage) if storage else (None, "")
-    return NodeFacts(_versions(), _devices(), storage_s, storage_error)
+    return NodeFacts(_versions(), _devices(), *(_probe(storage) if storage else (None, "", "")))
 
 
 def _versions() -> dict[str, str]:
@@ -56,13 +56,13 @@ def _devices() -> tuple[str, ...]:
     return tuple(f"{device.name}, {device.total_memory / (1 << 30):.0f} GiB" for device in properties)
 
 
-def _probe(storage: str) -> tuple[float | None, str]:
+def _probe(storage: str) -> tuple[float | None, str, str]:
     begun = time.monotonic()
     try:
-        probe(storage)
+        weakness = probe(storage)
     except TlcoreError as error:
-        return None, str(error)
-    return time.monotonic() - begun, ""
+        return None, str(error), ""
+    return time.monotonic() - begun, "", weakness
 
 
 class Rank:

@@ -57,12 +57,13 @@ class Collective:
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """Everything found. `problems` is empty when the cluster is fit."""
+    """Everything found. `problems` is empty when the cluster is fit; `notes` are what to know of one that is."""
 
     nodes: tuple[NodeReport, ...]
     collective: Collective
     storage: str | None
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -74,7 +75,8 @@ class PreflightReport:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> PreflightReport:
         nodes = tuple(_node_from(node) for node in data["nodes"])
-        return cls(nodes, Collective(**data["collective"]), data["storage"], tuple(data["problems"]))
+        collective, found = Collective(**data["collective"]), tuple(data["problems"])
+        return cls(nodes, collective, data["storage"], found, tuple(data["notes"]))
 
 
 def _node_from(data: dict[str, Any]) -> NodeReport:
@@ -119,7 +121,7 @@ def look_around(storage: str | None) -> PreflightReport:
         live = [node for node in ray.nodes() if node["Alive"]]
         nodes = _look_at(live, storage)
         report = PreflightReport(nodes, _collective(live), storage)
-        return replace(report, problems=tuple(problems(report)))
+        return replace(report, problems=tuple(problems(report)), notes=tuple(notes(report)))
     finally:
         ray.shutdown()
 
@@ -186,6 +188,12 @@ def problems(report: PreflightReport) -> list[str]:
     return found
 
 
+def notes(report: PreflightReport) -> list[str]:
+    """What a sweep can do with, and its owner should know: once, however many nodes found it."""
+    found = dict.fromkeys(node.facts.storage_weakness for node in report.nodes if node.facts)
+    return [f"storage {report.storage}: {weakness}" for weakness in found if weakness]
+
+
 def _node_problems(node: NodeReport, storage: str | None) -> list[str]:
     if node.facts is None:
         return []
@@ -230,7 +238,9 @@ def _storage_cell(node: NodeReport) -> str:
         return "no answer"
     if node.facts.storage_error:
         return "FAILED"
-    return "not asked" if node.facts.storage_s is None else f"ok, {node.facts.storage_s:.2f} s"
+    if node.facts.storage_s is None:
+        return "not asked"
+    return f"ok, {node.facts.storage_s:.2f} s" + (" (see below)" if node.facts.storage_weakness else "")
 
 
 def _caption(report: PreflightReport) -> str:

@@ -215,7 +215,8 @@ def _overall(ahead: Estimate, elapsed_s: float, console: Console) -> list[Render
         left = ""
     else:
         left = f", about {figures.duration(ahead.left_s)} left"
-        how = "estimate: pace so far; open trials end where the ended ones did on average"
+        pace = "early estimate: pace of the first steps" if ahead.early else "estimate: pace so far"
+        how = f"{pace}; open trials end where the ended ones did on average"
     line = Table.grid(padding=(0, 1))
     width = max(10, min(50, console.width - 50))
     line.add_row(
@@ -257,7 +258,7 @@ class LineDisplay(Display):
         if self._clock() - self._spoke_s >= HEARTBEAT_S:
             rows = self.view.rows()
             ahead = self._estimate(rows)
-            left = "" if ahead.left_s is None else f" left~{figures.duration(ahead.left_s)}"
+            left = "" if ahead.left_s is None else f" left~{figures.duration(ahead.left_s)}{' (early)' * ahead.early}"
             spent = self.spending(ahead)
             self._say(f"sweep {ahead.share:.0%} ({_by_state(rows)}){left}{' ' if spent else ''}{spent}")
 
@@ -309,6 +310,8 @@ class LineDisplay(Display):
             passed_over = f"the checkpoint of step {event.get('instead')} cannot be used: {event.get('reason')}"
             place = "its beginning" if event.get("step") is None else f"step={event['step']}"
             return f"{row.trial} restored at {place}: {passed_over}"
+        if kind == "warned":
+            return f"{row.trial} did not close as it should: {event['error']}: {event['message']}"
         if kind == "stopped":
             return f"{row.trial} stopped by={row.reason or 'request'} {measured}"
         if kind == "left":
@@ -338,10 +341,14 @@ def _training(row: TrialRow) -> list[str]:
 
 
 def _cost(row: TrialRow) -> list[str]:
-    """What the last save took: how long it kept training, how fast its new bytes went."""
+    """What the last save took on rank 0: how long it kept training, how fast its new bytes went, how many those were and how many
+    were stored already, and requests made again, where there were any."""
     facts = {
         "stall": None if row.stall_s is None else figures.brief(row.stall_s),
         "speed": None if row.save_bytes_per_s is None else figures.speed(row.save_bytes_per_s),
+        "new": None if row.save_bytes_new is None else figures.size(row.save_bytes_new),
+        "reused": None if row.save_bytes_reused is None else figures.size(row.save_bytes_reused),
+        "retries": str(row.save_retries) if row.save_retries else None,
     }
     return [f"{name}={text.replace(' ', '')}" for name, text in facts.items() if text is not None]
 

@@ -14,9 +14,16 @@ from tlcore.storage.account import Usage
 
 
 def expected(used: Usage, ahead: Estimate) -> Usage | None:
-    """What the whole sweep will have used, at the worker-hours that each share of it took so far; None while that is not known."""
+    """What the whole sweep will have used, at the worker-hours that each share of it took so far, or early on with the workers that
+    it has; None while that is not known."""
     if ahead.left_s is None or ahead.share <= 0:
         return None
+    if ahead.early:  # the start of the workers, which comes but once, is still most of what was used
+        more = ahead.workers * ahead.left_s / 3600
+        if not used.worker_hours or not more:
+            return None
+        cost = None if used.cost is None else used.cost * (1 + more / used.worker_hours)
+        return Usage(used.hours + ahead.left_s / 3600, used.worker_hours + more, cost)
     cost = None if used.cost is None else used.cost / ahead.share
     return Usage(used.hours + ahead.left_s / 3600, used.worker_hours / ahead.share, cost)
 

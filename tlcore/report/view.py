@@ -14,6 +14,7 @@ from tlcore.report.rows import TrialRow, best_of
 from tlcore.storage.account import Usage
 from tlcore.storage.journal import Entry, SweepState, TrialState
 
+_SAVE_FACTS = ("stall_s", "save_bytes_per_s", "save_bytes_new", "save_bytes_reused", "save_retries")
 _LIVE_FACTS = (
     "step",
     "total_steps",
@@ -21,9 +22,8 @@ _LIVE_FACTS = (
     "loss",
     "samples_per_s",
     "checkpoint_step",
-    "stall_s",
-    "save_bytes_per_s",
     "saves",
+    *_SAVE_FACTS,
 )
 
 
@@ -84,7 +84,7 @@ class SweepView:
         held = self._facts.setdefault(trial, {})
         if known.get("checkpoint_step") not in (None, held.get("checkpoint_step")):
             # What the save before it cost says nothing of this one; a trial that went on elsewhere never tells.
-            for cost in ("stall_s", "save_bytes_per_s"):
+            for cost in _SAVE_FACTS:
                 held.pop(cost, None)
         held.update(known)
         self._rows.pop(trial, None)
@@ -110,8 +110,7 @@ class SweepView:
             metric=trial.final(self.metric),
             samples_per_s=facts.get("samples_per_s"),
             checkpoint_step=facts.get("checkpoint_step"),
-            stall_s=facts.get("stall_s"),
-            save_bytes_per_s=facts.get("save_bytes_per_s"),
+            **{name: facts.get(name) for name in _SAVE_FACTS},
             saves=facts.get("saves") or {},
             reason=_reason(trial),
             workers=trial.workers,

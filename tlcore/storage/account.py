@@ -6,14 +6,15 @@ never counted, and only times that one driver wrote are compared with each other
 A driver writes an `alive` entry when it has had nothing else to say for `ALIVE_EVERY_S`, so a kill hides no more than that.
 
 A trial holds its workers from `started` until it is paused, put aside, ended, or loses its slot; the best one holds some once more
-from `testing` to its test figures (`final`). The time in which a worker group starts counts; the time in which a warm one waits for
-its next trial does not. A journal that does not say how many workers a trial held tells no worker-hours. Called by `journal.py`.
+from `testing` to its test figures (`final`). From `queued` to `placed` it holds none: others had the room, or it was still to be
+made. The time in which a worker group starts counts; the time in which a warm one waits for its next trial does not. A journal that
+does not say how many workers a trial held tells no worker-hours. Called by `journal.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -56,6 +57,8 @@ class Account:
         self._began: datetime | None = None
         self._last: datetime | None = None
         self._holds: dict[str, _Hold] = {}
+        self._queued: dict[str, _Hold] = {}
+        """What those will hold whose workers wait for room."""
         self._wall_s = 0.0
         self._worker_s = 0.0
         self._cost: float | None = None
@@ -74,6 +77,12 @@ class Account:
         if kind in _TAKES:
             self._let_go(trial)
             self._holds[trial] = _Hold(self._last, int(entry.get("workers", 0)), entry.get("price"))
+        elif kind == "queued" and trial in self._holds:
+            hold = self._holds[trial]
+            self._let_go(trial)
+            self._queued[trial] = hold
+        elif kind == "placed" and trial in self._queued:
+            self._holds[trial] = replace(self._queued.pop(trial), since=self._last)
         elif kind in _LETS_GO or (kind == "lost" and "slot" in entry):
             self._let_go(trial)
         elif kind in _ENDS:
@@ -91,12 +100,14 @@ class Account:
         return Usage(wall_s / _HOUR_S, worker_s / _HOUR_S, cost)
 
     def _let_go(self, trial: str) -> None:
+        self._queued.pop(trial, None)
         hold = self._holds.pop(trial, None)
         if hold is not None and self._last is not None:
             held_s = _seconds(hold.since, self._last) * hold.workers
             self._worker_s, self._cost = self._worker_s + held_s, _priced(self._cost, held_s, hold.price)
 
     def _end_life(self) -> None:
+        self._queued.clear()
         for trial in list(self._holds):
             self._let_go(trial)
         if self._began is not None and self._last is not None:

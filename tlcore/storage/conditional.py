@@ -52,7 +52,7 @@ def is_conditional(access: S3Access, bucket: str, finding: Callable[[], bool]) -
 
 
 def warning(endpoint: str) -> str:
-    """The one line that says what is weaker there."""
+    """The one line that says what is weaker there: in the log, and in the report of `tlcore preflight`."""
     return (
         f"the store at {endpoint} does not honour If-None-Match: objects are created only once by looking first and "
         f"reading back, so two runs started on one name within {SETTLE_S:g} s could both believe they own it"

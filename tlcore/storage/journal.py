@@ -11,6 +11,8 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
     dropped    point, of, error, message, hint         suggested, and not run: it cannot fit (`failures.on_infeasible`)
     started    slot, workers, price                    the trial runs (again) in this slot, with so many workers; what one of
                                                        them costs an hour, where the recipe says so
+    queued     -                                       its workers wait for room: others have it, or it is still to be made
+    placed     -                                       they have it, and are started
     result     step, total_steps, fraction, metrics, checkpoint_step, loss, samples_per_s
     paused     -                                       the scheduler has it wait at its last report
     took_over  parent, step, fraction, point, changed, metrics
@@ -18,7 +20,8 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
                                                        (`changed`: setting -> [the parent's value, its own]); `metrics` are the
                                                        parent's there
     lost       rank, cause, step, loss, node, slot     a command was lost; the trial goes on from its checkpoint at `step`; `loss`
-                                                       is worker, node, hang or storage; `slot` only where the slot itself died
+                                                       is worker, node, hang or storage; `slot` only where the slot itself died;
+                                                       `nodes`, several, where it is not known which of them is to blame
     adapted    changed, reason, rank, step, asked_bytes
                                                        memory ran out; the trial goes on from its checkpoint at `step` with less
                                                        (`changed`: setting -> [before, now]; its point stays)
@@ -29,7 +32,9 @@ Owns the entries' form, the single-writer rule and the pure fold of entries into
                                                        because the sweep is stopping; a resume goes on from there
     stopped    reason                                  ended early on purpose ("scheduler")
     completed  -                                       ran to the end of its own epochs
-    failed     error, message, hint, rank              ended by an error
+    failed     error, message, hint, rank, step, nodes ended by an error; `nodes` only where workers did not start on these
+    warned     error, message, rank                    its session did not close as it should; the trial is over, or goes on from
+                                                       what it has committed
     resumed    of                                      a new driver took the sweep over
     stopping   reason                                  no trial starts any more and those that run commit their step, because of
                                                        an interrupt or the budget ("interrupt", "budget")
@@ -68,34 +73,11 @@ from tlcore.storage.segments import read_block, read_entries, roll_up, rolled_up
 Entry = dict[str, Any]
 TrialStatus = Literal["waiting", "running", "completed", "stopped", "failed"]
 
-KINDS: Final = frozenset(
-    {
-        "warmed",
-        "suggested",
-        "dropped",
-        "unknown",
-        "started",
-        "result",
-        "paused",
-        "took_over",
-        "lost",
-        "adapted",
-        "avoided",
-        "fell_back",
-        "left",
-        "stopped",
-        "completed",
-        "failed",
-        "resumed",
-        "stopping",
-        "interrupted",
-        "alive",
-        "pruned",
-        "testing",
-        "final",
-        "finished",
-    }
-)
+KINDS: Final = frozenset({
+    "warmed", "suggested", "dropped", "unknown", "started", "queued", "placed", "result", "paused", "took_over", "lost", "adapted",
+    "avoided", "fell_back", "left", "stopped", "completed", "failed", "resumed", "stopping", "interrupted", "alive", "pruned",
+    "testing", "final", "finished", "warned",
+})  # fmt: skip
 _log = logging.getLogger(__name__)
 
 

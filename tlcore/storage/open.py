@@ -67,10 +67,11 @@ def fsspec_options(url: str) -> dict[str, Any]:
     return options
 
 
-def probe(url: str) -> None:
+def probe(url: str) -> str:
     """Prove in a few seconds that objects can be written, created only once, read, listed and deleted under `url`.
 
-    A server without conditional PUT passes: it gets the fallback of `conditional.py`, and one line of warning in the log.
+    Returns what is weaker there, in one line; empty where nothing is. A server without conditional PUT passes: it gets the
+    fallback of `conditional.py`, and the same line as a warning in the log.
     Raises the one StorageError that says what cannot be done, and where.
     """
     store = _open(url, QUICK)
@@ -83,6 +84,7 @@ def probe(url: str) -> None:
     _expect([info.key for info in store.list(key)] == [key], store, "a written object is not listed")
     store.delete([key])
     _expect(not list(store.list(key)), store, "a deleted object is still listed")
+    return store.weakness if isinstance(store, S3ObjectStore) else ""
 
 
 def _expect(holds: bool, store: ObjectStore, otherwise: str) -> None:

@@ -33,7 +33,7 @@ from typing_extensions import Buffer
 from tlcore.errors import ObjectMissing, StorageDenied, StorageError, StorageFull, StorageThrottled, StorageUnreachable
 from tlcore.storage.base import ObjectInfo, scatter, too_short
 from tlcore.storage.clients import PATIENT, QUICK, Patience, client_of, forget_clients
-from tlcore.storage.conditional import find_conditional, is_conditional, settle
+from tlcore.storage.conditional import find_conditional, is_conditional, settle, warning
 from tlcore.storage.direct import RangeConnections
 from tlcore.storage.translate import Where, s3_error
 from tlcore.storage.urls import S3Place, check_key
@@ -95,6 +95,11 @@ class S3ObjectStore:
                 lambda key, data: self._create(key, memoryview(data)), lambda key: self.delete([key])
             ),
         )
+
+    @property
+    def weakness(self) -> str:
+        """What this server does not promise, as the log says it; empty where it promises all."""
+        return "" if self.conditional else warning(self._access.shown)
 
     def _create(self, key: str, body: memoryview) -> bool:
         path = self._path(key)

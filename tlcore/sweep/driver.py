@@ -32,7 +32,7 @@ from tlcore.storage import RunRef
 from tlcore.storage.journal import Entry, Journal, SweepState, Takeover, TrialState, read_journal
 from tlcore.sweep.cluster.fit import Admit, admit_all
 from tlcore.sweep.cluster.growth import Demand, Growth, read_growth
-from tlcore.sweep.cluster.resources import Cluster, Shape, can_avoid, has_room, shape_of, without
+from tlcore.sweep.cluster.resources import Cluster, Shape, can_avoid, has_room, shape_of
 from tlcore.sweep.conductor import Conductor
 from tlcore.sweep.display import Display
 from tlcore.sweep.examination import SESSION, examine
@@ -105,7 +105,9 @@ class Driver:
         self._wanted = trials_wanted(recipe)
         self._demand, self._growth = Demand(), Growth()
         self.untested: TlcoreError | None = None
-        self._janitor = Janitor(recipe, run, self._recorder.snapshot, self._recorder.record, self._recorder.next_number)
+        recorder, population = self._recorder, recipe.search.scheduler.population
+        offered = tuple if population is None else self._seats.offered
+        self._janitor = Janitor(recipe, run, recorder.snapshot, recorder.record, recorder.next_number, offered=offered)
 
     @property
     def state(self) -> SweepState:
@@ -255,8 +257,8 @@ class Driver:
 
     def _room(self, shape: Shape, live: Sequence[Shape], idle: Sequence[Shape]) -> bool:
         nodes, avoid = self._cluster.nodes(), self.state.avoided
-        there = without(nodes, avoid) if can_avoid(nodes, avoid, shape) else nodes
-        fits = has_room(shape, live, there, self._cluster.available(), idle)
+        avoided = self._cluster.free_on(avoid) if avoid and can_avoid(nodes, avoid, shape) else {}
+        fits = has_room(shape, live, nodes, self._cluster.available(), idle, avoided)
         if not fits and self._growth.exists:
             self._demand.ask(shape, self._waiting_trials())
         return fits

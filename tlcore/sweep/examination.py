@@ -147,7 +147,7 @@ class _Examination:
             self._groups += 1
             self._group = WorkerGroup(self._settings(scratch))
             self._group.launch()
-        self._group.await_ranks()
+        self._group.await_ranks(self._recovery.room)
         return self._group
 
     def _settings(self, scratch: Path) -> GroupSettings:

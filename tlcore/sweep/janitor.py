@@ -1,14 +1,16 @@
 """The driver's thread that keeps a run's checkpoints within what the recipe says, and gives their space back.
 
-Owns when a pass is made, what the driver knows that a pass must respect (clones under way, whose run it is), and its entry in the
-journal. Does not decide (`checkpoint/keeping.py`) nor delete (`checkpoint/prune.py`, `checkpoint/spent.py`). Made by `driver.py`.
+Owns when a pass is made, what the driver knows that a pass must respect (clones under way, what may be taken over, whose run it
+is), and its entry in the journal. Does not decide (`checkpoint/keeping.py`) nor delete (`checkpoint/prune.py`,
+`checkpoint/spent.py`). Made by `driver.py`.
 
 A pass follows a trial's end, and under a byte budget any report too; at most a tenth of the time goes into passes, and there
 is never less than `LEAST_GAP_S` between two. It stands in nobody's way: reports and decisions wait for it only where a donor
 is to be pinned while manifests are being deleted, a few small requests. What fails in a pass is logged and tried again with
 the next one; a sweep does not fail because there is too much in its store.
 
-Where the recipe sets neither `keep_stopped` nor `budget.bytes`, a pass only gives back what the trials' own writers deleted.
+Where the recipe asks for nothing over all trials (`KeepPolicy.deletes`), a pass only gives back what the trials' own writers
+deleted.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -46,6 +48,7 @@ class Janitor:
         record: writes a journal entry.
         next_entry: number of the next journal entry.
         clock: monotonic, seconds.
+        offered: what trials may take over now, in a population.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Janitor:
         record: Callable[..., Entry],
         next_entry: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
+        offered: Callable[[], Collection[Place]] = tuple,
     ) -> None:
         self._run, self._store = run, run.open()
         self._policy = keep_policy(recipe)
@@ -65,7 +69,7 @@ class Janitor:
         self._pins: Counter[Place] = Counter()
         self._due, self._over = threading.Event(), threading.Event()
         self._said_over = False
-        self._others = OtherRuns(run)
+        self._others, self._offered = OtherRuns(run), offered
         self._named_by_others: set[Place] = set()
 
     def pin(self, trial: str, step: int) -> None:
@@ -128,7 +132,7 @@ class Janitor:
     def _pass(self) -> Pruned:
         self._check_mine()
         budget, done = self._policy.budget_bytes, Pruned(Decision((), 0), ())
-        if budget is not None or self._policy.stopped is not None:
+        if self._policy.deletes:
             self._named_by_others = self._others.named()
             done = prune(self._inventory, self._snapshot, self._policy, pinned=self._pinned, lock=self._lock)
         held = 0 if budget is None else sum(each.size_bytes for each in self._store.list(CHUNKS_PREFIX))
@@ -148,8 +152,8 @@ class Janitor:
             )
         if over and not self._said_over:
             _log.warning(
-                "budget.bytes is %d, and what must be kept is %d bytes more: newest checkpoints of live trials, the best ones, "
-                "and what other runs name",
+                "budget.bytes is %d, and what must be kept is %d bytes more: newest checkpoints of live trials, those that others "
+                "may take over, the best ones, and what other runs name",
                 budget,
                 over,
             )
@@ -158,7 +162,7 @@ class Janitor:
 
     def _pinned(self) -> set[Place]:
         """Asked with the lock held."""
-        return set(self._pins) | self._named_by_others
+        return {*self._pins, *self._offered(), *self._named_by_others}
 
     def _pinned_at_marking(self) -> set[Place]:
         with self._lock:

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -22,11 +22,12 @@ from ray.tune.experiment import Trial
 from tlcore.errors import TlcoreError, WorkerLost
 from tlcore.storage.account import ALIVE_EVERY_S, Usage
 from tlcore.storage.journal import Entry, Journal, SweepState, TrialState
+from tlcore.sweep.cluster.resources import Cluster, Node, can_avoid
 from tlcore.sweep.display import Display
 from tlcore.sweep.halt import Halt
 from tlcore.sweep.schedule.seats import Seats
 from tlcore.sweep.search.source import SlotTrial
-from tlcore.sweep.slots.failures import is_hopeless
+from tlcore.sweep.slots.failures import Failed, is_hopeless
 from tlcore.sweep.slots.slot import REPORT, slot_name
 
 _log = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ _RESULT_KEYS = (
     "saves",
     "stall_s",
     "save_bytes_per_s",
+    "save_bytes_new",
+    "save_bytes_reused",
+    "save_retries",
 )
 
 
@@ -68,6 +72,8 @@ class Recorder:
         self._told: list[dict[str, Any]] = []
         self._lock, self._taking = threading.Lock(), threading.Lock()
         self._reported: str | None = None
+        self.furthest = 0
+        """The newest step that a trial was seen at by this driver."""
         self._clock, self._wrote_s = clock, clock()
 
     def record(self, kind: str, trial: str | None = None, **facts: Any) -> Entry:
@@ -131,6 +137,7 @@ class Recorder:
 
     def progress(self, snapshot: dict[str, dict[str, Any]]) -> None:
         """Show the newest progress."""
+        self.furthest = max([self.furthest, *(facts.get("step") or 0 for facts in snapshot.values())])
         with self._lock:
             self._show(lambda display: display.on_progress(snapshot))
 
@@ -151,6 +158,7 @@ class JournalCallback(Callback):
     Args:
         terms: what a trial that starts holds, for the account: workers, and their price where there is one.
         committed: the step of a trial's newest checkpoint, None without one.
+        nodes: of the cluster, now.
     """
 
     def __init__(
@@ -160,9 +168,10 @@ class JournalCallback(Callback):
         seats: Seats,
         terms: Callable[[Trial], Mapping[str, Any]],
         committed: Callable[[str], int | None],
+        nodes: Callable[[], Sequence[Node]] = lambda: Cluster().nodes(),
     ) -> None:
         self._recorder, self._halt, self._seats = recorder, halt, seats
-        self._terms, self._committed = terms, committed
+        self._terms, self._committed, self._nodes = terms, committed, nodes
         self._slots: dict[str, str] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -214,9 +223,12 @@ class JournalCallback(Callback):
     def _is_hopeless(self, error: TlcoreError, trials: Mapping[str, TrialState], trial: str) -> bool:
         if any(state.results for state in trials.values()):
             return False
-        failed = ((state.point, state.failure) for state in trials.values() if state.failure is not None)
-        earlier = [(point, failure["error"], failure["message"]) for point, failure in failed]
-        return is_hopeless(error, trials[trial].point, earlier)
+        failed = [(state.point, state.failure) for state in trials.values() if state.failure is not None]
+        earlier = [Failed(point, each["error"], each["message"], each.get("step")) for point, each in failed]
+        tried = {node for facts in [error.fields, *(each for _, each in failed)] for node in facts.get("nodes", ())}
+        shape = error.fields.get("shape")
+        elsewhere = bool(tried) and shape is not None and can_avoid(self._nodes(), tried, shape)
+        return is_hopeless(error, trials[trial].point, earlier, self._recorder.furthest, elsewhere)
 
 
 def cause_of(trial: SlotTrial) -> TlcoreError:
@@ -235,4 +247,4 @@ def cause_of(trial: SlotTrial) -> TlcoreError:
 def failure_facts(error: TlcoreError) -> dict[str, Any]:
     """An error as a journal entry keeps it."""
     facts = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-    return facts | {key: error.fields[key] for key in ("rank", "step") if key in error.fields}
+    return facts | {key: error.fields[key] for key in ("rank", "step", "nodes") if key in error.fields}

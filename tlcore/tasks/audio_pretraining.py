@@ -5,6 +5,7 @@ Owns the task's data, model class, loss, metrics and export. What is hidden and 
 
 In training, masks and distractors are drawn from torch's global generator, which is seeded for each step and rank; in evaluation
 from a generator of each sample's own, so that every evaluation asks the same. The loss that is reported is the contrastive part.
+Code vectors are chosen by Gumbel softmax, whose temperature falls with each update as published for the base model.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 _SAMPLES: Final = "samples"
 """In a batch: each sound's number in its split, -1 for a filler."""
+HOTTEST, COLDEST, COOLING = 2.0, 0.5, 0.999995
+"""Temperature of the first update, the least one, and the factor from one update to the next: Baevski et al. 2020,
+arXiv:2006.11477, section 4.2, of the base model."""
 
 
 class AudioPretraining(ModelTask[Sounds]):
@@ -62,6 +66,9 @@ class AudioPretraining(ModelTask[Sounds]):
         import torch
 
         return {**self._inputs.largest(samples), _SAMPLES: torch.zeros(samples, dtype=torch.int64)}
+
+    def begin_step(self, model: nn.Module, step: int) -> None:
+        _inner(model).set_gumbel_temperature(max(HOTTEST * COOLING**step, COLDEST))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         from tlcore.tasks.contrast import contrastive_losses

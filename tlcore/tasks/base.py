@@ -89,6 +89,10 @@ class Task(Protocol):
                 trains, though never twice at once.
         """
 
+    def begin_step(self, model: nn.Module, step: int) -> None:
+        """Set what of the model or the loss follows a schedule of optimizer steps, by the step alone; 0 is a run's first. Called
+        before each step's micro-batches. `model` may be an engine around the model."""
+
     def largest_batch(self, samples: int) -> Batch:
         """A micro-batch of the largest samples that the recipe allows, with arbitrary contents; reads no data. For estimates of
         memory."""

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 
 from tlcore.data import read_text
 from tlcore.errors import DataError, ModelError
+from tlcore.tasks.tokens import encode_with_offsets
 
 Turn: TypeAlias = "dict[str, Any]"
 Encoded: TypeAlias = "tuple[list[int], list[bool]]"
@@ -92,7 +93,8 @@ def encode_conversation(tokenizer: Any, messages: Any, where: str) -> list[Encod
 
     Raises:
         DataError: as `read_conversation`; no assistant turn, or what the template refuses.
-        ModelError: there is no chat template, or one that does not append the answer to the question.
+        ModelError: there is no chat template, or one that does not append the answer to the question, or the tokenizer does not
+            tell characters (`encode_with_offsets`).
     """
     given = read_conversation(messages, where)
     check_learnable(given, where)
@@ -174,7 +176,7 @@ def _render_last(tokenizer: Any, turns: Sequence[Turn], where: str) -> tuple[str
 
 
 def _encode(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]]) -> Encoded:
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = encode_with_offsets(tokenizer, text, add_special_tokens=False)
     learned = [any(start < end and a <= start < b for a, b in spans) for start, end in encoded["offset_mapping"]]
     return encoded["input_ids"], learned
 

@@ -32,14 +32,14 @@ class BoxCounts:
     Args:
         names: of the classes.
         most: M over all splits, the same on every rank.
-        run: gives what was found [B, K, 6] (see `detectors.py`) and losses [B] for a batch.
+        run: gives what was found [B, K, 6] and losses times weights [B] for a batch (see `detectors.py`).
     """
 
     def __init__(
         self, names: tuple[str, ...], most: int, run: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
     ) -> None:
         self._names, self._most, self._run = names, most, run
-        self._samples = GatheredSamples(1 + FIELDS * (MOST_FOUND + most))
+        self._samples = GatheredSamples(2 + FIELDS * (MOST_FOUND + most))
         self._whole = torch.empty(0)
 
     def update(self, model: nn.Module, batch: Batch) -> None:
@@ -60,7 +60,8 @@ class BoxCounts:
         # A crowd has no label in the batch, since it is not learned; what kind it is stands in `crowds`.
         crowd = there[..., 5] > 0
         there[..., 4] = torch.where(crowd, there[..., 5] - 1, there[..., 4])
-        rows = torch.cat([losses.cpu().double()[:, None], held.flatten(1), there.flatten(1)], dim=1)
+        weighed = torch.stack([losses.cpu().double(), batch["weights"].cpu().double()], dim=1)
+        rows = torch.cat([weighed, held.flatten(1), there.flatten(1)], dim=1)
         self._samples.add(batch[SLOT], rows)
 
     def merge(self, sum_over_ranks: SumOverRanks) -> None:
@@ -69,15 +70,16 @@ class BoxCounts:
 
     def compute(self) -> dict[str, float]:
         """map (mean of the average precisions at overlaps 0.50 to 0.95, over the classes that occur), map_50 (at 0.50), loss (mean
-        over pictures)."""
-        found, there = self._whole[:, 1:].split(
+        over pictures by their weight)."""
+        found, there = self._whole[:, 2:].split(
             [FIELDS * MOST_FOUND, FIELDS * self._most] if self._most else [FIELDS * MOST_FOUND, 0], dim=1
         )
         truth = list(_annotations(there.reshape(len(found), -1, FIELDS)))
         if not any(not each["iscrowd"] for each in truth):
             raise DataError("no picture of the split has an object", hint="mAP needs boxes to find")
         scores = _evaluate(truth, list(_detections(found.reshape(len(found), -1, FIELDS))), len(found), self._names)
-        return {"map": scores[0], "map_50": scores[1], "loss": float(self._whole[:, 0].mean())}
+        losses, weights = self._whole[:, :2].sum(dim=0).tolist()
+        return {"map": scores[0], "map_50": scores[1], "loss": losses / weights}
 
 
 def corner_first(boxes: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
 """What detectors give and how they are taught: transformers' DETR kind, and YOLOX.
 
 Owns the two ways from a batch to boxes and to the loss of each picture; `detector_of` tells them apart by the configuration. Called
-by `object_detection.py`. A picture's loss is over what its own objects need, so that every picture weighs once, however they are
-spread over ranks and micro-batches.
+by `object_detection.py`. Losses are such that their mean by weight does not depend on how pictures are spread over ranks and
+micro-batches. DETR's of a picture is over its own objects, and every picture weighs once. YOLOX's is a sum over thousands of
+places, most of them empty. Published, a batch's sum is divided by its places that answer for objects (`yolo_loss.py`), which are
+known only after each rank's pass; and divided by its own, a picture without objects would outweigh all others. Here the sum is
+divided by the objects of the global batch, a picture without any counting as one: known ahead, and how DETR's authors divide their
+boxes' loss (arXiv:2005.12872, `num_boxes`). Where objects have several answering places, this loss is as many times the published.
 
 Shapes: B pictures, Q boxes that the model gives of each, C classes, M objects of the picture that has most, K boxes found.
 """
@@ -29,16 +33,18 @@ _ANY_SCORE: Final = 1e-3
 
 
 class Detector(Protocol):
-    """A kind of detector. `multiple`: pixels of which the side of its pictures must be one."""
+    """A kind of detector. `multiple`: pixels of which the side of its pictures must be one; `by_objects`: a picture weighs as many
+    times as it has objects in the mean loss, and once if it has none; else each weighs once."""
 
     multiple: int
+    by_objects: bool
 
     def find(self, model: nn.Module, pictures: Batch) -> Tensor:
         """x, y, width, height as parts of the square, class and score of the surest boxes [B, K, 6], at most 100; the class of
         what is no box is `IGNORED`."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of each picture [B], and no boxes, which training has no use for."""
+        """The loss of each picture times its weight [B], and no boxes, which training has no use for."""
 
     def run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both, from one pass."""
@@ -48,6 +54,7 @@ class Detr:
     """Carion et al. 2020, arXiv:2005.12872, and what answers likewise (YOLOS, Table Transformer)."""
 
     multiple = 1
+    by_objects = False
 
     def find(self, model: nn.Module, pictures: Batch) -> Tensor:
         """As `Detector.find`."""
@@ -74,6 +81,7 @@ class Yolox:
     """Ge et al. 2021, arXiv:2107.08430, as in `models/families/yolo.py`."""
 
     multiple = 32
+    by_objects = True
 
     def find(self, model: nn.Module, pictures: Batch) -> Tensor:
         """As `Detector.find`."""

@@ -3,7 +3,9 @@
 Owns the task: texts as tokens, masking, collation, loss, metrics, filling in, export. Called through `build_task`.
 
 Of the chosen tokens 80 % become the mask, 10 % another token, 10 % stay (Devlin et al. 2018); which, is drawn anew at every step of
-training, and by the sample alone in evaluations, so that these can be compared with each other.
+training, and by the sample alone in evaluations, so that these can be compared with each other. How many of a sample are chosen is
+not drawn: `data.mask_probability` of its words, rounded, as the paper's own code has it. So every rank knows it ahead (`weights`),
+and the loss is the mean over all hidden tokens of the global batch, whatever the micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from tlcore.errors import DataError, ModelError
 from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator
 from tlcore.tasks.classes import checked_places
 from tlcore.tasks.examples import plain_examples
-from tlcore.tasks.logits import logits_of
+from tlcore.tasks.logits import logits_of, mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import RowSplits, held_share
 from tlcore.tasks.tokens import TokenStore, tokenize_in_pieces
-from tlcore.tasks.told import TOLD, told_logits, with_most_told, with_told
+from tlcore.tasks.told import told_logits, with_most_told, with_told
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -39,9 +41,10 @@ _MASKED, _REPLACED = 0.8, 0.1
 @dataclass(frozen=True)
 class Texts:
     """One place's texts as tokens, those longer than a sample in several pieces. `held`: which pieces are held out for validation;
-    None where any may be."""
+    None where any may be. `words`: how many tokens of each piece may be hidden."""
 
     store: TokenStore
+    words: npt.NDArray[np.int64]
     held: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
@@ -69,6 +72,10 @@ class MaskedLanguageModeling(TextTask[Texts]):
         chosen = self._splits[split]
         return chosen.read.store.lengths[chosen.rows]
 
+    def weights(self, split: str) -> npt.NDArray[np.float64]:
+        chosen = self._splits[split]
+        return self._counts(chosen.read, chosen.rows).astype(np.float64)
+
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
@@ -76,11 +83,13 @@ class MaskedLanguageModeling(TextTask[Texts]):
         filler = len(indices) == 0
         rows = chosen.rows_of([0] if filler else indices)
         ids, mask = (torch.from_numpy(array) for array in chosen.read.store.pad(rows, self._text.pad_id))
+        counts = torch.from_numpy(self._counts(chosen.read, rows))[:, None]
         if split == "train":
-            hidden, told = self._hide(ids, mask, draws)
+            hidden, told = self._hide(ids, mask, counts, draws)
         else:
             seeds = [torch.Generator().manual_seed(int(row)) for row in rows]
-            parts = [self._hide(ids[at : at + 1], mask[at : at + 1], seed) for at, seed in enumerate(seeds)]
+            one = [slice(at, at + 1) for at in range(len(rows))]
+            parts = [self._hide(ids[at], mask[at], counts[at], seed) for at, seed in zip(one, seeds, strict=True)]
             hidden, told = (torch.cat(each) for each in zip(*parts, strict=True))
         labels = torch.where(told & (not filler), ids, IGNORED)
         return with_told({"input_ids": hidden, "attention_mask": mask, "labels": labels})
@@ -93,15 +102,7 @@ class MaskedLanguageModeling(TextTask[Texts]):
         return with_most_told(batch, self._recipe.data.mask_probability)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Each sample weighs once, however many tokens are hidden in it: that number is drawn, and no rank knows the others'."""
-        from torch.nn.functional import cross_entropy
-
-        logits, tokens = told_logits(model, batch)
-        told = (batch["labels"] != IGNORED).to(logits.device)
-        # of the sample that each told token is in; one without any makes no difference
-        shares = (1 / told.sum(dim=1, keepdim=True).clamp(min=1)).expand_as(told)
-        weights = shares.flatten()[batch[TOLD].to(logits.device)]
-        return (cross_entropy(logits, tokens, reduction="none") * weights).sum() / told.any(dim=1).sum().clamp(min=1)
+        return mean_cross_entropy(*told_logits(model, batch))
 
     def metrics(self) -> MetricAccumulator:
         from tlcore.tasks.token_counts import TokenCounts
@@ -134,8 +135,15 @@ class MaskedLanguageModeling(TextTask[Texts]):
         mask = self._text.tokenizer.mask_token
         return [(f"{half[0]} {mask}", half[1]) for half in halves if len(half) == 2]
 
-    def _hide(self, ids: Tensor, mask: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """The tokens with some of them hidden, and which [B, T]; at least one of each sample that has a word."""
+    def _counts(self, read: Texts, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many tokens of each of these pieces are hidden: at least one of a piece that has a word."""
+        words = read.words[rows]
+        share = np.rint(words * self._recipe.data.mask_probability).astype(np.int64)
+        counts: npt.NDArray[np.int64] = np.minimum(words, np.maximum(1, share))
+        return counts
+
+    def _hide(self, ids: Tensor, mask: Tensor, counts: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """The tokens [B, T] with as many of each row hidden as `counts` [B, 1] says, and which."""
         import torch
 
         tokenizer = self._text.tokenizer
@@ -144,13 +152,11 @@ class MaskedLanguageModeling(TextTask[Texts]):
                 f"the tokenizer of model source {self._source.name!r} has no mask token",
                 hint="masked language modelling needs a model that was trained by it, such as BERT",
             )
-        special = torch.tensor(sorted(tokenizer.all_special_ids))
-        may = mask.bool() & ~torch.isin(ids, special)
-        drawn = torch.rand(ids.shape, generator=generator).masked_fill(~may, 2.0)
-        least = drawn.min(dim=1, keepdim=True).values
-        told = may & (drawn <= torch.clamp(least, min=self._recipe.data.mask_probability))
-        kind = torch.rand(ids.shape, generator=generator)
-        other = torch.randint(len(tokenizer), ids.shape, generator=generator)
+        may = mask.bool() & ~torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
+        # Token by token, so that what a sample gets does not depend on how wide its batch is.
+        order, kind, other = torch.rand((*ids.shape, 3), generator=generator).unbind(dim=-1)
+        told = order.masked_fill(~may, 2.0).argsort(dim=1).argsort(dim=1) < counts
+        other = (other * len(tokenizer)).long()
         hidden = torch.where(told & (kind < _MASKED), tokenizer.mask_token_id, ids)
         return torch.where(told & (kind >= _MASKED) & (kind < _MASKED + _REPLACED), other, hidden), told
 
@@ -165,4 +171,6 @@ class MaskedLanguageModeling(TextTask[Texts]):
         column = read_split(place, [data.text], texts=[data.text], split=hub_split).data.table.column(data.text)
         store, row_of_piece = tokenize_in_pieces(self._text.tokenizer, column.to_pylist(), self._text.max_length)
         held = None if share is None else np.isin(row_of_piece, hold_out(len(column), share)[1])
-        return Texts(store, held)
+        may = ~np.isin(store.tokens, self._text.tokenizer.all_special_ids)
+        piece_of_token = np.repeat(np.arange(len(store.lengths)), store.lengths)
+        return Texts(store, np.bincount(piece_of_token[may], minlength=len(store.lengths)), held)

@@ -57,6 +57,10 @@ class ModelTask(ABC, Generic[Read]):
         """All samples weigh alike."""
         return None
 
+    def begin_step(self, model: nn.Module, step: int) -> None:
+        """Nothing follows a schedule."""
+        return
+
     def build_model(self, from_scratch: bool) -> nn.Module:
         """The Auto class's model of the source, with the task's configuration."""
         build = build_scratch if from_scratch else build_pretrained

@@ -1,7 +1,7 @@
 """Boxes around objects and what each is, through transformers' detectors of the DETR kind (YOLOS, DETR), and YOLOX.
 
 Owns the task's batches, loss, prediction and export. Reading is `boxes.py`'s, pictures `detection_images.py`'s; in what detectors
-differ is `detectors.py`'s. Called through `build_task`. Every picture weighs once in the loss, however many objects it has.
+differ is `detectors.py`'s, and with it what a picture weighs in the loss. Called through `build_task`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tlcore.data import bytes_read
 from tlcore.data.media import find_media
 from tlcore.errors import DataError, Fault, RecipeError
 from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator
-from tlcore.tasks.boxes import BoxedPictures, read_boxes
+from tlcore.tasks.boxes import BoxedPictures, Objects, read_boxes
 from tlcore.tasks.classes import ASSUMED, MOST_CHECKED_BYTES, NamedClasses
 from tlcore.tasks.detection_images import DetectionImages, vary
 from tlcore.tasks.gathered import SLOT, slots_of
@@ -71,6 +71,10 @@ class ObjectDetection(ModelTask[BoxedPictures]):
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         return np.ones(len(self._splits[split].rows), dtype=np.int32)
 
+    def weights(self, split: str) -> npt.NDArray[np.float64]:
+        chosen = self._splits[split]
+        return np.array([self._weight(chosen.read.objects[row]) for row in chosen.rows], dtype=np.float64)
+
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
@@ -97,6 +101,8 @@ class ObjectDetection(ModelTask[BoxedPictures]):
             **self._images.finish(pixels),
             **padded,
             "scale": scales,
+            # Of the picture as it lies there: random crops leave objects out, and the weights must be known before.
+            "weights": torch.tensor([self._weight(chosen.read.objects[row]) for row in rows], dtype=torch.float32),
             SLOT: torch.from_numpy(slots_of(indices)),
         }
 
@@ -110,13 +116,14 @@ class ObjectDetection(ModelTask[BoxedPictures]):
             "labels": nothing,
             "crowds": nothing,
             "scale": torch.ones(samples, dtype=torch.float64),
+            "weights": torch.ones(samples),
             SLOT: torch.zeros(samples, dtype=torch.int64),
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         losses = self._detector.losses(model, batch)
         counted = (batch[SLOT] >= 0).to(losses.device)
-        return (losses * counted).sum() / counted.sum().clamp(min=1)
+        return (losses * counted).sum() / (batch["weights"].to(losses.device) * counted).sum().clamp(min=1)
 
     def metrics(self) -> MetricAccumulator:
         from tlcore.tasks.detection_metrics import BoxCounts
@@ -205,6 +212,10 @@ class ObjectDetection(ModelTask[BoxedPictures]):
         kinds = torch.from_numpy(class_of[there.kinds])
         crowd = torch.from_numpy(there.crowds)
         return torch.from_numpy(there.boxes), kinds.masked_fill(crowd, IGNORED), (kinds + 1) * crowd
+
+    def _weight(self, there: Objects) -> int:
+        """Of a picture in the mean loss; crowds are not learned."""
+        return max(1, int((~there.crowds).sum())) if self._detector.by_objects else 1
 
     def _classes_of(self, split: str) -> npt.NDArray[np.int64]:
         """Class of each distinct category of the split's place."""

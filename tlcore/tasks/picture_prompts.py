@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tlcore.errors import DataError, ModelError
+from tlcore.tasks.tokens import encode_with_offsets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +92,7 @@ class PicturePrompts:
 
         Raises:
             DataError: the question alone is as long as that, or a text holds the mark of a picture.
-            ModelError: the template does not put the answer behind the question.
+            ModelError: the template does not put the answer behind the question, or the tokenizer does not tell characters.
         """
         self._check_mark(answer, where)
         before = self.question(asked, where)
@@ -102,12 +103,8 @@ class PicturePrompts:
                 f"{where}: the chat template of this processor rewrites the question, so the answer cannot be found",
                 hint="name another model.source, or correct its chat_template.jinja",
             )
-        ends = [
-            end
-            for _, end in self.processor.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)[
-                "offset_mapping"
-            ]
-        ]
+        encoded = encode_with_offsets(self.processor.tokenizer, whole, add_special_tokens=False)
+        ends = [end for _, end in encoded["offset_mapping"]]
         asking = sum(end <= len(before) for end in ends)
         if asking >= self._max_length:
             raise DataError(

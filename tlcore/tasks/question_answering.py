@@ -30,7 +30,7 @@ from tlcore.tasks.logits import inputs_of
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import SEGMENTS, TokenStore, chunks, join_stores, store_tokens
+from tlcore.tasks.tokens import SEGMENTS, TokenStore, chunks, encode_with_offsets, join_stores, store_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -196,7 +196,7 @@ class QuestionAnswering(TextTask[Windows]):
 
     def _encode(self, questions: list[str], contexts: list[str], where: str, first: int) -> Any:
         """Both in windows, which overlap by a quarter. Raises DataError for a question that leaves the text no room: `where` and
-        its number, from `first` on."""
+        its number, from `first` on; ModelError for a tokenizer that does not tell characters."""
         most, tokenizer = self._text.max_length, self._text.tokenizer
         room = most - most // 4 - tokenizer.num_special_tokens_to_add(pair=True)
         for number, ids in enumerate(tokenizer(questions, add_special_tokens=False)["input_ids"], first):
@@ -205,14 +205,14 @@ class QuestionAnswering(TextTask[Windows]):
                     f"{where} {number}: the question has {len(ids)} tokens, and data.max_length {most} leaves room for {room - 1}",
                     hint="raise data.max_length, or leave the question out",
                 )
-        return tokenizer(
+        return encode_with_offsets(
+            tokenizer,
             questions,
             contexts,
             truncation="only_second",
             max_length=most,
             stride=most // 4,
             return_overflowing_tokens=True,
-            return_offsets_mapping=True,
         )
 
     def _stored(self, encoded: Any) -> tuple[TokenStore, TokenStore | None]:

@@ -5,7 +5,7 @@ Owns the task: texts, prompts with their answers, or conversations; collation, l
 
 Loss is the mean over all learned tokens of the global batch (`weights`), as the field has it: independent of micro-batches and
 ranks. A packed sample has position ids that begin anew with every text and no attention mask: that is how transformers' masks know
-that texts must not see each other, in every family whose attention takes position ids.
+that texts must not see each other. A model of which that is not true is refused (`packing.py`).
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from tlcore.tasks.conversations import (
 from tlcore.tasks.generate import generate
 from tlcore.tasks.learned_texts import EncodedTexts, LearnedTexts, group_texts, told_counts
 from tlcore.tasks.model_task import TextTask
+from tlcore.tasks.packing import check_keeps_apart, is_flash
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import RowSplits, given_places, held_share
 from tlcore.tasks.tokens import TokenStore, chunks, join_stores, store_tokens
-from tlcore.tasks.told import told_logits, told_loss, with_most_told, with_told
+from tlcore.tasks.told import TOLD, told_logits, told_loss, with_most_told, with_told
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,6 +91,13 @@ class TextGeneration(TextTask[LearnedTexts]):
         told = told_counts(chosen.read.texts, chosen.read.learned)
         return _sums(told, [chosen.read.groups[row] for row in chosen.rows]).astype(np.float64)
 
+    def build_model(self, from_scratch: bool) -> nn.Module:
+        """Raises RecipeError as well: `data.packing` with a model that would let packed texts see each other."""
+        model = super().build_model(from_scratch)
+        if self._recipe.data.packing:
+            check_keeps_apart(model)
+        return model
+
     def collate(self, split: str, indices: Sequence[int] | npt.NDArray[np.int64], draws: Draws = None) -> Batch:
         import torch
 
@@ -124,7 +132,7 @@ class TextGeneration(TextTask[LearnedTexts]):
         return batch if self._recipe.data.packing else {**batch, "attention_mask": torch.ones_like(tokens)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return told_loss(model, batch, use_cache=False)
+        return told_loss(model, _for_attention(model, batch), use_cache=False)
 
     def metrics(self) -> MetricAccumulator:
         from tlcore.tasks.token_counts import TokenCounts
@@ -265,7 +273,15 @@ class TextGeneration(TextTask[LearnedTexts]):
 def _told(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits [M, V] in fp32 where the next token is learned, and that token [M]."""
     # Without a cache: with one, transformers takes position ids for those of a longer text instead of several texts.
-    return told_logits(model, batch, ahead=1, use_cache=False)
+    return told_logits(model, _for_attention(model, batch), ahead=1, use_cache=False)
+
+
+def _for_attention(model: Any, batch: Batch) -> Batch:
+    """The batch; under FlashAttention the samples of a packed one in a single row, since transformers looks for several texts in
+    one row alone there. The first token of a text is told nothing, so no label's place changes."""
+    if "position_ids" not in batch or not is_flash(model):
+        return batch
+    return {name: each if name == TOLD else each.reshape(1, -1) for name, each in batch.items()}
 
 
 def _sums(values: npt.NDArray[Any], groups: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[Any]:

@@ -99,6 +99,22 @@ def _pieces(tokenizer: Any, texts: list[str], max_length: int) -> tuple[list[lis
     return [tokenizer.build_inputs_with_special_tokens(ids) for ids, _ in cut], [number for _, number in cut]
 
 
+def encode_with_offsets(tokenizer: Any, *texts: Any, **settings: Any) -> Any:
+    """What the tokenizer gives of texts, with the characters that each token is of (`offset_mapping`).
+
+    Raises ModelError: it does not know them. Only those of the `tokenizers` library do; one in Python or of mistral-common leaves
+    them out or refuses.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        where = getattr(tokenizer, "name_or_path", "") or "this model source"
+        raise ModelError(
+            f"the tokenizer of {where} is a {type(tokenizer).__name__}, which does not say which characters each token is of, "
+            "and learning from answers inside a text needs that",
+            hint="name a source with a fast tokenizer (one that has a tokenizer.json)",
+        )
+    return tokenizer(*texts, return_offsets_mapping=True, **settings)
+
+
 def chunks(texts: Sequence[str]) -> Iterator[list[str]]:
     """The texts in turn, as many at once as the tokenizer's lists of them may take memory."""
     start = characters = 0

@@ -1,13 +1,14 @@
-"""When a trial saves between its reports.
+"""When a trial saves between its reports, and which of its saves other trials may take over.
 
-Owns the decision, as a pure function of numbers. Called by `session.py`; the clock is the caller's.
+Owns the decisions, as pure functions of numbers. Called by `session.py`; the clock is the caller's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from tlcore.recipe import Recipe
+from tlcore.recipe import Recipe, scheduler_fractions
 
 SECONDS_PER_MINUTE = 60.0
 
@@ -35,3 +36,10 @@ class Cadence:
     def due_by_time(self, seconds_since_save: float) -> bool:
         """Whether so long without a save is too long. Clocks differ, so rank 0's answer must be agreed on."""
         return self.every_minutes is not None and seconds_since_save >= self.every_minutes * SECONDS_PER_MINUTE
+
+
+def ends_interval(recipe: Recipe, step: int, step_at: Callable[[float], int]) -> bool:
+    """Whether an interval of a population ends at `step`, where others may go on from; `step_at`: the step of a fraction."""
+    if recipe.search.scheduler.population is None:
+        return False
+    return any(step == step_at(fraction) for fraction in scheduler_fractions(recipe))

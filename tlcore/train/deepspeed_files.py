@@ -71,13 +71,15 @@ class Fragment:
 
 @dataclass(frozen=True)
 class DeepSpeedCheckpoint:
-    """What one directory holds. `kept` are frozen parameters (maybe in several fragments) and buffers, by name."""
+    """What one directory holds. `late_steps` are those of the parameters whose group has taken fewer than `optimizer_steps`; `kept`
+    are frozen parameters (maybe in several fragments) and buffers, by name."""
 
     directory: Path
     kind: str
     world_size: int
     global_steps: int
     optimizer_steps: int
+    late_steps: Mapping[str, int]
     precision: str
     loss_scaler: Mapping[str, float] | None
     shapes: Mapping[str, tuple[int, ...]]
@@ -190,13 +192,14 @@ def _read_zero(
         world = max(counts) if isinstance(counts, list) else int(counts)
         if world != len(parts):
             raise _damaged(folder, f"{world} ranks saved it, and {len(parts)} *_optim_states.pt are there")
-        shapes = _shapes(models[0]["param_shapes"])
+        groups = _groups(models[0])
+        shapes = _shapes(groups)
         if stage == 3:
-            fragments = [*_stage3(models[0]["param_shapes"], parts)]
-            steps = _steps(first["optimizer_state_dict"])
+            fragments = [*_stage3(groups, parts)]
+            steps = _steps_of_groups(groups, first["optimizer_state_dict"])
         else:
             fragments = [*_stage12(parts)]
-            steps = _steps(first["base_optimizer_state"])
+            steps = _steps_of_groups(groups, first["base_optimizer_state"])
         _check_whole(folder, shapes, fragments)
         return _assemble(folder, f"ZeRO-{stage}", models, first, shapes, fragments, steps)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -242,23 +245,44 @@ def _cut(path: Path, name: str, values: torch.Tensor, first: int, count: int) ->
 
 
 def _flat_states(optimizer: Any, group: int) -> dict[str, torch.Tensor]:
-    """Flat tensors of one group, whose only parameter is its partition; a list is the older elastic form."""
-    if isinstance(optimizer, list):
-        held = optimizer[group]
-    else:
-        order = [number for entry in optimizer["param_groups"] for number in entry["params"]]
-        held = optimizer["state"].get(order[group], {})
+    """Flat tensors of one group."""
+    held = _group_state(optimizer, group)
     return {state: values for state, values in held.items() if torch.is_tensor(values) and values.ndim == 1}
 
 
-def _steps(optimizer: Any) -> int | None:
-    held = optimizer if isinstance(optimizer, list) else [*optimizer["state"].values(), *optimizer["param_groups"]]
+def _group_state(optimizer: Any, group: int) -> Mapping[str, Any]:
+    """What is kept for one group, whose only parameter is its partition; a list is the older elastic form. Some optimizers count
+    steps beside the group's settings."""
+    if isinstance(optimizer, list):
+        held: Mapping[str, Any] = optimizer[group]
+        return held
+    order = [(number, entry) for entry in optimizer["param_groups"] for number in entry["params"]]
+    number, entry = order[group]
+    counted = {"step": entry["step"]} if "step" in entry else {}
+    return {**counted, **optimizer["state"].get(number, {})}
+
+
+def _steps_of_groups(groups: Sequence[Mapping[str, Any]], optimizer: Any) -> dict[str, int]:
+    """Steps taken by each parameter, those of its group, where the optimizer counts them."""
+    states = [_group_state(optimizer, number) for number in range(len(groups))]
+    return {
+        name: int(held["step"]) for names, held in zip(groups, states, strict=True) if "step" in held for name in names
+    }
+
+
+def _steps(optimizer: Mapping[str, Any]) -> int | None:
+    held = [*optimizer["state"].values(), *optimizer["param_groups"]]
     return next((int(each["step"]) for each in held if "step" in each), None)
 
 
-def _shapes(groups: Any) -> dict[str, tuple[int, ...]]:
-    listed = groups if isinstance(groups, list) else [groups]
-    return {name: tuple(int(extent) for extent in shape) for group in listed for name, shape in group.items()}
+def _groups(model: Mapping[str, Any]) -> list[Mapping[str, Sequence[int]]]:
+    """Shapes of the trained parameters by name, of each group."""
+    held = model["param_shapes"]
+    return held if isinstance(held, list) else [held]
+
+
+def _shapes(groups: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(int(extent) for extent in shape) for group in groups for name, shape in group.items()}
 
 
 def _check_whole(folder: Path, shapes: Mapping[str, tuple[int, ...]], fragments: Sequence[Fragment]) -> None:
@@ -276,20 +300,21 @@ def _check_whole(folder: Path, shapes: Mapping[str, tuple[int, ...]], fragments:
 def _read_universal(folder: Path, models: list[dict[str, Any]]) -> DeepSpeedCheckpoint:
     try:
         top = _load(folder / "zero" / "optimizer_state.pt")
-        shapes = _shapes(models[0]["param_shapes"])
+        shapes = _shapes(_groups(models[0]))
         fragments: list[Fragment] = []
-        steps: int | None = None
+        steps: dict[str, int] = {}
         for name in shapes:
             for path in sorted((folder / "zero" / name).glob("*.pt")):
                 if path.stem == "step":
-                    steps = int(_load_any(path))
+                    steps[name] = int(_load_any(path))
                     continue
                 # DeepSpeed's converter writes a dictionary for stages 1 and 2, and for stage 3 the bare, flat tensor.
                 held = _load_any(path)
                 values = held["param"] if isinstance(held, dict) else held
                 fragments.append(Fragment(name, path.stem, 0, values.detach().reshape(-1)))
-        if steps is None and isinstance(inner := top.get("optimizer_state_dict"), dict):
-            steps = _steps(inner)
+        inner = top.get("optimizer_state_dict")
+        if not steps and isinstance(inner, dict) and (all_alike := _steps(inner)) is not None:
+            steps = dict.fromkeys(shapes, all_alike)
         _check_whole(folder, shapes, fragments)
         return _assemble(folder, "universal", models, top, shapes, fragments, steps)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -303,9 +328,10 @@ def _assemble(
     top: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
     fragments: Sequence[Fragment],
-    steps: int | None,
+    steps: Mapping[str, int],
 ) -> DeepSpeedCheckpoint:
     first = models[0]
+    most = max(steps.values(), default=int(first["global_steps"]) - int(first["skipped_steps"]))
     formats = {name for name in ("fp16", "bf16") if (first.get("ds_config") or {}).get(name, {}).get("enabled")}
     scaler = top.get("loss_scaler")
     dynamic = isinstance(scaler, Scaler) and bool(getattr(scaler, "dynamic", False))
@@ -314,7 +340,8 @@ def _assemble(
         kind=kind,
         world_size=int(first["dp_world_size"]),
         global_steps=int(first["global_steps"]),
-        optimizer_steps=int(first["global_steps"]) - int(first["skipped_steps"]) if steps is None else steps,
+        optimizer_steps=most,
+        late_steps={name: taken for name, taken in steps.items() if taken < most},
         precision=next(iter(formats), "fp32"),
         loss_scaler={k: v for k, v in vars(scaler).items() if isinstance(v, int | float)} if dynamic else None,
         shapes=shapes,

@@ -192,6 +192,7 @@ def _common(
         "parameters": table,
         "scalars": {
             "optimizer_steps": found.optimizer_steps,
+            **({"late_steps": dict(found.late_steps)} if found.late_steps else {}),
             "loss_scaler": None
             if scaler is None
             else {field: scaler[field] for field in _SCALER_FIELDS if field in scaler},

@@ -8,10 +8,11 @@ To go on there: build the engine with `"checkpoint": {"load_universal": true}` a
 in the model file's `module`), the learning rate and the other settings of each parameter group, a dynamic loss scaler. Its stage 3
 loader knows the states of the Adam family alone, and gives all groups one step tensor: with torch's optimizers and several groups,
 `for state in engine.optimizer.optimizer.state.values(): state["step"] = state["step"].clone()` afterwards, or the bias correction
-runs ahead (3e-6 of the loss after two steps, in the test's model).
+runs ahead (3e-6 of the loss after two steps, in the test's model). Parameters that joined late have a step of their own: the loader
+of stages 1 and 2 takes it, and asks for groups whose parameters all have the same; for stage 3 it is set by hand likewise.
 
     <directory>/latest_universal                        the tag
-    <directory>/<tag>/zero/<parameter>/<state>.pt       {"param": whole tensor}; step.pt, the optimizer's step
+    <directory>/<tag>/zero/<parameter>/<state>.pt       {"param": whole tensor}; step.pt, its optimizer's step, if that counts
     <directory>/<tag>/zero/optimizer_state.pt           what is of no parameter
     <directory>/<tag>/mp_rank_00_model_states.pt        counters, frozen weights, buffers; for stages 1 and 2
     <directory>/<tag>/zero_pp_rank_0_mp_rank_00_...     the same for stage 3
@@ -28,13 +29,15 @@ from typing import Any, Final
 
 import torch
 
-from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, Piece, Row
+from tlcore.checkpoint import CheckpointReader, CheckpointRef, Piece, Row
 from tlcore.errors import RequestError
 
 _BATCH_BYTES: Final = 64 << 20
 _UNIVERSAL_VERSION: Final = 0.4
 _CONNECTIONS: Final = 4
 _KEPT: Final = ("frozen", "buffer")
+_COUNTED: Final = frozenset({"exp_avg_sq", "sum"})
+"""States of the optimizers that count steps, Adam's and Adagrad's; SGD, Lion and Muon do not."""
 
 
 def export_universal(ref: str, destination: Path) -> Path:
@@ -57,7 +60,7 @@ def export_universal(ref: str, destination: Path) -> Path:
     (folder / "zero").mkdir(parents=True)
     try:
         _write_states(folder / "zero", reader)
-        torch.save(_optimizer_state(manifest), folder / "zero" / "optimizer_state.pt")
+        torch.save(_optimizer_state(reader), folder / "zero" / "optimizer_state.pt")
         model_file = folder / "mp_rank_00_model_states.pt"
         torch.save(_model_state(reader), model_file)
         # Stages 1 and 2 look for one name, stage 3 for the other; a second name of one file costs nothing.
@@ -78,15 +81,17 @@ def _name_again(path: Path, name: Path) -> None:
 
 
 def _write_states(folder: Path, reader: CheckpointReader) -> None:
-    step = torch.tensor(float(reader.manifest.scalars["optimizer_steps"]))
+    most, late = reader.manifest.scalars["optimizer_steps"], reader.manifest.scalars.get("late_steps", {})
     batch: dict[Path, tuple[Row, torch.Tensor]] = {}
     held = 0
     for name, facts in reader.manifest.parameters.items():
         if not facts.trained or facts.tied_to is not None:
             continue
         (folder / name).mkdir()
-        torch.save(step, folder / name / "step.pt")
-        for state in reader.states(name):
+        states = reader.states(name)
+        if _COUNTED.intersection(states):
+            torch.save(torch.tensor(float(late.get(name, most))), folder / name / "step.pt")
+        for state in states:
             tensor = torch.empty(facts.shape, dtype=torch.float32)
             batch[folder / name / f"{state}.pt"] = Row(name, state, 0, facts.elements, "float32"), tensor
             held += tensor.nbytes
@@ -106,16 +111,23 @@ def _read(reader: CheckpointReader, wanted: Iterable[tuple[Row, torch.Tensor]]) 
     reader.read_into([Piece(row, tensor.view(-1).view(torch.uint8).numpy()) for row, tensor in wanted])
 
 
-def _optimizer_state(manifest: Manifest) -> dict[str, Any]:
+def _optimizer_steps(reader: CheckpointReader) -> int | None:
+    """Steps that the optimizer took; None where it counts none."""
+    counts = not _COUNTED.isdisjoint(row.state for row in reader.rows())
+    return int(reader.manifest.scalars["optimizer_steps"]) if counts else None
+
+
+def _optimizer_state(reader: CheckpointReader) -> dict[str, Any]:
     """The optimizer's global part. Entries of `param_groups` are empty, so that every group keeps the engine's own settings; there
     is one per parameter, since DeepSpeed loads as many groups as it finds entries."""
-    groups: list[dict[str, Any]] = [{"params": []} for facts in manifest.parameters.values() if facts.trained]
-    step = torch.tensor(float(manifest.scalars["optimizer_steps"]))
+    groups: list[dict[str, Any]] = [{"params": []} for facts in reader.manifest.parameters.values() if facts.trained]
+    steps = _optimizer_steps(reader)
+    state = {} if steps is None else {"step": torch.tensor(float(steps))}
     return {
         "ds_version": version("deepspeed"),
         "overflow": False,
         "param_groups": groups,
-        "optimizer_state_dict": {"state": {0: {"step": step}}, "param_groups": groups},
+        "optimizer_state_dict": {"state": {0: state}, "param_groups": groups},
     }
 
 
@@ -123,6 +135,7 @@ def _model_state(reader: CheckpointReader) -> dict[str, Any]:
     manifest = reader.manifest
     scalars = manifest.scalars
     precision = manifest.common.get("precision")
+    steps = _optimizer_steps(reader)
     own = {name: facts for name, facts in manifest.parameters.items() if facts.tied_to is None}
     return {
         "module": _kept(reader),
@@ -136,7 +149,7 @@ def _model_state(reader: CheckpointReader) -> dict[str, Any]:
         "optimizer": None,
         "lr_scheduler": {"last_batch_iteration": manifest.step - 1},
         "global_steps": manifest.step,
-        "skipped_steps": manifest.step - int(scalars["optimizer_steps"]),
+        "skipped_steps": 0 if steps is None else manifest.step - steps,
         "global_samples": manifest.step * int(scalars["global_batch_size"]),
         "dp_world_size": manifest.world_size,
         "mp_world_size": 1,

@@ -7,8 +7,9 @@ validation samples computes it, the ranks share the work, and each writes its sh
     features/<digest>/<split>-<rank>-of-<world>.safetensors      index of each sample, its number of rows, all rows
     features/<digest>/DONE.json                                  which of these there are; last
 
-The digest is of the source's weights, the data, how samples are made, and the number format. Every worker then holds all of it in
-memory. Samples of tokens keep the rows of their own tokens, whatever they were padded to.
+The digest is of the source's weights, the seed that what a source lacks is drawn from, the data (of the hub, its commit), how
+samples are made, and the number format. Every worker then holds all of it in memory. Samples of tokens keep the rows of their own
+tokens, whatever they were padded to.
 
 Whether what follows the blocks needs nothing else of them is tried on a batch before training; a model that does is refused, and so
 is a task that makes its samples anew each time (masked words). Does not own the cut itself (`transfer/cut.py`). Called by
@@ -30,7 +31,8 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import nn
 
-from tlcore.data.files import fingerprint
+from tlcore.data.files import fingerprint, hub_dataset
+from tlcore.data.reading import hub_commit
 from tlcore.engine.sharded import ShardedModel
 from tlcore.errors import Fault, ObjectMissing, RecipeError
 from tlcore.models import resolve_source
@@ -278,10 +280,17 @@ def _digest(recipe: Recipe, model: ShardedModel) -> str:
         recipe.model.model_dump(mode="json"),
         data.model_dump(mode="json"),
         source.digest,
-        [list(fingerprint(place)) for place in places],
+        recipe.train.seed,
+        [_stamp(place) for place in places],
         model.precision,
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(place: str) -> list[str]:
+    """Of what lies at a place of data now."""
+    hub = hub_dataset(place)
+    return [place, hub_commit(hub)] if hub is not None else list(fingerprint(place))
 
 
 @contextmanager

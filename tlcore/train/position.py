@@ -1,6 +1,6 @@
-"""Where a trial stands in its data, as a checkpoint has it: what a restore compares, and goes on from.
+"""Where a trial stands in its data, and with which optimizer, as a checkpoint has it: what a restore compares, and goes on from.
 
-Owns these few scalars and their comparison. Called by `session.py`, which writes and reads them, and by `deepspeed_import.py`,
+Owns these few facts and their comparison. Called by `session.py`, which writes and reads them, and by `deepspeed_import.py`,
 which writes them.
 """
 
@@ -26,8 +26,9 @@ def legs_from(
     state; None where its order stays.
 
     Raises:
-        CheckpointIncompatible: the checkpoint is of other data or another order.
+        CheckpointIncompatible: the checkpoint is of other data, another order or another optimizer.
     """
+    _check_optimizer(manifest, trial, recipe)
     legs = None
     for key, here in position(recipe, order).items():
         there = manifest.scalars.get(key)
@@ -39,6 +40,20 @@ def legs_from(
                 hint="data or recipe changed since it was written: start a new run",
             )
     return legs
+
+
+def _check_optimizer(manifest: Manifest, trial: str, recipe: Recipe) -> None:
+    """By the recipe that every trial's checkpoints hold. Names of states do not tell: Lion's momentum is called exp_avg, as Adam's
+    first moment is, and AdamW has the states of Adam, so that one would go on with what the other meant otherwise."""
+    there = manifest.common.get("recipe", {}).get("train", {}).get("optimizer")
+    here = recipe.train.optimizer
+    if there not in (None, here):
+        raise CheckpointIncompatible(
+            f"trial {trial}, step {manifest.step}: the checkpoint was written with train.optimizer {there}, here it is {here}, "
+            "which cannot go on from another one's state",
+            hint=f"set train.optimizer to {there}; or start a new run from its weights, with model.source: "
+            f"<the run's URL>/{manifest.key.removesuffix('/MANIFEST.json')}",
+        )
 
 
 def _legs_from(manifest: Manifest, global_batch_size: int) -> list[tuple[int, int]]:

@@ -13,8 +13,9 @@ from typing import Any
 @dataclass(frozen=True)
 class Progress:
     """Where a trial is now; `loss` is the mean over the last few global batches, `checkpoint_step` the last committed one,
-    `stall_s` how long the last save kept training on rank 0, and `save_bytes_per_s` how fast that rank's new bytes went; both
-    None before this session's first save."""
+    `stall_s` how long the last save kept training on rank 0, `save_bytes_new` what that rank sent and `save_bytes_per_s` how
+    fast, `save_bytes_reused` what of its part was stored already, `save_retries` requests made again; all None before this
+    session's first save."""
 
     step: int
     total_steps: int
@@ -23,8 +24,11 @@ class Progress:
     samples_per_s: float
     learning_rate: float
     checkpoint_step: int | None
-    stall_s: float | None
+    stall_s: float | None = None
     save_bytes_per_s: float | None = None
+    save_bytes_new: int | None = None
+    save_bytes_reused: int | None = None
+    save_retries: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -36,9 +40,9 @@ class Report:
     """A trial at one of its report fractions, evaluated on the validation examples. `loss` is None where it is not known: the
     trial was restored at this very step, from a checkpoint that does not say. `fell_back`, in the first report after a restore:
     the damaged checkpoints that were passed over, each with `instead` (its step), `step` (the one restored) and `reason`.
-    `saves`: what the trial's saves took on rank 0 since it was last started (`SaveTotals`), `stall_s` and `save_bytes_per_s` the
-    last of them, as in `Progress`. `interrupted`: it stopped before its report fraction because that was asked; nothing was
-    measured, and `checkpoint_step` has all of it."""
+    `saves`: what the trial's saves took on rank 0 since it was last started (`SaveTotals`), `stall_s` and `save_...` the last of
+    them, as in `Progress`. `interrupted`: it stopped before its report fraction because that was asked; nothing was measured,
+    and `checkpoint_step` has all of it."""
 
     step: int
     total_steps: int
@@ -51,6 +55,9 @@ class Report:
     saves: dict[str, Any] = field(default_factory=dict)
     stall_s: float | None = None
     save_bytes_per_s: float | None = None
+    save_bytes_new: int | None = None
+    save_bytes_reused: int | None = None
+    save_retries: int | None = None
     interrupted: bool = False
 
     def to_dict(self) -> dict[str, Any]:

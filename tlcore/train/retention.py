@@ -6,6 +6,8 @@ Owns the way from recipe to policy. The decision and the deletion are `checkpoin
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tlcore.checkpoint.keeping import KeepPolicy
 from tlcore.checkpoint.prune import Inventory, OtherRuns, Pruned, prune
 from tlcore.errors import RecipeError
@@ -17,7 +19,8 @@ from tlcore.storage.journal import SweepState, read_journal
 def keep_policy(recipe: Recipe) -> KeepPolicy:
     """What a recipe keeps over all trials."""
     keep, search = recipe.checkpoint, recipe.search
-    return KeepPolicy(search.metrics, search.modes, keep.keep_best_overall, keep.keep_stopped, recipe.budget.bytes)
+    policy = KeepPolicy(search.metrics, search.modes, keep.keep_best_overall, keep.keep_stopped, recipe.budget.bytes)
+    return replace(policy, own_last=keep.keep_last, own_best=keep.keep_best)
 
 
 def prune_ended(run: RunRef, dry_run: bool) -> Pruned | None:
@@ -37,7 +40,7 @@ def prune_ended(run: RunRef, dry_run: bool) -> Pruned | None:
         policy = keep_policy(recipe_from_dict(stored, source=f"{run.url}/run.json"))
     except RecipeError:
         return None
-    if policy.stopped is None and policy.budget_bytes is None:
+    if not policy.deletes:
         return None
     pinned = OtherRuns(run).named()
     inventory = Inventory(store, sizes=policy.budget_bytes is not None)

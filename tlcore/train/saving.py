@@ -60,8 +60,7 @@ def writer_settings(recipe: Recipe, ranks_on_host: int) -> WriterSettings:
 
 @dataclass
 class SaveTotals:
-    """What one rank's saves took since this session began; `last_...` is of the last one that was stored, None
-    before there is one."""
+    """What one rank's saves took since this session began; `last` is the last one that was stored, None before there is one."""
 
     saves: int = 0
     failed: int = 0
@@ -70,8 +69,7 @@ class SaveTotals:
     bytes_reused: int = 0
     upload_s: float = 0.0
     retries: int = 0
-    last_stall_s: float | None = None
-    last_bytes_per_s: float | None = None
+    last: SaveReport | None = None
 
     def add(self, report: SaveReport) -> None:
         """Count one save that ended."""
@@ -83,16 +81,24 @@ class SaveTotals:
         self.upload_s += report.upload_s
         self.retries += report.retries + report.repeated
         if report.outcome in ("committed", "uploaded"):
-            self.last_stall_s, self.last_bytes_per_s = report.stall_s, report.bytes_per_s
-
-    @property
-    def last(self) -> tuple[float | None, float | None]:
-        """How long the last save kept training, in seconds, and how fast its new bytes went, in bytes/s."""
-        return self.last_stall_s, self.last_bytes_per_s
+            self.last = report
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, for the sweep's journal."""
-        return {name: value for name, value in asdict(self).items() if not name.startswith("last_")}
+        return {name: value for name, value in asdict(self).items() if name != "last"}
+
+    def last_to_dict(self) -> dict[str, Any]:
+        """What the last save took, by the names that `Progress` and `Report` have for it; empty before there is one."""
+        last = self.last
+        if last is None:
+            return {}
+        return {
+            "stall_s": last.stall_s,
+            "save_bytes_per_s": last.bytes_per_s,
+            "save_bytes_new": last.bytes_new,
+            "save_bytes_reused": last.bytes_reused,
+            "save_retries": last.retries + last.repeated,
+        }
 
 
 @dataclass(frozen=True)
@@ -132,8 +138,11 @@ class Saver:
         self._parent = parent
         keep, search = recipe.checkpoint, recipe.search
 
+        # The best of all trials may all be this one's; what turns out not to be goes once the trial has ended (`keeping.py`).
+        best = max(keep.keep_best, keep.keep_best_overall)
+
         def retention() -> Retention:
-            return Retention(store, trial, keep.keep_last, keep.keep_best, search.metric, search.mode)
+            return Retention(store, trial, keep.keep_last, best, search.metric, search.mode)
 
         self._notes = TrialNotes(store, trial, retention) if rank == 0 else None
         self.tell({"kind": "started", "world_size": world_size, "from_step": parent.step if parent else 0})
@@ -163,19 +172,27 @@ class Saver:
         """Wait until no snapshot reads masters and moments any more; to be called right before each optimizer step."""
         self._writer.before_update()
 
-    def save(self, model: ShardedModel, step: int, data: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def save(
+        self,
+        model: ShardedModel,
+        step: int,
+        data: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        offered: bool = False,
+    ) -> None:
         """Begin to save the state after `step` optimizer steps; returns when the snapshot is taken, or with
         `snapshot: lazy` when what the next forward pass changes is.
 
         Args:
             data: position and order of the data, for the manifest.
             metrics: of this step, where it was evaluated; retention ranks by them.
+            offered: other trials may take this state over; it stays until the next such one is committed and reported.
         """
         self.poll()
         if step == self._saved_step and (self._is_judged or not metrics):
             return
         began = time.monotonic()
-        common = self._common(model, step, data, metrics) if self._rank == 0 else None
+        common = self._common(model, step, data, metrics, offered) if self._rank == 0 else None
         self._writer.save(step, model.pieces(), common, began)
         self._saved_step, self._is_judged, self._failed = step, bool(metrics), None
 
@@ -230,7 +247,7 @@ class Saver:
             self._notes.tell(record)
 
     def _common(
-        self, model: ShardedModel, step: int, data: Mapping[str, Any], metrics: Mapping[str, float]
+        self, model: ShardedModel, step: int, data: Mapping[str, Any], metrics: Mapping[str, float], offered: bool
     ) -> dict[str, Any]:
         return {
             "parameters": model.parameters,
@@ -239,13 +256,14 @@ class Saver:
             "precision": model.precision,
             "parent": self._parent.key if self._parent else None,
             "metrics": dict(metrics),
+            **({"offered": True} if offered else {}),
             **self._facts,
         }
 
     def _note(self, reports: list[SaveReport]) -> None:
         for report in reports:
             self.totals.add(report)
-            self.tell({"kind": "save", **report.to_dict()})
+            self.tell({"kind": "save", **report.to_dict(), "bytes_per_s": report.bytes_per_s})
             if report.outcome == "failed":
                 self._failures += 1
                 if report.step == self._saved_step:

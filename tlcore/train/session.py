@@ -23,7 +23,7 @@ from tlcore.errors import CheckpointCorrupt, Diverged
 from tlcore.recipe import Recipe, plan_batch
 from tlcore.storage import open_store
 from tlcore.tasks import build_task
-from tlcore.train.cadence import Cadence
+from tlcore.train.cadence import Cadence, ends_interval
 from tlcore.train.evaluation import EXAMPLES, answered, evaluate
 from tlcore.train.features import with_features
 from tlcore.train.group import decide, rank_device, sum_over_ranks
@@ -141,7 +141,7 @@ class TrialSession:
             metrics,
             self._fell_back,
             self._saver.totals.to_dict(),
-            *self._saver.totals.last,
+            **self._saver.totals.last_to_dict(),
         )
         self._fell_back = []
         self._saver.tell({"kind": "report", **report.to_dict()})
@@ -292,8 +292,7 @@ class TrialSession:
                     samples_per_s=self._samples_per_s,
                     learning_rate=rate,
                     checkpoint_step=self._saver.committed_step,
-                    stall_s=self._saver.totals.last_stall_s,
-                    save_bytes_per_s=self._saver.totals.last_bytes_per_s,
+                    **self._saver.totals.last_to_dict(),
                 )
             )
 
@@ -323,7 +322,9 @@ class TrialSession:
     def _save(self, metrics: dict[str, float], wait: bool = False) -> None:
         def begin() -> None:
             self.ticks += 1  # to begin again is no standing still
-            self._saver.save(self.model, self.step, {**self._position(), "loss": finite(self._loss)}, metrics)
+            facts = {**self._position(), "loss": finite(self._loss)}
+            offered = ends_interval(self.recipe, self.step, self._step_at)
+            self._saver.save(self.model, self.step, facts, metrics, offered)
 
         begin()
         if wait:

@@ -86,6 +86,7 @@ class Stepper:
         the global batch."""
         indices = self.order.batch(step)
         seed_everything(step_seed(self._seed, step, self.rank))
+        self.task.begin_step(self.model.module, step)
         place, whole = self.order.schedule(step)
         loss = self.model.train_step(place, whole, self._micro_batches(step), self.task.loss, self._before_update)
         return loss, len(indices)

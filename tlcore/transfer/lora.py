@@ -1,7 +1,8 @@
 """`transfer.strategy: lora`, `dora` and `qlora`: low-rank updates beside frozen linear layers (Hu et al. 2021), through peft.
 
-Owns which layers get an update and putting it there. Does not own what trains (`strategies.py`), nor merging an update into its
-layer for an export (`models/stored.py`). Called by `strategies.py`.
+Owns which layers get an update, putting it there, and saying what has none: weights in no linear layer, such as the experts of
+Mixtral, Qwen's MoE and gpt-oss, which are one tensor of three dimensions each. Does not own what trains (`strategies.py`), nor
+merging an update into its layer for an export (`models/stored.py`). Called by `strategies.py`.
 
 The model keeps its class. A layer `x` becomes peft's wrapper, so that parameters, also in checkpoints, are called
 `x.base_layer.weight` (frozen), `x.lora_A.default.weight` [rank, in] and `x.lora_B.default.weight` [out, rank]. A begins random,
@@ -25,12 +26,15 @@ from torch import nn
 
 from tlcore.errors import Fault, RecipeError
 from tlcore.models.four_bit import FourBitLinear
+from tlcore.tasks.telling import tell_once
 from tlcore.transfer.structure import Structure
 
 if TYPE_CHECKING:
     from tlcore.recipe import Recipe
 
 _SHOWN = 8
+_WORTH_SAYING = 0.1
+"""Share of the blocks' parameters without an update."""
 
 
 def add_updates(model: nn.Module, recipe: Recipe, structure: Structure, whole: AbstractSet[str]) -> set[str]:
@@ -73,7 +77,8 @@ def keep_blocks_in_four_bits(model: nn.Module, structure: Structure) -> None:
     Those that the model's code keeps in fp32 stay (it reads their weight itself: T5's `wo`), and those of an odd width.
 
     Raises:
-        RecipeError: there is none: no blocks, or blocks of other layers (GPT-2's are transposed).
+        RecipeError: there is none: no blocks, or blocks of other layers (GPT-2's are transposed); or most of the blocks' parameters
+            are elsewhere (experts), and would stay as large as they are.
         RequestError: bitsandbytes is not installed.
     """
     inside = _modules_of_blocks(structure)
@@ -90,12 +95,49 @@ def keep_blocks_in_four_bits(model: nn.Module, structure: Structure) -> None:
     if not names:
         text = f"is 'qlora', but {type(model).__name__} has no list of like blocks with linear layers (nn.Linear); use lora"
         raise RecipeError([Fault("transfer.strategy", text)])
+    sizes = _sizes_of_blocks(model, structure)
+    whole = _outside(sizes, set(names))
+    if 2 * sum(whole.values()) > sum(sizes.values()):
+        text = (
+            f"is 'qlora', but {_so_many(whole, sizes, model)} are in no linear layer (nn.Linear) that can be kept in four bits "
+            f"({_largest(whole)}); use lora"
+        )
+        raise RecipeError([Fault("transfer.strategy", text)])
     for name in names:
         model.set_submodule(name, FourBitLinear(cast(nn.Linear, model.get_submodule(name))))
 
 
 def _modules_of_blocks(structure: Structure) -> set[str]:
     return {name.rpartition(".")[0] for block in structure.blocks for name in block}
+
+
+def _sizes_of_blocks(model: nn.Module, structure: Structure) -> dict[str, int]:
+    """Numbers in each parameter of the blocks, by name; in four bits, a byte holds two."""
+    found = {name: model.get_parameter(name) for block in structure.blocks for name in block}
+    return {name: each.numel() * (1 if each.is_floating_point() else 2) for name, each in found.items()}
+
+
+def _outside(sizes: Mapping[str, int], layers: AbstractSet[str]) -> dict[str, int]:
+    """The parameters that are in none of these layers."""
+    return {name: size for name, size in sizes.items() if name.rpartition(".")[0] not in layers}
+
+
+def _so_many(some: Mapping[str, int], sizes: Mapping[str, int], model: nn.Module) -> str:
+    return f"{sum(some.values()):,} of the {sum(sizes.values()):,} parameters in the blocks of {type(model).__name__}"
+
+
+def _largest(sizes: Mapping[str, int]) -> str:
+    return _some(sorted(sizes, key=lambda name: -sizes[name]))
+
+
+def _say_what_has_none(model: nn.Module, recipe: Recipe, sizes: Mapping[str, int], layers: AbstractSet[str]) -> None:
+    """One line where `transfer.target_modules: auto` leaves much of the blocks without an update."""
+    left = _outside(sizes, layers)
+    if sum(left.values()) > _WORTH_SAYING * sum(sizes.values()):
+        tell_once(
+            f"transfer.strategy={recipe.transfer.strategy}: {_so_many(left, sizes, model)} get no update and stay as they are: "
+            f"they are in no linear layer ({_largest(left)})"
+        )
 
 
 def _chosen(model: nn.Module, recipe: Recipe, structure: Structure, whole: AbstractSet[str]) -> list[str]:
@@ -108,6 +150,7 @@ def _chosen(model: nn.Module, recipe: Recipe, structure: Structure, whole: Abstr
         if not found:
             text = f"is auto, but {type(model).__name__} has no list of like blocks; name its linear layers"
             raise RecipeError([Fault("transfer.target_modules", f"{text}: {_some(layers)}")])
+        _say_what_has_none(model, recipe, _sizes_of_blocks(model, structure), set(found))
         return found
     taken = {name.rpartition(".")[0] for name in whole}
     modules = [name for name, _ in model.named_modules() if name]

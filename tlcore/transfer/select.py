@@ -2,8 +2,9 @@
 
 Owns the pass and the ranking. The scores are `scores.py`'s; sizes in memory are the fit check's. Called by `tlcore select`.
 
-Features are what a model's backbone gives for a sample before any head: the mean over its tokens or places. A pooler is left out,
-since many sources never trained theirs.
+Features are what a model's backbone gives for a sample before any head: the mean over its tokens or places, of padded ones over
+those that are its own. A pooler is left out, since many sources never trained theirs. The pass is the task's own, by which it takes
+the loss in training: what goes into a model beside a batch, the task alone knows (positions for pictures of another size).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tlcore.recipe import Recipe
+    from tlcore.tasks import Batch, Task
 
 _BATCH: Final = 32
 
@@ -73,9 +75,14 @@ def rank_sources(
             found.append(_scored(variant, samples))
         except DataError:
             raise
-        except TlcoreError as error:
-            found.append(Candidate(variant.model.source, error=str(error).splitlines()[0]))
+        except Exception as error:  # noqa: BLE001 (whatever a model's own code ends with: the others are still to be ranked)
+            found.append(Candidate(variant.model.source, error=_reason(error)))
     return _ranked(found)
+
+
+def _reason(error: Exception) -> str:
+    said = (str(error).splitlines() or [""])[0]
+    return said if isinstance(error, TlcoreError) else f"{type(error).__name__}: {said}"
 
 
 def _task_columns(recipe: Recipe) -> tuple[str, ...]:
@@ -94,7 +101,7 @@ def _scored(recipe: Recipe, samples: int) -> Candidate:
     model = task.build_model(from_scratch=recipe.transfer.strategy == "scratch").float().eval()
     batches = (task.collate("train", rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH))
     features, classes = (
-        np.concatenate(each) for each in zip(*(_features(model, each) for each in batches), strict=True)
+        np.concatenate(each) for each in zip(*(_features(task, model, each) for each in batches), strict=True)
     )
     kinds, present = np.unique(classes, return_inverse=True)
     present = present.astype(np.int64)
@@ -119,7 +126,7 @@ def drawn(total: int, count: int, seed: int) -> npt.NDArray[np.int64]:
     return np.sort(permutation(total, seed, total)[:count])
 
 
-def _features(model: nn.Module, batch: dict[str, Tensor]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def _features(task: Task, model: nn.Module, batch: Batch) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """[B, D] of one batch, and its classes."""
     import torch
 
@@ -130,21 +137,34 @@ def _features(model: nn.Module, batch: dict[str, Tensor]) -> tuple[npt.NDArray[n
     handle = backbone.register_forward_hook(lambda _module, _inputs, output: held.append(output))
     try:
         with torch.no_grad():
-            model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+            task.loss(model, batch)
     finally:
         handle.remove()
-    return _pooled(held[0], batch.get("attention_mask")).double().numpy(), batch["labels"].numpy()
+    return _pooled(model, held[0], batch).double().numpy(), batch["labels"].numpy()
 
 
-def _pooled(output: Any, mask: Tensor | None) -> Tensor:
-    """The mean over tokens [B, T, D] that count, or over places [B, D, H, W]."""
+def _pooled(model: nn.Module, output: Any, batch: Batch) -> Tensor:
+    """The mean over tokens or steps [B, T, D] that count, or over places [B, D, H, W]."""
     hidden: Tensor = output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
     if hidden.ndim == 4:
         return hidden.mean(dim=(2, 3))
-    if hidden.ndim == 3 and mask is not None and mask.shape == hidden.shape[:2]:
+    if hidden.ndim == 3 and (mask := _own_steps(model, batch, hidden.shape[1])) is not None:
         weights = mask[..., None].to(hidden.dtype)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
     return hidden.mean(dim=1) if hidden.ndim == 3 else hidden
+
+
+def _own_steps(model: nn.Module, batch: Batch, steps: int) -> Tensor | None:
+    """Which of the backbone's steps are no padding [B, steps]; None where all count."""
+    import torch
+
+    from tlcore.tasks.sound_inputs import LENGTHS, output_lengths
+
+    # A model of waveforms makes one step of hundreds of samples: their mask says nothing of its output by itself.
+    if LENGTHS in batch and hasattr(model, "_get_feat_extract_output_lengths"):
+        return torch.arange(steps) < output_lengths(model, batch)[:, None]
+    mask = batch.get("attention_mask")
+    return mask if mask is not None and mask.shape[1] == steps else None
 
 
 def _ranked(found: Sequence[Candidate]) -> list[Candidate]:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from jobs.bench.checkpoint.model import AdaptedStack, Stack, Trained, layers_for, recipe_of
 from jobs.bench.checkpoint.ours import Ours
-from jobs.bench.checkpoint.raw import HostCopy, client_put, raw_client, raw_get, raw_put
+from jobs.bench.checkpoint.raw import HostCopy, client_put, raw_client, raw_connections, raw_get, raw_put
 from tlcore.checkpoint.plan import CHUNK_BYTES
 from tlcore.train.saving import writer_settings
 
@@ -111,7 +111,8 @@ class Rank:
     def do_raw_get(self, model: str, trial: str, step: int, hashed: bool) -> dict[str, Any]:
         objects, client = self._ours[model].chunks(trial, step), self._raw_client()
         dist.barrier()
-        return {"seconds": raw_get(client, objects, hashed), "bytes": sum(size for _, size in objects)}
+        seconds = raw_get(raw_connections(), client, objects, hashed)
+        return {"seconds": seconds, "bytes": sum(size for _, size in objects)}
 
     def do_save(self, model: str, snapshot: str) -> dict[str, Any]:
         return self._ours[model].save(snapshot)

@@ -1,17 +1,19 @@
 """The limits: the same bytes through the same client without anything around it, and through plain memory copies.
 
 Owns raw concurrent PUT, raw ranged GET with and without SHA-256, and the memory copy. Called by `rank.py`.
-The client is obstore, configured as tlcore configures it: unsigned payload, one request per object, the calls made from as many
+The clients are those that tlcore's storage uses. For PUT it is obstore, configured as tlcore configures it: unsigned payload, one
+request per object. For GET it is `RangeConnections`, as restores have it: connections of its own, bytes received in memory that
+is there already; memory that is used again for the next object, which is the fastest there is. Calls are made from as many
 threads as tlcore uses connections; the objects have the size of its chunks.
 """
 
 from __future__ import annotations
 
 import hashlib
+import queue
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import obstore
@@ -22,8 +24,10 @@ from jobs.bench.checkpoint.model import Trained
 from tlcore.checkpoint.reader import CONNECTIONS as GET_CONNECTIONS
 from tlcore.engine import state
 from tlcore.storage import EmbeddedStore
+from tlcore.storage.direct import RangeConnections
 
 Put = Callable[[str, memoryview], None]
+_TRIES = 3
 
 
 def raw_client() -> S3Store:
@@ -101,12 +105,37 @@ def raw_put(put: Put, prefix: str, bodies: Sequence[memoryview], connections: in
         return time.monotonic() - began
 
 
-def raw_get(client: S3Store, objects: Sequence[tuple[str, int]], hashed: bool) -> float:
-    """GET every object (key, bytes) by range, and SHA-256 each where asked; seconds."""
+def raw_connections() -> RangeConnections:
+    """tlcore's own connections to the embedded store's bucket, none of them open yet, as a restore finds them after idling."""
+    return RangeConnections(EmbeddedStore().access())
 
-    def read(each: tuple[str, int]) -> Any:
-        data = obstore.get_range(client, each[0], start=0, length=each[1])
-        return hashlib.sha256(data).digest() if hashed else len(data)
+
+def raw_get(connections: RangeConnections, client: S3Store, objects: Sequence[tuple[str, int]], hashed: bool) -> float:
+    """GET every object (key, bytes) by range through tlcore's own connections, and SHA-256 each where asked; seconds.
+
+    Args:
+        client: tells the connections where the bucket is; nothing is read through it.
+
+    Raises RuntimeError where an object did not come: restores would ask for it through obstore, and this be no limit of theirs.
+    """
+    largest = max((size for _, size in objects), default=0)
+    buffers: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+    for _ in range(GET_CONNECTIONS):
+        buffers.put(np.ones(largest, np.uint8).data)  # of ones: its pages are there before the clock starts
+
+    def read(each: tuple[str, int]) -> None:
+        key, size = each
+        buffer = buffers.get()
+        try:
+            into = buffer[:size]
+            if not any(connections.fill(client, key, 0, [into]) for _ in range(_TRIES)):
+                raise RuntimeError(
+                    f"raw GET: {key} ({size} bytes) did not come in {_TRIES} requests; look at the store's log"
+                )
+            if hashed:
+                hashlib.sha256(into).digest()
+        finally:
+            buffers.put(buffer)
 
     with ThreadPoolExecutor(GET_CONNECTIONS) as threads:
         began = time.monotonic()

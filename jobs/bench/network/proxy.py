@@ -12,7 +12,7 @@ Requests pass with their heads unchanged, so signatures stay good. Where a heade
 are let through (`valid_keys`), the head is signed anew with the store's keys, given in this process's environment. One
 upstream connection per client connection. Without faults it carries what the store takes (`python -m jobs.bench.network`
 measures that in each run). It speaks TLS when given a certificate, and serves absolute-form requests, so that HTTP_PROXY
-may name it.
+may name it. It writes request lines into a file where one is named, as proxies and servers do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from jobs.bench.network.faults import Counts, Fate, Faults, error_body, fate
@@ -43,8 +43,8 @@ _STOP_S = 5.0
 class _Server:
     """All connections, and the settings and counts they share."""
 
-    def __init__(self, host: str, port: int, keys: Mapping[str, str]) -> None:
-        self._host, self._port, self._keys = host, port, keys
+    def __init__(self, host: str, port: int, keys: Mapping[str, str], log: TextIO | None = None) -> None:
+        self._host, self._port, self._keys, self._log = host, port, keys, log
         self._busy = 0
         self.configure(Faults())
 
@@ -90,6 +90,8 @@ class _Server:
         counts.requests += 1
         counts.puts += head.verb == "PUT"
         counts.gets += head.verb == "GET"
+        if self._log is not None:
+            print(*head.first, file=self._log)
         refusal = self._refusal(head, fate(faults, counts.requests))
         if refusal is None:
             return False
@@ -146,7 +148,8 @@ async def _commands() -> AsyncIterator[bytes]:
 async def _run(options: argparse.Namespace) -> None:
     parts = urlsplit(options.upstream)
     keys = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    server = _Server(str(parts.hostname), int(parts.port or 80), keys)
+    log = options.log and options.log.open("a", buffering=1)
+    server = _Server(str(parts.hostname), int(parts.port or 80), keys, log)
     tls = None
     if options.certificate:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -171,6 +174,7 @@ class FaultProxy:
         keys: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION of the store, where heads are signed anew.
         tls: certificate and key file; the endpoint is https then.
         port: where to listen; 0 is any free port.
+        log: file for the request lines, as the client wrote them.
     """
 
     def __init__(
@@ -180,10 +184,13 @@ class FaultProxy:
         keys: Mapping[str, str] | None = None,
         tls: tuple[Path, Path] | None = None,
         port: int = 0,
+        log: Path | None = None,
     ) -> None:
         command = [sys.executable, "-m", "jobs.bench.network.proxy", "--upstream", upstream, "--port", str(port)]
         if tls is not None:
             command += ["--certificate", str(tls[0]), "--key", str(tls[1])]
+        if log is not None:
+            command += ["--log", str(log)]
         env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | dict(keys or {})
         root = Path(__file__).resolve().parents[3]
         pipe = subprocess.PIPE
@@ -246,6 +253,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--certificate")
     parser.add_argument("--key")
+    parser.add_argument("--log", type=Path)
     asyncio.run(_run(parser.parse_args()))
 
 

@@ -7,8 +7,10 @@ over when each of them trains again, or has come to its end:
     store                           the first step that knows of a checkpoint newer than those from before the kill
 
 A step is *repeated* as often as one rank of one trial did it again. It is put down to the newest kill before the first step of the
-life that did it again; where ranks differ the one with the most counts. The bound is one checkpoint interval; `over_bound` trials
-repeated more, since the checkpoint that was due had not been committed yet when they were hit. A trial is *lost* unless it was
+life that did it again; where ranks differ the one with the most counts. A trial goes on from its newest committed checkpoint: the
+bound is one checkpoint interval where the one that was due is committed. Where it is not yet, because what commits it was killed
+before, the bound is one interval and what was trained since: `over_bound` counts such trials and is no fault. It is one when a life
+begins *behind* a checkpoint that a rank knew to be committed before, whatever the number of steps. A trial is *lost* unless it was
 completed, or stopped by the scheduler. A step that was never done and has a later one after it is *skipped*: a trial went on from a
 state it never had.
 Called by `campaign.py`, which waits for kills to be over, and by `__main__.py`.
@@ -109,6 +111,21 @@ def skipped(lines: Iterable[StepDone]) -> list[str]:
     ]
 
 
+def behind(lines: Iterable[StepDone]) -> list[str]:
+    """Lives that began before a checkpoint that was known to be committed when they did, a sentence each."""
+    known: dict[str, int] = {}
+    lives: set[str] = set()
+    found: list[str] = []
+    for line in sorted(lines, key=lambda one: one.at_s):
+        committed = known.get(line.trial, 0)
+        if line.life not in lives and line.step <= committed:
+            text = f"trial {line.trial} went back to step {line.step - 1}, and its checkpoint of step {committed} was committed"
+            found.append(f"{text} (rank {line.rank})")
+        lives.add(line.life)
+        known[line.trial] = max(committed, line.committed or 0)
+    return found
+
+
 def lost(journal: Sequence[Mapping[str, Any]], trials: int) -> list[str]:
     """What became of the trials that did not end well, a sentence each; `trials` were wanted."""
     last = {entry["trial"]: entry for entry in journal if entry["trial"] is not None and entry["kind"] in ENDS}
@@ -136,20 +153,21 @@ def summarize(
     Args:
         journal: the sweep's, whole.
         trials: how many were wanted.
-        interval: steps between two checkpoints, and the bound of repeated steps.
+        interval: steps between two checkpoints, and the bound of repeated steps where the one that is due is committed.
         seed: of the kills.
     """
     ended = ends(journal)
     again = repeated(kills, lines)
     spans = [recovered_s(kill, lines, ended) for kill in kills]
     by_kind = {kind: [n for n, kill in enumerate(kills) if kill.kind == kind] for kind in KINDS}
-    missing, passed_over = lost(journal, trials), skipped(lines)
+    missing, passed_over, gone_back = lost(journal, trials), skipped(lines), behind(lines)
     # what the bench is for comes first
     return {
         "lost_trials": len(missing),
         "skipped_steps": len(passed_over),
+        "behind_commit": len(gone_back),
         "not_recovered": sum(span is None for span in spans),
-        "faults": missing + passed_over,
+        "faults": missing + passed_over + gone_back,
         "kills": {kind: len(found) for kind, found in by_kind.items()},
         "repeated_steps": {
             kind: _steps([steps for n in found for steps in again[n].values()], interval)

@@ -4,7 +4,7 @@ Source: Ge et al. 2021, arXiv:2107.08430, section 2.1 and its authors' code: a p
 object's box or within 2.5 strides of its centre; the cost is that of class plus 3 times that of the overlap; an object gets as many
 places as its 10 best overlaps add up to, the cheapest, those both inside and central before all others; a place wanted by several
 objects goes to the cheapest. Loss: 5 (1 - IoU^2) for boxes, binary cross entropy for objectness, and for classes with the IoU as
-target, all over the number of answering places. Called by `yolo.py`.
+target, all over the number of answering places of the batch. Called by `yolo.py`.
 
 Everything is computed with masks over all places, so that shapes depend on the labels' shapes alone.
 
@@ -61,7 +61,7 @@ class Places:
 def detection_loss(
     raw: Tensor, boxes: Tensor, places: Places, labels: Sequence[Labels], size: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """The loss, its parts, and the loss of each image by itself [B], over its own number of answering places.
+    """The loss, its parts, and the sum over the places of each image [B], divided by nothing.
 
     Args:
         raw: [B, A, 4 + 1 + C], the head's values.
@@ -80,11 +80,10 @@ def detection_loss(
     for values, found, label in zip(raw, boxes, labels, strict=True):
         target = _targets(label, values.shape[-1] - 5, size)
         one = _image_loss(values, found, places, *target)
-        here = one.pop("answering", raw.new_zeros(()))
-        answering = answering + here
+        answering = answering + one.pop("answering", 0)
         for name, part in one.items():
             sums[name] = sums[name] + part
-        images.append((BOX_WEIGHT * one.pop("box", 0.0) + sum(one.values()) + values.sum() * 0) / here.clamp(min=1))
+        images.append(BOX_WEIGHT * one.pop("box", 0.0) + sum(one.values()) + values.sum() * 0)
     parts = {name: total / answering.clamp(min=1) for name, total in sums.items()}
     return BOX_WEIGHT * parts["box"] + parts["objectness"] + parts["class"], parts, torch.stack(images)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from tlcore.errors import CannotFit, CannotPlace, RecipeError, RequestError, TlcoreError
@@ -97,8 +97,12 @@ class FitCheck:
 
     def _judge(self, recipe: Recipe) -> Verdict:
         """At every number of workers that the trial has on its way: what does not fit at one of them does not fit."""
-        verdicts = [self._judge_at(with_workers(recipe, workers)) for workers in world_sizes(recipe)]
-        return min(verdicts, key=lambda verdict: (False, None, True).index(verdict.fits))
+        verdicts = {workers: self._judge_at(with_workers(recipe, workers)) for workers in world_sizes(recipe)}
+        # what was not estimated cannot be placed, or is refused: no milder settings mend that
+        worst = min(verdicts.values(), key=lambda one: ((False, None, True).index(one.fits), one.needs is not None))
+        if worst.fits is False and worst.needs is not None:
+            return replace(worst, changes=self._mended(recipe, verdicts))
+        return worst
 
     def _judge_at(self, recipe: Recipe) -> Verdict:
         shape = shape_of(recipe, self._has_gpus)
@@ -114,16 +118,24 @@ class FitCheck:
         except TlcoreError as error:  # a model that cannot be read here, which a worker may say better
             needs = {"unknown": error.message}
         fits, reason = compare(needs, room)
-        if fits is not False:
-            return Verdict(fits, reason, None, needs, room)
-        return Verdict(False, reason, self._mended(recipe, shape, room), needs, room)
+        return Verdict(fits, reason, None, needs, room)
 
-    def _mended(self, recipe: Recipe, shape: Shape, room: Room) -> Point | None:
-        for changes in milder(recipe):
-            with suppress(TlcoreError):  # what this model does not offer, such as recomputed activations
-                if compare(self._estimate(apply_point(recipe, changes), bool(shape.gpus)), room)[0]:
+    def _mended(self, recipe: Recipe, verdicts: Mapping[int, Verdict]) -> Point | None:
+        """The first milder settings that fit at every number of workers; fewest workers have the most micro-batches to try."""
+        for changes in milder(with_workers(recipe, min(verdicts))):
+            # what this model does not offer, such as recomputed activations; a micro-batch that more workers cannot have
+            with suppress(TlcoreError):
+                changed = apply_point(recipe, changes)
+                if all(self._is_mended(with_workers(changed, workers), one) for workers, one in verdicts.items()):
                     return changes
         return None
+
+    def _is_mended(self, recipe: Recipe, before: Verdict) -> bool:
+        """Whether it fits now; where that was unknown it may stay so."""
+        if before.room is None:
+            return False
+        fits = compare(self._estimate(recipe, self.on_gpu(recipe)), before.room)[0]
+        return fits is True or (fits is None and before.fits is None)
 
 
 def workers_setting(recipe: Recipe) -> str:

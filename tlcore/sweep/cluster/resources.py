@@ -25,7 +25,8 @@ NODE_ID: Final = "ray.io/node-id"
 ACCELERATOR: Final = "accelerator_type:"
 """Prefix of the resource by which Ray marks nodes of an accelerator type."""
 _SLIVER: Final = 0.0001
-_MOST_SHAPES: Final = 64
+_SLIVERS: Final = 64
+_NO_LABEL: Final = "tlcore-shapes"
 _EPSILON: Final = 1e-6
 
 
@@ -259,27 +260,42 @@ def has_room(
     nodes: Sequence[Node],
     available: Mapping[str, float] | None = None,
     idle: Sequence[Shape] = (),
+    avoided: Mapping[str, Mapping[str, float]] = {},
 ) -> bool:
     """Whether one more trial of `shape` fits beside our `live` ones and what others use.
 
     Args:
         available: what is free in the cluster now; None: nobody else is there.
         idle: what our slots without a trial hold: not free now, and given back as soon as a slot of another shape starts.
+        avoided: what is free now on each node that gets none of ours, by its id.
     """
-    plan = Plan(nodes)
+    plan = Plan(without(nodes, avoided))
     if available is not None:
-        plan.take_out(_used_by_others([*live, *idle], nodes, available))
+        plan.take_out(_used_by_others([*live, *idle], nodes, available, avoided))
     return all(plan.put(one) for one in [*live, shape])
 
 
-def _used_by_others(ours: Sequence[Shape], nodes: Sequence[Node], available: Mapping[str, float]) -> dict[str, float]:
+def _used_by_others(
+    ours: Sequence[Shape],
+    nodes: Sequence[Node],
+    available: Mapping[str, float],
+    avoided: Mapping[str, Mapping[str, float]],
+) -> dict[str, float]:
+    """What others may use on the nodes that are not avoided. Ours may be on avoided ones as well, where they ran before: what
+    nobody knows to be ours there counts as if it were others' here."""
     others: dict[str, float] = {}
+    shunned = [node for node in nodes if node.labels.get(NODE_ID) in avoided]
     for kind in ("CPU", "GPU"):
-        total = sum(node.resources.get(kind, 0.0) for node in nodes)
+        used = _total(nodes, kind) - available.get(kind, 0.0)
+        away = _total(shunned, kind) - sum(free.get(kind, 0.0) for free in avoided.values())
         held = sum(shape.workers * shape.per_worker.get(kind, 0.0) for shape in ours)
         # our own workers may not be placed yet: then they are not missing from what is available
-        others[kind] = max(0.0, total - available.get(kind, 0.0) - held)
+        others[kind] = max(0.0, min(used - held, used - away))
     return others
+
+
+def _total(nodes: Iterable[Node], kind: str) -> float:
+    return sum(node.resources.get(kind, 0.0) for node in nodes)
 
 
 class Cluster:
@@ -293,6 +309,11 @@ class Cluster:
         """What is free now, over all nodes."""
         return {str(key): float(value) for key, value in ray.available_resources().items()}
 
+    def free_on(self, nodes: Iterable[str]) -> dict[str, Mapping[str, float]]:
+        """What is free now on each of these nodes; nothing on one that is gone."""
+        free = ray._private.state.available_resources_per_node()
+        return {node: free.get(node, {}) for node in nodes}
+
 
 class Slivers:
     """Which sliver of the head node each shape's slots ask for."""
@@ -302,9 +323,16 @@ class Slivers:
         self._by_request: dict[Any, Shape] = {}
 
     def request(self, shape: Shape) -> Any:
-        """Tune's resource request for a slot of this shape: equal for equal shapes only."""
-        number = self._known.setdefault(shape, len(self._known) % _MOST_SHAPES)
-        request = PlacementGroupFactory([{HEAD_RESOURCE: round(_SLIVER * (number + 1), 4)}])
+        """Tune's resource request for a slot of this shape: equal for equal shapes only.
+
+        Slivers are few, since all slots' together are no more than the whole; shapes that share one differ in a label that no node
+        has, whose absence each asks for.
+        """
+        number = self._known.setdefault(shape, len(self._known))
+        turn, sliver = divmod(number, _SLIVERS)
+        bundle = {HEAD_RESOURCE: round(_SLIVER * (sliver + 1), 4)}
+        apart = {"bundle_label_selector": [{_NO_LABEL: f"!{turn}"}]} if turn else {}
+        request = PlacementGroupFactory([bundle], **apart)
         self._by_request[request] = shape
         return request
 

@@ -26,7 +26,8 @@ TIME: Final = "time"
 
 
 class Seat:
-    """What a scheduler sees of a trial. `config` is its point; `committed` its newest report whose checkpoint was committed."""
+    """What a scheduler sees of a trial. `config` is its point; `committed` its newest report at a rung or interval, whose
+    checkpoint was committed: what others may take over, which the trial's writer keeps (`checkpoint/retention.py`)."""
 
     def __init__(self, trial_id: str, point: Mapping[str, Any]) -> None:
         self.trial_id = trial_id
@@ -123,7 +124,8 @@ class Seats:
     def _note(self, trial: str, facts: Mapping[str, Any]) -> Seat:
         seat = self.seats[trial]
         seat.result = {TIME: self._time_of(facts["fraction"]), **_numbers(facts["metrics"])}
-        if facts.get("checkpoint_step") == facts["step"]:
+        # Between two intervals a save may be committed by chance; the writer does not keep it for others.
+        if facts.get("checkpoint_step") == facts["step"] and float(seat.result[TIME]).is_integer():
             seat.committed = {key: facts[key] for key in ("step", "fraction", "metrics", "checkpoint_step")}
         return seat
 
@@ -170,6 +172,11 @@ class Seats:
         }
         seat.takeovers += 1
         return self.seats[done.parent]
+
+    def offered(self) -> set[tuple[str, int]]:
+        """Trial and step of each checkpoint that a live trial has for others to take over. Safe to ask from other threads."""
+        live = [seat for seat in list(self.seats.values()) if not seat.is_finished()]
+        return {(seat.trial_id, seat.committed["step"]) for seat in live if seat.committed is not None}
 
     # What Tune's schedulers ask of Tune's controller.
 

@@ -13,7 +13,7 @@ from tlcore.sweep.schedule.seats import TakeOver
 
 
 def can_clone(store: ObjectStore, decided: TakeOver) -> bool:
-    """Whether the donor's checkpoint is still there: a donor keeps only its newest and its best."""
+    """Whether the donor's checkpoint is still there and can be read. Its own writer keeps it (`retention.on_offer`)."""
     return _readable(store, decided.parent, decided.step) is not None
 
 

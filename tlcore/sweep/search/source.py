@@ -275,10 +275,12 @@ class TrialSource(SearchAlgorithm):
 
     def _config(self, state: TrialState, shape: Shape) -> dict[str, Any]:
         """What the slot must know; all of it from the journal."""
+        # as it was admitted; one taken over from another trial, or taken up on a smaller cluster, may need repair or not fit
+        admitted = self._admit(state.point)
         return {
             "trial": state.trial,
-            # as it was admitted; a point taken over from another trial may need repair, too
-            "point": self._admit(state.point).point,
+            "point": admitted.point,
+            "failure": admitted.failure,
             "reached": state.fraction,
             "life": len(state.lineage),
             "lost": dict(state.losses),

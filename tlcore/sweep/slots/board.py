@@ -45,13 +45,15 @@ class Board:
         return not self._stopping
 
     def tell(self, note: dict[str, Any]) -> None:
-        """Take what is to be journalled: `kind`, `trial` and the kind's facts. A loss counts against its node."""
+        """Take what is to be journalled: `kind`, `trial` and the kind's facts. A loss counts against its node; where one of several
+        is to blame, against each: the one that is will be among them again, and the others less often."""
         self._notes.append(note)
         if note["kind"] == "lost" and note.get("loss") in {"worker", "hang"}:
             alive = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-            avoided = self._nodes.note(note["trial"], note.get("node"), alive)
-            if avoided is not None:
-                self._notes.append({"kind": "avoided", "trial": None, **avoided})
+            for node in note.get("nodes") or [note.get("node")]:
+                avoided = self._nodes.note(note["trial"], node, alive)
+                if avoided is not None:
+                    self._notes.append({"kind": "avoided", "trial": None, **avoided})
 
     def notes(self) -> list[dict[str, Any]]:
         """What was told and not fetched yet, in order."""

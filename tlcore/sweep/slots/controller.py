@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,10 +24,11 @@ from ray.exceptions import GetTimeoutError
 from ray.train import BackendConfig, UserCallback
 from ray.train.backend import Backend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 
 from tlcore.errors import SlotFailed
+from tlcore.sweep.slots.breakage import breakage
 
 DISCONNECT_S = 20.0
 _LONGEST_REASON = 400
@@ -75,12 +78,13 @@ class NoRestart(UserCallback):
             raise SlotFailed(_CLOSED)
 
 
-class StartWatch(ControllerCallback):
-    """Tells the mailbox why ranks are being started again, which Ray Train does for ever and keeps to itself; ends the run when the
-    slot has let go of it meanwhile."""
+class StartWatch(ControllerCallback, WorkerGroupCallback):
+    """Tells the mailbox whether the ranks have their room and where, and why they are being started again, which Ray Train does for
+    ever and keeps to itself; ends the run when the slot has let go of it meanwhile."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
+        self._places: list[Place] = []
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Called for every new state; an exception here is what ends the run."""
@@ -88,16 +92,64 @@ class StartWatch(ControllerCallback):
             return
         error = root_of(current_state.training_failed_error)
         if not isinstance(error, WorkerGroupStartupTimeoutError):  # it waits for room: no failure
-            ray.get(self._mailbox.start_failed.remote(in_words(error)))
+            nodes = suspects(current_state.training_failed_error, self._places, every_place)
+            ray.get(self._mailbox.start_failed.remote(in_words(error), nodes))
         if ray.get(self._mailbox.is_closed.remote()):
             raise SlotFailed(_CLOSED)
 
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        """Called before their placement group is asked for."""
+        self._places = []
+        ray.get(self._mailbox.set_placed.remote(False))
+
+    def before_init_train_context(self, workers: Any) -> dict[str, list[Any]]:
+        """Called once that is there and their processes are, by rank. Adds nothing to what the ranks are told."""
+        self._places = [(worker.metadata.node_id, worker.metadata.node_ip) for worker in workers]
+        ray.get(self._mailbox.set_placed.remote(True, sorted({node for node, _ in self._places})))
+        return {}
+
 
 _CLOSED = "the slot has closed this worker group"
+_ADDRESS = re.compile(r"\bip[=:] ?([0-9a-fA-F.:]+)")
+"""Of the process that Ray's error is about, as it stands in the error's words alone."""
+Place = tuple[str, str]
+"""A node by Ray's id of it, and its address."""
+
+
+def every_place() -> list[Place]:
+    """The cluster's live nodes."""
+    return [(node["NodeID"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
+
+
+def suspects(error: BaseException, places: Sequence[Place], elsewhere: Callable[[], Sequence[Place]]) -> list[str]:
+    """Nodes that a start in vain may be due to, by id: those of the ranks that the error is about, where it says so. Else all that
+    the ranks were on; so also where these could not reach each other, which says nothing about whose fault that is.
+
+    Args:
+        error: as Ray Train has it.
+        places: each rank's; empty where their processes did not come to be.
+        elsewhere: where these may have been then.
+    """
+    group = sorted({node for node, _ in places})
+    if breakage(root_of(error)) == "link":
+        return group
+    failed = [rank for each in _wrapped(error) for rank in getattr(each, "worker_failures", {})]
+    named = {places[rank][0] for rank in failed if 0 <= rank < len(places)}
+    if not named:
+        addresses = {found for each in _wrapped(error) for found in _ADDRESS.findall(str(each))}
+        there = places or (elsewhere() if addresses else ())
+        named = {node for node, address in there if address in addresses}
+    return sorted(named) or group
 
 
 def root_of(error: BaseException) -> BaseException:
     """The error inside those that Ray and Ray Train wrap around it, on its way from a rank."""
+    return _wrapped(error)[-1]
+
+
+def _wrapped(error: BaseException) -> list[BaseException]:
+    """The error, and each inside the one before it."""
+    found = [error]
     while type(error).__module__.startswith("ray."):
         failures = list(getattr(error, "worker_failures", {}).values())
         wrapped = (getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause", "__cause__"))
@@ -105,7 +157,8 @@ def root_of(error: BaseException) -> BaseException:
         if inner is None:
             break
         error = inner
-    return error
+        found.append(error)
+    return found
 
 
 def in_words(error: BaseException) -> str:

@@ -1,8 +1,9 @@
 """What a failure is, and what it costs: pure decisions over what was seen.
 
-Owns the kinds of losses and the budget of each, when ranks count as hung and which of them is behind, which node is avoided, and
-when an error of the request ends the whole sweep. Starts nothing and asks nobody; clocks and counts are arguments. `group.py` sees
-losses, `slot.py` spends the budgets, `board.py` holds the record of nodes, `recorder.py` asks about the sweep.
+Owns the kinds of losses and the budget of each, which of several ranks' errors is the cause of the others, when ranks count as hung
+and which of them is behind, which node is avoided, and when an error that every trial would meet ends the whole sweep. Starts
+nothing and asks nobody; clocks and counts are arguments. `group.py` sees losses, `slot.py` spends the budgets, `board.py` holds the
+record of nodes, `recorder.py` asks about the sweep.
 
 Budgets are of one trial and by kind, so that a node that comes and goes does not eat what is meant for a hung collective. What a
 trial has lost is in the journal (`lost`), so a resumed sweep has the rest of its budgets and not new ones.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from tlcore.errors import (
     BucketMissing,
@@ -23,10 +24,11 @@ from tlcore.errors import (
     StorageDenied,
     SweepError,
     TlcoreError,
+    TrainError,
     TrialHung,
     WorkerLost,
 )
-from tlcore.sweep.slots.mailbox import RankInfo, Stand
+from tlcore.sweep.slots.mailbox import RankFailure, RankInfo, Stand
 
 if TYPE_CHECKING:  # the board loads this module, and needs no recipe
     from tlcore.recipe import Recipe
@@ -47,6 +49,7 @@ GAP_FACTOR: Final = 3.0
 AVOID_AFTER: Final = 3
 AVOID_FACTOR: Final = 3.0
 SAME_ERRORS: Final = 2
+SAME_EXCEPTIONS: Final = 3
 
 
 class StartFailed(SlotFailed):
@@ -103,6 +106,38 @@ def exhausted(
         trial=trial,
         rank=rank,
         step=step,
+    )
+
+
+# Errors of ranks.
+
+
+def first_cause(failures: Sequence[RankFailure]) -> RankFailure:
+    """The failure that the others follow from: an error of ours, else a broken device, else any other error. That ranks lost touch
+    with each other is what every failure looks like from the other ranks, and so the cause only where there is nothing else."""
+
+    def order(failure: RankFailure) -> int:
+        if failure.broken == "link":
+            return 3
+        return 1 if failure.broken == "device" else 0 if failure.error is not None else 2
+
+    return min(failures, key=order)
+
+
+def as_error(failure: RankFailure) -> TlcoreError:
+    """A rank's error as an exception that names the rank; the class, and so the exit code, is the rank's own."""
+    own = failure.error
+    if isinstance(own, TlcoreError):
+        own.fields.setdefault("rank", failure.rank)
+        own.fields.setdefault("traceback", failure.traceback)
+        return own
+    where = f" ({failure.where})" if failure.where else ""
+    return TrainError(
+        f"rank {failure.rank}: {failure.kind}: {failure.message}{where}",
+        hint="the traceback is in the worker's log",
+        rank=failure.rank,
+        step=failure.step,
+        traceback=failure.traceback,
     )
 
 
@@ -211,28 +246,57 @@ _CONCERNS: Final[dict[type[TlcoreError], tuple[str, ...]]] = {
 """Errors whose cause lies in these settings alone."""
 _NUMBERS: Final = re.compile(r"\bt\d{3,}\b|rank \d+")
 _NAMES: Final = re.compile(r"\b[0-9a-f-]{8,}|\d+")
-"""Of actors, processes, ports and nodes, in what Ray says of ranks that did not start."""
+"""Of actors, processes, ports and nodes, in what Ray says of ranks that did not start; sizes and lines, in other people's words."""
+
+
+class Failed(NamedTuple):
+    """A trial that failed: its point, the error's class and message, and the trial's step then, where that is known."""
+
+    point: Mapping[str, Any]
+    error: str
+    message: str
+    step: int | None = None
 
 
 def is_hopeless(
-    error: TlcoreError, point: Mapping[str, Any], earlier: Sequence[tuple[Mapping[str, Any], str, str]]
+    error: TlcoreError,
+    point: Mapping[str, Any],
+    earlier: Sequence[Failed],
+    furthest: int = 0,
+    elsewhere: bool = False,
 ) -> bool:
     """Whether every trial would fail as this one did, none having reported yet.
 
-    At once where no setting that the search varies can have caused it; else once `SAME_ERRORS` trials with different points ended
-    with the same words. That their workers could not be started counts as well: no trial of theirs was begun.
+    An error of the request: at once where no setting that the search varies can have caused it; else once `SAME_ERRORS` trials with
+    different points ended with the same words. That workers could not be started counts as well, no trial of theirs having been
+    begun, once there is no node left to try.
+
+    An exception that is not ours (the model's own code, say): once `SAME_EXCEPTIONS` trials with different points ended with the
+    same class, words and innermost function, numbers aside, and no trial, also of those that still run, has got further than these.
 
     Args:
         error: what ended the trial.
         point: the trial's.
-        earlier: trials that failed before: point, error's class, message.
+        earlier: trials that failed before.
+        furthest: the newest step that any trial was seen at.
+        elsewhere: whether trials could be placed on nodes on which none has failed to start.
     """
+    if type(error) is TrainError:
+        same = [each for each in earlier if _says_the_same(each, error, _NAMES) and each.point != point]
+        steps = [error.fields.get("step") or 0, *(each.step or 0 for each in same)]
+        return len(same) + 1 >= SAME_EXCEPTIONS and furthest <= max(steps)
     if error.exit_code != 2 and not isinstance(error, SlotFailed):
+        return False
+    if isinstance(error, SlotFailed) and elsewhere:
         return False
     concerns = next((keys for kind, keys in _CONCERNS.items() if isinstance(error, kind)), None)
     if concerns is not None and not any(key.startswith(concerns) for key in point if concerns):
         return True
     changing = _NAMES if isinstance(error, SlotFailed) else _NUMBERS
-    said = type(error).__name__, changing.sub("", error.message)
-    same = [where for where, kind, message in earlier if (kind, changing.sub("", message)) == said and where != point]
+    same = [each for each in earlier if _says_the_same(each, error, changing) and each.point != point]
     return len(same) + 1 >= SAME_ERRORS
+
+
+def _says_the_same(earlier: Failed, error: TlcoreError, changing: re.Pattern[str]) -> bool:
+    said = type(error).__name__, changing.sub("", error.message)
+    return said == (earlier.error, changing.sub("", earlier.message))

@@ -4,10 +4,12 @@ Owns the group's life: start, one command at a time on all ranks, noticing that 
 has restarted the ranks, and leaving nothing behind. What a trial is, and what to do after a loss, is the slot's business.
 
 A dead rank is noticed in three ways, the first one wins: Ray Train restarts the group and its ranks join as a new generation
-(seconds); another rank fails in a collective and a probe then finds the dead one (seconds); no heartbeat for `SILENT_S` (a frozen
-process). Ranks that live and stand still are noticed by what their heartbeats say (`failures.hang_limit_s`). Frozen or still, all
-ranks are then killed, so that Ray Train restarts the group. Called by `slot.py`, and once the trials have ended by
-`examination.py`: it is the slot then.
+(seconds); another rank fails in a collective and a probe then finds the dead one (seconds); no heartbeat for as long as ranks may
+stand still. Ranks that live and stand still are noticed by what their heartbeats say (`failures.hang_limit_s`); silence has no
+shorter limit of its own, since a call that holds the interpreter's lock (a regular expression over a long text, the sort of a long
+list) silences a sound rank, and `failures.hang_minutes` promises it its time. Still or silent, all ranks are then killed, so that
+Ray Train restarts the group; so they are when a device or the way between ranks broke (`breakage.py`). Called by `slot.py`, and
+once the trials have ended by `examination.py`: it is the slot then.
 """
 
 from __future__ import annotations
@@ -28,11 +30,19 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import remove_placement_group
 
 from tlcore.engine.process import GPU_SHARE
-from tlcore.errors import OutOfMemory, SlotFailed, SweepError, TlcoreError, TrainError
+from tlcore.errors import OutOfMemory, SlotFailed, SweepError
 from tlcore.sweep.cluster.growth import waits_for_room
 from tlcore.sweep.cluster.resources import Shape, label_selector
 from tlcore.sweep.slots.controller import NoRestart, ProcessGroup, StartWatch, in_words, root_of
-from tlcore.sweep.slots.failures import PATIENCE, LossKind, StartFailed, hang_limit_s, who_is_behind
+from tlcore.sweep.slots.failures import (
+    PATIENCE,
+    LossKind,
+    StartFailed,
+    as_error,
+    first_cause,
+    hang_limit_s,
+    who_is_behind,
+)
 from tlcore.sweep.slots.kernel import has_killed, oom_kills_on
 from tlcore.sweep.slots.mailbox import RankFailure, RankInfo, Status, open_mailbox
 from tlcore.sweep.slots.worker import HEARTBEAT_S, worker_loop
@@ -41,7 +51,6 @@ POLL_S = 5.0
 START_S = 900.0
 START_ATTEMPTS = 3
 """Starts in vain, one after the other, after which Ray Train is to try no more; it would for ever."""
-SILENT_S = 60.0
 PROBE_S = 10.0
 LEAVE_S = 20.0
 SETTLE_S = 1.0
@@ -49,6 +58,7 @@ COLLECTIVE_S = 1800
 NODE_S = 30.0
 """How long Ray may take to say that a node is dead, from when its workers no longer answer."""
 _SEE_LOG = "see the Ray Train controller's log in the log directory"
+_LONGEST_WORDS = 300
 _QUIET_S = 4 * HEARTBEAT_S
 """Silence by which a rank is known not to answer."""
 
@@ -58,12 +68,14 @@ class Cancelled(SweepError):
 
 
 class GroupLost(Exception):
-    """The generation that was asked is gone; the next one may carry on. `cause` is a sentence; `node` is Ray's id of the node where
-    `rank` was."""
+    """The generation that was asked is gone; the next one may carry on. `cause` is a sentence; `nodes` has Ray's id of the node
+    that is to blame, or of all among which it is; none where nothing is known."""
 
-    def __init__(self, cause: str, rank: int | None = None, loss: LossKind = "worker", node: str | None = None) -> None:
+    def __init__(
+        self, cause: str, rank: int | None = None, loss: LossKind = "worker", nodes: Sequence[str] = ()
+    ) -> None:
         super().__init__(cause)
-        self.cause, self.rank, self.loss, self.node = cause, rank, loss, node
+        self.cause, self.rank, self.loss, self.nodes = cause, rank, loss, tuple(nodes)
 
 
 @dataclass(frozen=True)
@@ -148,8 +160,11 @@ class WorkerGroup:
         except Exception as error:  # noqa: BLE001 (a thread's edge: `await_ranks` and `run` raise it in the slot)
             self._ended = error
 
-    def await_ranks(self) -> None:
+    def await_ranks(self, note: Callable[[bool], None]) -> None:
         """Return when the ranks can be asked: those of the present generation, or after a loss those of the next.
+
+        Args:
+            note: told whether they wait for room, as often as that is looked at.
 
         Raises StartFailed, SlotFailed, Cancelled.
         """
@@ -161,25 +176,37 @@ class WorkerGroup:
             if found is not None:
                 self.generation, self._ranks = found
                 self._place = self._ranks[0].place
+                note(False)
                 return
             if ray.get(self.mailbox.is_stopping.remote()):
                 raise Cancelled("the sweep is being stopped")
             self._check_alive()
-            failures, why = ray.get(self.mailbox.start_failures.remote())
+            failures, why, nodes = ray.get(self.mailbox.start_failures.remote())
             if failures >= START_ATTEMPTS:
-                raise StartFailed(f"the workers did not start {failures} times, the last time by {why}", hint=_SEE_LOG)
-            if waits_for_room(self.settings.shape):  # others hold it, or an autoscaler makes it: no sign of a failure
+                words = f"the workers did not start {failures} times, the last time by {why}"
+                raise self._not_started(words, nodes)
+            if ray.get(self.mailbox.is_placed.remote()):
+                note(False)
+            elif waits_for_room(self.settings.shape):  # others hold it, or an autoscaler makes it: no sign of a failure
+                note(True)
                 deadline = time.monotonic() + START_S
-        raise SlotFailed(
-            f"{self.settings.shape} did not start within {START_S:.0f} s{f'; the last time by {why}' if why else ''}",
-            hint="see what holds the cluster's resources (`ray status`), or lower resources.workers",
+        words = (
+            f"{self.settings.shape} did not start within {START_S:.0f} s{f'; the last time by {why}' if why else ''}"
         )
+        if ray.get(self.mailbox.is_placed.remote()):  # ranks that cannot reach each other try for longer than that
+            raise self._not_started(words, ray.get(self.mailbox.start_failures.remote())[2])
+        raise SlotFailed(
+            words, hint="see what holds the cluster's resources (`ray status`), or lower resources.workers"
+        )
+
+    def _not_started(self, words: str, nodes: Sequence[str]) -> StartFailed:
+        return StartFailed(words, hint=_SEE_LOG, nodes=list(nodes), shape=self.settings.shape)
 
     def run(self, command: dict[str, Any]) -> Any:
         """Perform one command on every rank and return rank 0's answer.
 
         Raises:
-            GroupLost: ranks died; `await_ranks` gives the next generation.
+            GroupLost: ranks died, hung or lost their device; `await_ranks` gives the next generation.
             TlcoreError: a rank failed; the error is its own where it is one of ours, else TrainError.
             Cancelled: the sweep is being stopped.
         """
@@ -206,7 +233,7 @@ class WorkerGroup:
             if status.verdict == "cancelled":
                 raise Cancelled("the sweep is being stopped")
             if status.verdict == "failed":
-                raise self._judge(status.failures)
+                raise self._judge(number, status.failures)
             self._check_still(status)
             self._check_alive()
 
@@ -242,12 +269,19 @@ class WorkerGroup:
             f"the workers were restarted during command {number}"
         )
 
-    def _judge(self, failures: tuple[RankFailure, ...]) -> Exception:
-        """Whose fault is it? A rank whose neighbour died fails in a collective before the death is known."""
+    def _judge(self, number: int, failures: tuple[RankFailure, ...]) -> Exception:
+        """Whose fault is it? A rank whose neighbour died, or failed, fails in a collective before that is known."""
         time.sleep(SETTLE_S)
-        return why_dead(self._dead_ranks(), _dead_nodes, oom_kills_on) or as_error(
-            next((each for each in failures if each.error is not None), failures[0])
-        )
+        dead = why_dead(self._dead_ranks(), _dead_nodes, oom_kills_on)
+        if dead is not None:
+            return dead
+        later: Status = ray.get(self.mailbox.wait.remote(self.generation, number, 0.0))
+        first = first_cause(later.failures or failures)
+        if first.broken is None:
+            return as_error(first)
+        loss = as_loss(first, self._ranks)
+        self._kill_ranks()  # after such an error no process can use its device, or its connections, again
+        return loss
 
     def _dead_ranks(self) -> list[tuple[RankInfo, Exception]]:
         probes = {info.rank: info.actor.__ray_ready__.remote() for info in self._ranks}
@@ -269,21 +303,22 @@ class WorkerGroup:
         silent = {rank: quiet_s for rank, quiet_s in status.silent_s.items() if quiet_s > _QUIET_S}
         waited_for = [info for info in self._ranks if info.rank not in status.answers]
         stands = {info.rank: status.stands[info.rank] for info in waited_for if info.rank in status.stands}
-        still = status.still_s > hang_limit_s(stands.values(), hang_s, status.longest_gap_s)
-        if not waited_for or not (still or max(silent.values(), default=0.0) > max(_QUIET_S, min(SILENT_S, hang_s))):
+        limit_s = hang_limit_s(stands.values(), hang_s, status.longest_gap_s)
+        if not waited_for or max([status.still_s, *silent.values()]) <= limit_s:
             return
         behind = who_is_behind(waited_for, stands, silent, status.still_s)
         node = next((info.node_id for info in waited_for if info.rank == behind.rank), None)
         gone = _dead_nodes() if behind.rank in silent else set()
         self._kill_ranks()
-        raise GroupLost(behind.cause, behind.rank, "node" if node in gone else "hang", node)
+        raise GroupLost(behind.cause, behind.rank, "node" if node in gone else "hang", _known(node))
 
     def _check_alive(self) -> None:
         if ray.get(self.mailbox.is_cancelled.remote()):
             raise Cancelled("the sweep is being stopped")
         if not self._thread.is_alive():
             why = in_words(root_of(self._ended)) if self._ended is not None else "its ranks left"
-            raise StartFailed(f"the worker group ended as it was started: {why}", hint=_SEE_LOG)
+            nodes = ray.get(self.mailbox.start_failures.remote())[2]
+            raise self._not_started(f"the worker group ended as it was started: {why}", nodes)
 
 
 def why_dead(
@@ -308,15 +343,19 @@ def why_dead(
     lost = [info for info, _ in found if info.node_id in gone]
     if lost:
         ranks = ", ".join(str(info.rank) for info in lost)
-        return GroupLost(f"node {lost[0].node} died with rank {ranks}", lost[0].rank, "node", lost[0].node_id)
+        return GroupLost(f"node {lost[0].node} died with rank {ranks}", lost[0].rank, "node", _known(lost[0].node_id))
     first = found[0][0]
     if first.node_id is not None and has_killed(first.oom_kills, kills_on(first.node_id)):
         return _killed(first, "by the kernel, which says that it killed for want of memory there")
-    return GroupLost(f"{_name(first)} died", first.rank, "worker", first.node_id)
+    return GroupLost(f"{_name(first)} died", first.rank, "worker", _known(first.node_id))
 
 
 def _killed(info: RankInfo, by: str) -> OutOfMemory:
     return OutOfMemory(f"{_name(info)} was killed {by}", rank=info.rank, step=None)
+
+
+def _known(node: str | None) -> Sequence[str]:
+    return () if node is None else (node,)
 
 
 def _name(info: RankInfo) -> str:
@@ -333,16 +372,14 @@ def _dead_nodes(unreachable: Collection[str | None] = ()) -> set[str]:
         time.sleep(0.5)
 
 
-def as_error(failure: RankFailure) -> TlcoreError:
-    """A rank's error as an exception that names the rank; the class, and so the exit code, is the rank's own."""
-    own = failure.error
-    if isinstance(own, TlcoreError):
-        own.fields.setdefault("rank", failure.rank)
-        own.fields.setdefault("traceback", failure.traceback)
-        return own
-    return TrainError(
-        f"rank {failure.rank}: {failure.kind}: {failure.message}",
-        hint="the traceback is in the worker's log",
-        rank=failure.rank,
-        traceback=failure.traceback,
-    )
+def as_loss(failure: RankFailure, ranks: Sequence[RankInfo]) -> GroupLost:
+    """A broken device or link as the loss of a worker. To blame is the node of that device; where ranks lost touch, any node of
+    theirs may be."""
+    mine = next((info for info in ranks if info.rank == failure.rank), None)
+    name = _name(mine) if mine is not None else f"rank {failure.rank}"
+    said = " ".join(failure.message.split())[:_LONGEST_WORDS]
+    if failure.broken == "device":
+        where = _known(mine.node_id if mine is not None else None)
+        return GroupLost(f"the device of {name} failed: {failure.kind}: {said}", failure.rank, "worker", where)
+    nodes = sorted({info.node_id for info in ranks if info.node_id is not None})
+    return GroupLost(f"{name} lost touch with the others: {failure.kind}: {said}", failure.rank, "worker", nodes)

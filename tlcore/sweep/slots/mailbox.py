@@ -20,6 +20,7 @@ from typing import Any, Literal
 import ray
 
 from tlcore.sweep.slots.beside import beside_caller
+from tlcore.sweep.slots.breakage import Breakage
 
 Verdict = Literal["waiting", "answered", "failed", "lost", "cancelled"]
 LEAVE = "leave"
@@ -67,13 +68,17 @@ class Stand:
 
 @dataclass(frozen=True)
 class RankFailure:
-    """An error on one rank. `error` is the exception itself when it is one of ours, else None."""
+    """An error on one rank. `error` is the exception itself when it is one of ours, else None; `broken` says that a device or the
+    way to other ranks is to blame, `where` is the innermost frame, `step` the session's."""
 
     rank: int
     kind: str
     message: str
     traceback: str
     error: Exception | None = None
+    broken: Breakage | None = None
+    where: str = ""
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,10 @@ class Ledger:
         self.generation = 0
         self.start_failures = 0
         self.start_error = ""
+        self.start_nodes: list[str] = []
+        """Where the workers are that are being started; once that failed, the nodes that it may be due to."""
+        self.placed = False
+        """Whether the workers that are being started, or run, have their room."""
         self.closed = False
         self.leaving = False
         self.cancelled = False
@@ -154,9 +163,9 @@ class Ledger:
             self.start_failures, self.start_error = 0, ""
         return True
 
-    def start_failed(self, error: str) -> None:
-        """Note why the ranks have to be started again: they died, or could not be started."""
-        self.start_failures, self.start_error = self.start_failures + 1, error
+    def start_failed(self, error: str, nodes: list[str]) -> None:
+        """Note why the ranks have to be started again (they died, or could not be started), and which nodes that may be due to."""
+        self.start_failures, self.start_error, self.start_nodes = self.start_failures + 1, error, nodes
 
     def _begin(self, group: str) -> None:
         if self._group:
@@ -245,12 +254,20 @@ class Mailbox:
     async def join(self, group: str, info: RankInfo) -> bool:
         return bool(await self._change(lambda: self._ledger.join(group, info)))
 
-    async def start_failed(self, error: str) -> None:
-        self._ledger.start_failed(error)
+    async def start_failed(self, error: str, nodes: list[str]) -> None:
+        self._ledger.start_failed(error, nodes)
 
-    async def start_failures(self) -> tuple[int, str]:
-        """How often the ranks were started in vain since all of them were last there, and why the last time."""
-        return self._ledger.start_failures, self._ledger.start_error
+    async def start_failures(self) -> tuple[int, str, list[str]]:
+        """How often the ranks were started in vain since all of them were last there, why the last time, and on which nodes."""
+        return self._ledger.start_failures, self._ledger.start_error, self._ledger.start_nodes
+
+    async def set_placed(self, placed: bool, nodes: list[str] | None = None) -> None:
+        self._ledger.placed = placed
+        if nodes is not None:
+            self._ledger.start_nodes = nodes
+
+    async def is_placed(self) -> bool:
+        return self._ledger.placed
 
     async def beat(self, group: str, rank: int, stand: Stand | None = None) -> None:
         self._ledger.beat(group, rank, stand)

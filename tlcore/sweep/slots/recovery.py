@@ -3,11 +3,14 @@
 Owns the spending of a trial's budgets and its milder settings; the order of those is `recipe/milder.py`'s, the kinds and limits
 are `failures.py`'s. Each loss and each adaptation is told before the trial goes on, or is ended by the error that this raises.
 Held by `slot.py`, one for each trial, and by `examination.py`; starts nothing.
+
+A searcher is not told of adaptations: the global batch stays, so that the metric, which alone it searches by, is that of the point.
+What they cost is time. A trial for which they do not suffice fails, and that it is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -74,6 +77,8 @@ class Recovery:
         self._untried: Point = {}
         self._refused: set[str] = set()
         self._error: OutOfMemory | None = None
+        self._queued = False
+        self._not_started: set[str] = set()
         self.adapted = _that_stand(recipe, adapted)
         self.recipe = with_settings(recipe, self.adapted)
 
@@ -81,7 +86,7 @@ class Recovery:
         """What is to be done about one of `MENDABLE`; `recipe` and `adapted` may be others then. The trial is to go on from `step`.
         Raises what ends it where it is not to go on."""
         if isinstance(error, GroupLost):
-            self.lost(error.loss, error.cause, error.rank, step, error.node)
+            self.lost(error.loss, error.cause, error.rank, step, error.nodes)
             return Again()
         if isinstance(error, StartFailed):  # what took the port or the memory may be gone after a pause
             return Again(anew=True, pause_s=pause_s(self.not_started(error, step)))
@@ -94,23 +99,35 @@ class Recovery:
             return Again(anew=True, pause_s=pause_s(times))
         return Again(anew=True)
 
-    def lost(self, kind: LossKind, cause: str, rank: int | None, step: int | None, node: str | None = None) -> int:
-        """Count a loss; the trial is to go on from `step`. Returns how many of this kind there were.
+    def room(self, waits: bool) -> None:
+        """Tell when the workers begin to wait for room, and when they have it: the time between costs nothing."""
+        if waits != self._queued:
+            self._queued = waits
+            self._tell("queued" if waits else "placed")
+
+    def lost(self, kind: LossKind, cause: str, rank: int | None, step: int | None, nodes: Sequence[str] = ()) -> int:
+        """Count a loss, for which one of `nodes` is to blame, if any; the trial is to go on from `step`. Returns how many of this
+        kind there were.
 
         Raises WorkerLost, TrialHung or SweepError when the recipe allows no more.
         """
         count = self._lost[kind] = self._lost.get(kind, 0) + 1
-        self._tell("lost", rank=rank, cause=cause, step=step, loss=kind, node=node)
+        where = {"node": None, "nodes": list(nodes)} if len(nodes) > 1 else {"node": nodes[0] if nodes else None}
+        self._tell("lost", rank=rank, cause=cause, step=step, loss=kind, **where)
         if overspent(self.recipe, self._lost, kind):
             raise exhausted(self.recipe, self._trial, kind, count, cause, rank, step)
         return count
 
     def not_started(self, error: StartFailed, step: int | None) -> int:
-        """Count workers that did not start as a lost one. Raises, where the recipe allows no more, what tells these from others."""
+        """Count workers that did not start as a lost one. Raises, where the recipe allows no more, what tells these from others; it
+        has every node on which that happened."""
+        nodes = error.fields.get("nodes", ())
+        self._not_started.update(nodes)
         try:
-            return self.lost("worker", error.message, None, step)
+            return self.lost("worker", error.message, None, step, nodes)
         except WorkerLost as spent:
-            raise StartFailed(spent.message, hint=error.hint, **spent.fields) from error
+            fields = {**error.fields, **spent.fields, "nodes": sorted(self._not_started)}
+            raise StartFailed(spent.message, hint=error.hint, **fields) from error
 
     def adapt(self, error: OutOfMemory, step: int | None) -> None:
         """Take the next milder settings; the trial is to go on from `step`. Raises the error, with advice, where the recipe does

@@ -4,10 +4,10 @@ Owns what a trial is to Tune: a step is the way to the next report fraction, a c
 manifest, a reset is the next trial in the same processes. Owns also what happens when a command is lost: the trial is started again
 from its newest manifest, in the restarted group or a new one, and the command is repeated, as long as `recovery.py` says so.
 Does not own the ranks (`group.py`), the training (`train/`) or any decision of the search. Made by Tune; its `config` is what
-`search.py` put in: {"trial", "point", "reached", "life", "lost", "adapted", "workers", "run": {...}}, all plain JSON values. A life
-begins when the trial takes over another one's state; its checkpoint is then in the store as the trial's own, and pointers of an
-earlier life say nothing. A trial that has more workers from a rung on comes back to a slot of that shape and is restored there at
-that world size.
+`search.py` put in: {"trial", "point", "failure", "reached", "life", "lost", "adapted", "workers", "run": {...}}, all plain JSON
+values; with a failure the point cannot fit, and the trial ends as it is to begin. A life begins when the trial takes over another
+one's state; its checkpoint is then in the store as the trial's own, and pointers of an earlier life say nothing. A trial that has
+more workers from a rung on comes back to a slot of that shape and is restored there at that world size.
 
 Where the scheduler may have a trial wait or take it as a donor, the report waits for the checkpoint to be committed.
 
@@ -31,7 +31,14 @@ import ray
 from ray import tune
 
 from tlcore.checkpoint import newest_step
-from tlcore.errors import CheckpointIncompatible, StorageThrottled, StorageUnreachable, SweepError
+from tlcore.errors import (
+    CannotFit,
+    CheckpointIncompatible,
+    StorageThrottled,
+    StorageUnreachable,
+    SweepError,
+    TlcoreError,
+)
 from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions, scheduler_fractions, with_workers
 from tlcore.storage import open_store
 from tlcore.sweep.cluster.resources import Cluster, Shape, can_avoid, shape_of
@@ -64,6 +71,7 @@ class Slot(tune.Trainable):
         """Note the first trial; the workers start with its first step."""
         self._slot = slot_name(ray.get_runtime_context().get_actor_id())
         self._group: WorkerGroup | None = None
+        self._open: str | None = None  # the trial whose session the ranks hold
         self._groups = 0
         self._growth: Growth | None = None
         self._healthy = True
@@ -80,6 +88,7 @@ class Slot(tune.Trainable):
         self._run: dict[str, Any] = config["run"]
         self._trial: str = config["trial"]
         self._point: dict[str, Any] = config["point"]
+        self._failure: dict[str, str] | None = config["failure"]
         self._workers: int = config["workers"]
         self._recipe: Recipe = apply_point(recipe_from_dict(self._run["recipe"]), self._point)
         recipe = with_workers(self._recipe, self._workers)
@@ -100,6 +109,8 @@ class Slot(tune.Trainable):
             The metrics, flat; `progress` (fraction of the trial's own epochs), `step`, `done`; and `report`, all of it as JSON
             text, which Tune does not take apart.
         """
+        if self._failure is not None:
+            raise CannotFit(self._failure["message"], hint=self._failure["hint"])
         fraction = next_fraction(self._fractions, self._reached)
         done = fraction >= self._fractions[-1] - _EPSILON
         self._healthy = False
@@ -163,11 +174,13 @@ class Slot(tune.Trainable):
                 if again.anew:
                     self._close_group()
                 time.sleep(again.pause_s)
-            self._recipe, self._started = self._recovery.recipe, False
+            self._recipe, self._started, self._open = self._recovery.recipe, False, None
 
     def _end_session(self) -> None:
-        self._started = False
-        if self._group is None:
+        """Have the ranks close their session. Its trial is over, or has committed what it needs: an error now is told as a warning
+        of it, and fails neither that trial nor the one that is next here."""
+        trial, self._open, self._started = self._open, None, False
+        if self._group is None or trial is None:
             return
         try:
             self._group.run({"op": "close"})
@@ -175,8 +188,16 @@ class Slot(tune.Trainable):
             pass  # a rank that died with nothing left to do takes nothing with it
         except StartFailed:
             self._close_group()  # nor does a group that could not be started again; the next trial has another one
+        except Cancelled:
+            raise
+        except TlcoreError as error:
+            self._close_group()
+            facts = {"error": type(error).__name__, "message": error.message, "rank": error.fields.get("rank")}
+            self._tell("warned", **{**facts, "trial": trial})
 
     def _ensure_started(self) -> WorkerGroup:
+        if not self._started:
+            self._end_session()
         group = self._ensure_group()
         if not self._started:
             group = self._replace_if_grown(group)
@@ -191,7 +212,7 @@ class Slot(tune.Trainable):
                     "inherits": self._life > 0,
                 }
             )
-            self._started = True
+            self._started, self._open = True, self._trial
             self._recovery.started()
         return group
 
@@ -230,7 +251,7 @@ class Slot(tune.Trainable):
             if not ray.get(self._board.register.remote(self._slot, self._group.mailbox)):
                 raise Cancelled("the sweep is being stopped")
             self._group.launch()
-        self._group.await_ranks()
+        self._group.await_ranks(self._recovery.room)
         return self._group
 
     def _avoid(self, shape: Shape) -> tuple[str, ...]:
@@ -265,7 +286,7 @@ class Slot(tune.Trainable):
             self._close_group()
 
     def _close_group(self) -> None:
-        group, self._group, self._growth = self._group, None, None
+        group, self._group, self._growth, self._open = self._group, None, None, None
         if group is not None:
             group.close(self._healthy)
 

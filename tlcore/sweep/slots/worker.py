@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import PurePath
 from typing import Any, Protocol
 
 import ray
@@ -25,9 +26,10 @@ from ray.exceptions import RayError
 from tlcore.engine.exhausted import as_out_of_memory
 from tlcore.engine.process import prepare_process
 from tlcore.engine.resident import measure
-from tlcore.errors import TlcoreError
+from tlcore.errors import OutOfMemory, TlcoreError
 from tlcore.recipe import apply_point, recipe_from_dict
 from tlcore.sweep.slots.board import ProgressFeed
+from tlcore.sweep.slots.breakage import breakage
 from tlcore.sweep.slots.kernel import oom_kills
 from tlcore.sweep.slots.mailbox import LEAVE, RankFailure, RankInfo, Stand
 from tlcore.sweep.slots.stand import Lookout
@@ -157,11 +159,18 @@ class SessionHost:
 
 def describe_failure(rank: int, error: BaseException, step: int | None = None) -> RankFailure:
     """A rank's error in a form that any process can read; errors of ours travel as themselves, and whatever says that memory ran
-    out travels as OutOfMemory."""
+    out travels as OutOfMemory. A broken device or link is named as such also where ours was raised from it."""
     text = "".join(traceback.format_exception(error))
     own = error if isinstance(error, TlcoreError) else as_out_of_memory(error, rank, step)
     message = own.message if own is not None else str(error)
-    return RankFailure(rank, type(error).__name__, message, text, own)
+    broken = None if isinstance(own, OutOfMemory) else breakage(error)
+    return RankFailure(rank, type(error).__name__, message, text, own, broken, _innermost(error), step)
+
+
+def _innermost(error: BaseException) -> str:
+    """`my_model.py:12 forward`: where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
 
 
 class Link:
