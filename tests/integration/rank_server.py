@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 
 
-def start(module: str, groups: list[dict[str, Any]], directory: Path, timeout_s: float = 540) -> list[list[Any]]:
+def start(module: str, groups: list[dict[str, Any]], directory: Path, timeout_s: float = 1200) -> list[list[Any]]:
     """Run `groups` and return, per group, what rank 0 returned for each case. Fails with the ranks' own words."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "groups.json").write_text(json.dumps(groups))

@@ -21,7 +21,7 @@ def found(tmp_path_factory):
     directory = tmp_path_factory.mktemp("nodes")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
     words = [sys.executable, str(HERE / "node_driver.py"), str(directory)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=540, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads((directory / "found.json").read_text())
 

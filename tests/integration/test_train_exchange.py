@@ -41,7 +41,7 @@ def results(home: Path) -> Iterator[dict[str, Any]]:
         *(script, model, home, output),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(word) for word in launch], env=environment, capture_output=True, text=True, timeout=540)
+    done = subprocess.run([str(word) for word in launch], env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if line.startswith("[rank"))
     yield json.loads(output.read_text())
 
