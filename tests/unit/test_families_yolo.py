@@ -214,7 +214,7 @@ def test_the_loss_is_the_papers_sum_over_answering_places() -> None:
         )
     assert count > 0
     assert output.loss.item() == pytest.approx((5 * box + classes + sum(seen)) / count, rel=1e-4)
-    assert output.image_losses.tolist() == pytest.approx([5 * box + classes + seen[0], seen[1]], rel=1e-4)
+    assert output.image_losses.tolist() == pytest.approx([(5 * box + classes + seen[0]) / count, seen[1] / 5], rel=1e-4)
 
 
 def test_it_is_a_model_source_like_any_other(tmp_path: Path) -> None:

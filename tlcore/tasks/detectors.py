@@ -2,11 +2,14 @@
 
 Owns the two ways from a batch to boxes and to the loss of each picture; `detector_of` tells them apart by the configuration. Called
 by `object_detection.py`. Losses are such that their mean by weight does not depend on how pictures are spread over ranks and
-micro-batches. DETR's of a picture is over its own objects, and every picture weighs once. YOLOX's is a sum over thousands of
-places, most of them empty. Published, a batch's sum is divided by its places that answer for objects (`yolo_loss.py`), which are
-known only after each rank's pass; and divided by its own, a picture without objects would outweigh all others. Here the sum is
-divided by the objects of the global batch, a picture without any counting as one: known ahead, and how DETR's authors divide their
-boxes' loss (arXiv:2005.12872, `num_boxes`). Where objects have several answering places, this loss is as many times the published.
+micro-batches. DETR's of a picture is over its own objects, and every picture weighs once.
+
+YOLOX's is a sum over thousands of places, most of them empty. Published, a batch's sum is divided by its places that answer for
+objects (`yolo_loss.py`), which are known only after each rank's pass; over a picture's own, one without objects would outweigh all
+others. So a picture's sum is divided by its own answering places, and it weighs as many times as it has objects: where objects have
+equally many places, that is the published loss, and the objects of the global batch are known ahead, as what DETR's authors divide
+by (arXiv:2005.12872, `num_boxes`). A picture without objects counts as one with one, which has the usual number of places. Over
+objects alone the loss would rise in training, since an object gets more places the better the boxes are.
 
 Shapes: B pictures, Q boxes that the model gives of each, C classes, M objects of the picture that has most, K boxes found.
 """
@@ -89,13 +92,12 @@ class Yolox:
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """As `Detector.losses`."""
-        losses: Tensor = self._outputs(model, batch, _labels(batch)).image_losses
-        return losses
+        return _by_objects(self._outputs(model, batch, _labels(batch)).image_losses, batch)
 
     def run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """As `Detector.run`."""
         outputs = self._outputs(model, batch, _labels(batch))
-        return self._best(model, outputs), outputs.image_losses
+        return self._best(model, outputs), _by_objects(outputs.image_losses, batch)
 
     def _outputs(self, model: nn.Module, pictures: Batch, labels: list[Labels] | None) -> Any:
         given = inputs_of(model, {"pixel_values": pictures["pixel_values"]})
@@ -169,6 +171,11 @@ def _labels(batch: Batch) -> list[Labels]:
         there = labels != IGNORED if len(labels) else slice(None)  # nothing to look into where memory is counted
         found.append({"class_labels": labels[there], "boxes": boxes[there]})
     return found
+
+
+def _by_objects(losses: Tensor, batch: Batch) -> Tensor:
+    """Each picture's loss [B] as many times as it has objects, and once if it has none."""
+    return losses * (batch["labels"] != IGNORED).sum(dim=1).clamp(min=1).to(losses.device)
 
 
 def _plain(model: nn.Module) -> Any:

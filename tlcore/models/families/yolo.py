@@ -69,7 +69,7 @@ class YoloxConfig(PreTrainedConfig):
 @dataclass
 class YoloxOutput(ModelOutput):
     """`logits` [B, A, C] and `objectness` [B, A] before the sigmoid; `pred_boxes` [B, A, 4], centre and size over the image's;
-    `image_losses` [B], the sum over each image's places."""
+    `image_losses` [B], each image's own."""
 
     loss: Tensor | None = None
     loss_dict: dict[str, Tensor] | None = None

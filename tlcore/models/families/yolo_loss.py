@@ -25,6 +25,8 @@ Labels = dict[str, Tensor]
 """`class_labels` [G] and `boxes` [G, 4], centre and size over the image's."""
 
 CENTRAL_STRIDES, CANDIDATES, OVERLAP_WEIGHT, BOX_WEIGHT = 2.5, 10, 3.0, 5.0
+USUAL_ANSWERS = 5
+"""Places that answer for an object, where there is none to count them by: its 10 best overlaps are then one half each."""
 _APART = 1e5
 _NEVER = 1e9
 _SMALLEST = 1e-8
@@ -61,7 +63,8 @@ class Places:
 def detection_loss(
     raw: Tensor, boxes: Tensor, places: Places, labels: Sequence[Labels], size: Tensor
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """The loss, its parts, and the sum over the places of each image [B], divided by nothing.
+    """The loss, its parts, and the loss of each image by itself [B], over its own number of answering places; where it has none,
+    over the number usual for its objects, or for one.
 
     Args:
         raw: [B, A, 4 + 1 + C], the head's values.
@@ -80,10 +83,12 @@ def detection_loss(
     for values, found, label in zip(raw, boxes, labels, strict=True):
         target = _targets(label, values.shape[-1] - 5, size)
         one = _image_loss(values, found, places, *target)
-        answering = answering + one.pop("answering", 0)
+        here = one.pop("answering", raw.new_zeros(()))
+        answering = answering + here
         for name, part in one.items():
             sums[name] = sums[name] + part
-        images.append(BOX_WEIGHT * one.pop("box", 0.0) + sum(one.values()) + values.sum() * 0)
+        whole = BOX_WEIGHT * one.pop("box", 0.0) + sum(one.values()) + values.sum() * 0
+        images.append(whole / torch.where(here > 0, here, USUAL_ANSWERS * max(len(target[0]), 1)))
     parts = {name: total / answering.clamp(min=1) for name, total in sums.items()}
     return BOX_WEIGHT * parts["box"] + parts["objectness"] + parts["class"], parts, torch.stack(images)
 
