@@ -18,7 +18,7 @@ from tlcore.storage.local import LocalObjectStore
 from tlcore.train.group import agree, decide
 from tlcore.train.session import TrialSession
 
-SLOW_PUT_S = 0.1
+SLOW_PUT_S = 0.5
 
 
 def make_slow() -> None:
