@@ -35,14 +35,15 @@ def as_out_of_memory(error: BaseException, rank: int, step: int | None) -> OutOf
 
     An error raised from one that means it (`raise ... from`) means it, too.
     """
-    for each in _causes(error):
+    for each in causes(error):
         where = _where(each)
         if where is not None:
             return _told(where, str(each), rank, step)
     return None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it was raised from."""
     each: BaseException | None = error
     while each is not None:
         yield each

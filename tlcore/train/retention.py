@@ -6,8 +6,6 @@ Owns the way from recipe to policy. The decision and the deletion are `checkpoin
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tlcore.checkpoint.keeping import KeepPolicy
 from tlcore.checkpoint.prune import Inventory, OtherRuns, Pruned, prune
 from tlcore.errors import RecipeError
@@ -19,8 +17,15 @@ from tlcore.storage.journal import SweepState, read_journal
 def keep_policy(recipe: Recipe) -> KeepPolicy:
     """What a recipe keeps over all trials."""
     keep, search = recipe.checkpoint, recipe.search
-    policy = KeepPolicy(search.metrics, search.modes, keep.keep_best_overall, keep.keep_stopped, recipe.budget.bytes)
-    return replace(policy, own_last=keep.keep_last, own_best=keep.keep_best)
+    return KeepPolicy(
+        search.metrics,
+        search.modes,
+        best_overall=keep.keep_best_overall,
+        stopped=keep.keep_stopped,
+        budget_bytes=recipe.budget.bytes,
+        own_last=keep.keep_last,
+        own_best=keep.keep_best,
+    )
 
 
 def prune_ended(run: RunRef, dry_run: bool) -> Pruned | None:

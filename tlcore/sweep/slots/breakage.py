@@ -7,8 +7,9 @@ controller (`controller.py`) why ranks could not be connected. What it costs is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, Literal
+
+from tlcore.engine.exhausted import causes
 
 Breakage = Literal["device", "link"]
 """`device`: this rank's own. `link`: it, or another one, or what is between them: who says so need not be the cause."""
@@ -52,14 +53,7 @@ _LINK_WORDS: Final = (
 
 def breakage(error: BaseException) -> Breakage | None:
     """What broke, as far as the error or one that it was raised from tells; None where neither did."""
-    return next((found for each in _causes(error) if (found := _of(each)) is not None), None)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    each: BaseException | None = error
-    while each is not None:
-        yield each
-        each = each.__cause__
+    return next((found for each in causes(error) if (found := _of(each)) is not None), None)
 
 
 def _of(error: BaseException) -> Breakage | None:
