@@ -94,7 +94,7 @@ def growing_cluster(head, workers, second=False):
     of_head = environment | (_SECOND if second else {})
     started = subprocess.Popen(command, env=of_head, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        assert started.wait(120) == 0, (scratch / "start.log").read_text()
+        assert started.wait(600) == 0, (scratch / "start.log").read_text()
         (await_nodes if second else await_report)(address)
         yield {**environment, "RAY_ADDRESS": address}
     finally:
@@ -105,7 +105,7 @@ def growing_cluster(head, workers, second=False):
 
 def await_report(address):
     """The autoscaler's first report comes some seconds after the head is up."""
-    gcs, deadline = GcsClient(address), time.monotonic() + 60
+    gcs, deadline = GcsClient(address), time.monotonic() + 600
     while b"node_type_mapping" not in (gcs.internal_kv_get(STATUS_KEY.encode(), None) or b""):
         assert time.monotonic() < deadline, "no report of the autoscaler"
         time.sleep(0.5)
@@ -113,7 +113,7 @@ def await_report(address):
 
 def await_nodes(address):
     """As `await_report`, of the second autoscaler, which tells who asks."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while HEAD not in _kinds(get_cluster_status(address)):
         assert time.monotonic() < deadline, "the autoscaler knows no head"
         time.sleep(0.5)

@@ -106,7 +106,7 @@ def _is_alive_slot(actor):
 
 def leftovers(trace, cpus):
     """What a sweep left behind in the cluster, after giving it time to go; empty when all is well."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while (found := _leftovers(trace, cpus)) and time.monotonic() < deadline:
         time.sleep(0.5)
     return found

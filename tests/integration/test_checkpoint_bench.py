@@ -22,7 +22,7 @@ SMALL = ["--quick", "--sizes", "0.012", "--rounds", "1", "--width", "256", "--in
 def run_bench(scratch: Path, *words: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "jobs.bench.checkpoint", *SMALL, "--scratch", str(scratch), *words]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-5000:]
     report: dict[str, Any] = json.loads(done.stdout)
     return report

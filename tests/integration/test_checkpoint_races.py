@@ -78,7 +78,7 @@ def test_of_two_processes_on_one_trial_the_older_one_stops(store):
         for here, process in ends:
             with suppress(OSError):
                 here.send(None)
-            process.join(30)
+            process.join(300)
             assert process.exitcode == 0
     assert list_manifests(store, "t000") == [1, 2, 3]
     assert [read_manifest(store, "t000", step).attempt for step in (1, 2, 3)] == [1, 2, 2]

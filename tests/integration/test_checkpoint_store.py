@@ -153,7 +153,7 @@ def test_killed_at_any_moment_only_whole_checkpoints_are_visible(s3_store, delay
         process = spawn.Process(target=_train_for_ever, args=(s3_store.url, attempt))
         process.start()
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 600
             while len(list_manifests(s3_store, "t000")) == before:
                 assert process.is_alive()
                 assert time.monotonic() < deadline

@@ -127,7 +127,7 @@ def test_submitted_sweep_spans_two_nodes(two_nodes: LocalCluster) -> None:
     ]
     words = ["submit", "jobs/recipes/tiny.yaml", *(word for setting in settings for word in ("--set", setting))]
     done = subprocess.run(
-        [sys.executable, "-m", "tlcore", *words], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-m", "tlcore", *words], cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "python -m jobs.sweep jobs/recipes/tiny.yaml --set resources.workers=2" in done.stdout

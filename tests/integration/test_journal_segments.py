@@ -40,7 +40,7 @@ def store(store: ObjectStore) -> ObjectStore:
 
 def kill_writer(store: ObjectStore, when: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(WRITER), store.url, str(LAST), when], capture_output=True, text=True, timeout=120
+        [sys.executable, str(WRITER), store.url, str(LAST), when], capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == -9, done.stderr
 

@@ -330,7 +330,7 @@ def test_children_get_the_object_or_a_clear_word(s3_store: ObjectStore, method, 
     child = context.Process(target=_in_child, args=(s3_store.url, queue))
     child.start()
     try:
-        answer = queue.get(timeout=60)
+        answer = queue.get(timeout=600)
     finally:
         child.kill()
         child.join()

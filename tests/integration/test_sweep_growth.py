@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 
 def eventually(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
@@ -41,7 +41,7 @@ def test_a_request_waits_until_there_is_room_and_then_gives_it_back(ray_session)
     now = [100.0]
     demand, shape = Demand(lambda: now[0]), Shape(1, float(CPUS), 0.0, "strict_pack")
     held = ray.util.placement_group([{"CPU": 1}])
-    assert held.wait(30)
+    assert held.wait(300)
     demand.ask(shape, 2)
     assert eventually(lambda: waits_for_room(shape))
     assert not waits_for_room(Shape(1, 2.0, 0.0, "strict_pack")), "another shape's"
@@ -73,7 +73,7 @@ def test_what_no_node_can_hold_does_not_wait_for_room(ray_session):
 def test_an_autoscaler_makes_room_for_what_fits_no_present_node(tmp_path, second):
     with autoscaling.growing_cluster({"CPU": 1}, {"worker": ({"CPU": 2}, 2)}, second) as environment:
         command = [sys.executable, str(Path(autoscaling.__file__)), str(tmp_path)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout)
     assert seen["complete"]
@@ -95,7 +95,7 @@ def test_node_types_that_the_platform_reports_are_what_could_come(tmp_path):
             "print(growth.exists, [sorted(node.resources.items()) for node in growth.could_come], growth.gpus([]))"
         )
         done = subprocess.run(
-            [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, timeout=1200, check=False
         )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == f"True {[[('CPU', 8), ('GPU', 1)]] * 3} True"

@@ -30,7 +30,7 @@ def kill_driver(directory, pair, kind, count):
         "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
     }
     command = [sys.executable, str(HERE / "pair_driver.py"), str(directory), pair, kind, str(count)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
 

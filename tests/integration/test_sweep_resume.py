@@ -34,7 +34,7 @@ def run_driver(directory, action, trial, fraction):
         "PYTHONPATH": os.pathsep.join([str(here.parent), str(here.parents[2])]),
     }
     command = [sys.executable, str(here), str(directory), action, trial, str(fraction)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
 
 
 def starts(directory, trial):

@@ -52,7 +52,7 @@ def of(entries, kind, trial):
 def test_after_a_kill_a_trial_goes_on_with_the_workers_of_where_it_stands(ray_session, tmp_path, fraction):
     (tmp_path / "rates.json").write_text(json.dumps({"rates": ALIKE, "changes": growing(ALIKE)}))
     driver = start_driver(tmp_path, "SIGKILL", "t001", fraction)
-    _, said = driver.communicate(timeout=300)
+    _, said = driver.communicate(timeout=1200)
     assert driver.returncode == -signal.SIGKILL, said
     assert leftovers(read_trace(tmp_path), CPUS) == []
 
@@ -98,7 +98,7 @@ def test_two_sweeps_at_once_on_one_cluster_come_to_their_ends(ray_session, tmp_p
         (tmp_path / name / "rates.json").write_text(json.dumps(ALIKE[:2]))
         drivers.append(start_driver(tmp_path / name, "SIGINT", "nobody", 0))
     for driver in drivers:
-        said, errors = driver.communicate(timeout=400)
+        said, errors = driver.communicate(timeout=1200)
         assert driver.returncode == 0, errors
         assert json.loads(said) == {"interrupted": False, "complete": True}
     trace = [line for name in ("one", "other") for line in read_trace(tmp_path / name)]

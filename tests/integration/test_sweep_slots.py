@@ -162,7 +162,7 @@ def kill_a_slot_when(groups):
 
 def test_room_of_workers_whose_slot_died_before_they_joined_is_free_again(ray_session, tmp_path):
     """There is room for one group of workers: where one is left behind, no other ever starts."""
-    recipe = make_recipe(tmp_path, RATES[:1], budget={"hours": 0.03})
+    recipe = make_recipe(tmp_path, RATES[:1], budget={"hours": 0.3})
     outcome = run_sweep(recipe, options(tmp_path, notes := Notes(kill_a_slot_when(groups=1))))
     assert [trial.status for trial in outcome.trials] == ["completed"]
     assert [(event["trial"], event["cause"]) for event in notes.of("lost")] == [("t000", "the slot's process died")]
@@ -173,7 +173,7 @@ def test_room_of_workers_whose_slot_died_before_they_joined_is_free_again(ray_se
 def test_workers_that_start_beside_a_slot_that_dies_are_left_alone(ray_session, tmp_path):
     """The ranks of neither slot have joined: which group belongs to which slot, only Ray knows."""
     resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": CPUS // 4}
-    recipe = make_recipe(tmp_path, RATES[:2], budget={"hours": 0.03}, resources=resources)
+    recipe = make_recipe(tmp_path, RATES[:2], budget={"hours": 0.3}, resources=resources)
     outcome = run_sweep(recipe, options(tmp_path, notes := Notes(kill_a_slot_when(groups=2))))
     assert {trial.status for trial in outcome.trials} <= {"completed", "stopped"}  # ASHA's word depends on who is first
     (lost,) = notes.of("lost")
