@@ -21,7 +21,7 @@ import torch.distributed as dist  # noqa: E402
 
 from tlcore.checkpoint import CheckpointRef  # noqa: E402
 from tlcore.data import Order, split_batch  # noqa: E402
-from tlcore.engine.optimizer import learning_rate  # noqa: E402
+from tlcore.engine.optimizer import build_optimizer, learning_rate  # noqa: E402
 from tlcore.recipe import Recipe, plan_batch, recipe_from_dict  # noqa: E402
 from tlcore.storage import create_run, open_store  # noqa: E402
 from tlcore.tasks import build_task  # noqa: E402
@@ -41,6 +41,10 @@ PLAIN: dict[str, dict[str, Any]] = {
     "stage3": {"deepspeed": {"zero_stage": 3}},
     "stage1_last_n": {"deepspeed": {"zero_stage": 1}, **LAST_N},
     "stage3_last_n": {"deepspeed": {"zero_stage": 3}, **LAST_N},
+    "stage1_bf16": {"deepspeed": {"zero_stage": 1}, "train": {"precision": "bf16"}},
+    "stage3_bf16": {"deepspeed": {"zero_stage": 3}, "train": {"precision": "bf16"}},
+    "stage2_sgd": {"deepspeed": {"zero_stage": 2}, "train": {"optimizer": "sgd", "learning_rate": 0.05}},
+    "stage3_lion": {"deepspeed": {"zero_stage": 3}, "train": {"optimizer": "lion", "learning_rate": 5e-4}},
 }
 ZERO: dict[str, dict[str, Any]] = {"stage3": {"sub_group_size": 2000}}
 """What DeepSpeed alone is told besides: the decayed parameters lie in several sub-groups then, as those of large models do."""
@@ -89,7 +93,7 @@ class Plain:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=torch.optim.AdamW(groups, lr=1e-3, fused=True),
+            optimizer=build_optimizer(recipe, groups),
             config={
                 "train_batch_size": 24,
                 "train_micro_batch_size_per_gpu": 12,
@@ -97,6 +101,7 @@ class Plain:
                 "steps_per_print": 2**31 - 1,
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
+                "bf16": {"enabled": recipe.train.precision == "bf16"},
                 "zero_optimization": {"stage": recipe.deepspeed.zero_stage, "overlap_comm": False, **(zero or {})},
                 **config,
             },

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -245,3 +246,37 @@ def test_a_clone_outlives_its_donor(store):
     delete_checkpoint(store, "t001", 1)
     assert gc(store, now=ahead).kept == 0
     assert [each.key for each in store.list("trials/") if "/writers/" not in each.key] == []
+
+
+class Ahead:
+    """A store whose server's clock is `ahead` of this machine's, or behind it: every time that it tells is moved."""
+
+    def __init__(self, store, ahead):
+        self._store, self.ahead = store, ahead
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return (replace(each, modified=each.modified + self.ahead) for each in self._store.list(prefix))
+
+
+@pytest.mark.parametrize("days", [-30, 30])
+def test_a_server_whose_clock_is_wrong_loses_nothing_and_keeps_no_garbage(store, days):
+    """By this machine's clock all of it were a month old, or still to come."""
+    wrong = Ahead(store, timedelta(days=days))
+    kept, gone = State(seed=1), State(seed=2)
+    saved(wrong, kept, step=1)
+    saved(wrong, gone, step=2)
+    delete_checkpoint(wrong, "t000", 2)
+    (under_way,) = writers(wrong, 1, trial="t001")
+    under_way.save(1, State(seed=3).pieces(0, 1), blocking=True)  # whose chunks are there and whose manifest is not
+    assert gc(wrong).deleted == 0
+    wait([under_way], 1)
+    close([under_way])
+    wrong.ahead += timedelta(days=2)
+    report = gc(wrong)
+    assert report.trials["t000"].steps == {2}
+    assert report.deleted == report.trials["t000"].chunks > 0
+    assert same(restored(wrong, kept, step=1)[0], kept)
+    assert same(restored(wrong, State(seed=3), step=1, trial="t001")[0], State(seed=3))

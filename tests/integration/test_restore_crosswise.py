@@ -31,10 +31,10 @@ BF16: dict[str, Config] = {f"bf16-{stage}": {"stage": stage, "precision": "bf16"
 BF16 |= {f"bf16-offload{stage}": {"stage": stage, "precision": "bf16", "offload": True} for stage in (2, 3)}
 OTHERS: dict[str, dict[str, Config]] = {
     optimizer: {f"{optimizer}-{stage}": {"stage": stage, "optimizer": optimizer} for stage in range(4)}
-    for optimizer in ("adam", "sgd", "lion", "adagrad")
+    for optimizer in ("adam", "sgd", "lion", "adagrad", "muon")
 }
 OPTIMIZERS = {name: config for family in OTHERS.values() for name, config in family.items()}
-OPTIMIZERS |= {"muon-0": {"stage": 0, "optimizer": "muon"}}
+OPTIMIZERS |= {"muon-offload3": {"stage": 3, "optimizer": "muon", "offload": True}}
 CONFIGS = FP32 | BF16 | OPTIMIZERS | {"accumulation": {"stage": 2, "accumulation": 2}}
 WORLDS = (1, 2, 3, 4)
 
@@ -128,6 +128,9 @@ CHANGED: list[Case] = [
     (("lion-1", 2), ("lion-3", 3)),
     (("adagrad-3", 2), ("adagrad-1", 3)),
     (("adagrad-0", 2), ("adagrad-2", 1)),
+    (("muon-0", 2), ("muon-3", 3)),
+    (("muon-3", 2), ("muon-1", 1)),
+    (("muon-2", 2), ("muon-offload3", 3)),
 ]
 """Other optimizers' states from one stage and world size to another; saved where `SAME` saves them."""
 

@@ -19,7 +19,8 @@ from tlcore.train.deepspeed_files import DeepSpeedCheckpoint, read_directory
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-PLAIN = ("stage1", "stage2", "stage3", "stage1_last_n", "stage3_last_n")
+MOMENTS = {"stage2_sgd": "momentum_buffer", "stage3_lion": "exp_avg"}
+PLAIN = ("stage1", "stage2", "stage3", "stage1_last_n", "stage3_last_n", "stage1_bf16", "stage3_bf16", *MOMENTS)
 STEPS = 3
 BYTES_PER_TRAINED = 12
 """Master and two moments in fp32."""
@@ -72,7 +73,7 @@ def test_masters_and_moments_are_taken_over_bit_for_bit(results: dict[str, Any],
         ours = trained[parameter] if parameter in trained else kept[parameter]
         np.testing.assert_array_equal(ours, values.detach().numpy().reshape(-1))
     assert bool(kept) == name.endswith("last_n")
-    assert whole_state(results[name]["url"], ("exp_avg_sq",)), "no moments came along"
+    assert whole_state(results[name]["url"], (MOMENTS.get(name, "exp_avg_sq"),)), "no moments came along"
 
 
 def whole_state(url: str, states: tuple[str, ...]) -> dict[str, Any]:

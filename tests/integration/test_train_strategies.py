@@ -50,11 +50,20 @@ WHOLE = named(
     [case("whole", f"{name}-{stage}", name, stage) for name in TRANSFERS for stage in (1, 2, 3)]
     + [
         case("whole", f"layerwise-{optimizer}-{stage}", "layerwise", stage, optimizer=optimizer)
-        for optimizer, stage in (("adam", 1), ("sgd", 2), ("lion", 3), ("adagrad", 3), ("muon", 0))
+        for optimizer, stage in (
+            ("adam", 1),
+            ("sgd", 2),
+            ("lion", 3),
+            ("adagrad", 3),
+            ("muon", 0),
+            ("muon", 1),
+            ("muon", 2),
+            ("muon", 3),
+        )
     ]
     + [
         case("whole", f"gradual-{optimizer}", "gradual", stage, optimizer=optimizer)
-        for optimizer, stage in (("sgd", 1), ("muon", 0))
+        for optimizer, stage in (("sgd", 1), ("muon", 3))
     ]
 )
 PIECED = named(

@@ -382,13 +382,6 @@ COMBINATIONS = {
             "deepspeed.offload_optimizer"
         ],
     ),
-    "Muon under ZeRO": (
-        {"train.optimizer": "muon"},
-        [
-            "train.optimizer: got muon with zero_stage 2, which cuts the whole matrices that it needs: set "
-            "deepspeed.zero_stage to 0, or this to adamw or lion"
-        ],
-    ),
     "offloaded optimizer at stage 0": (
         {"deepspeed.offload_optimizer": "cpu", "deepspeed.zero_stage": 0},
         [

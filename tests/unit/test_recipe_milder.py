@@ -34,12 +34,13 @@ def test_the_global_batch_stays_and_accumulation_grows():
     assert sizes[:4] == [9, 3, 1, 1]  # of 18: each divides it, and is half of the one before at most
 
 
-def test_what_cannot_be_is_left_out():
-    muon = steps(train__optimizer="muon", train__global_batch_size=2, deepspeed__zero_stage=0)
-    assert muon == [
-        {"train.micro_batch_size": 1},
-        {"train.micro_batch_size": 1, "train.activation_checkpointing": True},
-    ]
+def test_from_stage_0_every_stage_comes_before_any_offload():
+    """Offloads need a stage: each of these settings is a recipe that can run, for each optimizer."""
+    for optimizer in ("adamw", "muon"):
+        recipe = recipe_from_dict(changed({"train.optimizer": optimizer, "deepspeed.zero_stage": 0}))
+        stages = [with_settings(recipe, changes).deepspeed for changes in milder(recipe)]
+        assert sorted({each.zero_stage for each in stages}) == [0, 1, 2, 3]
+        assert {each.zero_stage for each in stages if "cpu" in (each.offload_optimizer, each.offload_param)} == {3}
 
 
 def test_nothing_is_left_at_the_end():

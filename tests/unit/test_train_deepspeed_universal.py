@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,63 @@ def test_only_what_counts_steps_says_that_some_were_skipped(tmp_path: Path, opti
     found = read_directory(folder)
     assert (found.optimizer_steps, found.late_steps) == (3 if counts else STEP, {})
     assert found.states == set(STATES[optimizer])
+
+
+def test_frozen_weights_are_never_in_memory_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With adapters they are nearly the whole model; they were held twice, as tensors and as what is written."""
+    elements, layers = 4 << 20, 20
+    store = open_store(f"file://{tmp_path}/run")
+    table = {
+        f"layer.{number}": {"shape": [2, elements // 2], "dtype": "float32", "trained": False, "tied_to": None}
+        for number in range(layers)
+    } | {
+        "head": {"shape": [3], "dtype": "float32", "trained": True, "tied_to": None},
+        "count": {"shape": [], "dtype": "int64", "trained": False, "tied_to": None},
+        "empty": {"shape": [0, 2], "dtype": "float32", "trained": False, "tied_to": None},
+    }
+    scalars = {"optimizer_steps": STEP, "loss_scaler": None, "step": STEP, "global_batch_size": 8}
+    with CheckpointWriter(store, "t000", 0, 1, 1, WriterSettings(memory_bytes=64 << 20)) as writer:
+        frozen = [
+            Piece(
+                Row(f"layer.{number}", "frozen", 0, elements, "float32"),
+                np.full(elements, number, np.float32).view(np.uint8),
+                True,
+            )
+            for number in range(layers)
+        ]
+        frozen.append(Piece(Row("count", "buffer", 0, 1, "int64"), np.array([7]).view(np.uint8)))
+        frozen.append(Piece(Row("head", "fp32", 0, 3, "float32"), np.ones(3, np.float32).view(np.uint8)))
+        writer.save(STEP, frozen, {"parameters": table, "scalars": scalars, "precision": "fp32"})
+        writer.wait()
+    del frozen
+    held: list[int] = []
+    save = torch.save
+
+    def noted(found: Any, path: Path) -> None:
+        if "module" in found:
+            held.append(anonymous_bytes() - before)
+        save(found, path)
+
+    monkeypatch.setattr(torch, "save", noted)
+    gc.collect()
+    before = anonymous_bytes()
+    export_universal(str(CheckpointRef(store.url, "t000", STEP)), tmp_path / "universal")
+    assert held and held[0] < layers * elements * 4 / 2
+    folder = tmp_path / "universal" / f"global_step{STEP}_universal"
+    module = torch.load(folder / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    assert list(module) == [f"layer.{number}" for number in range(layers)] + ["count"]
+    assert all((module[f"layer.{number}"] == number).all() for number in range(layers))
+    assert (module["layer.0"].shape, module["count"].shape, module["count"].item()) == ((2, elements // 2), (), 7)
+    assert sorted(path.name for path in (tmp_path / "universal").iterdir()) == [
+        "global_step4_universal",
+        "latest_universal",
+    ]
+
+
+def anonymous_bytes() -> int:
+    """Resident memory that is no file's."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1]) << 10
 
 
 def test_an_import_keeps_late_steps(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Owns which kernel runs. Called by `build.py` (optimizer) and `sharded.py` (rate 
 torch's fused kernels are used on every device. On CPU, with freed memory kept (`process.py`), they take as long as DeepSpeed's CPU
 Adam (36 against 42 ms for 22.7 M parameters on one rank of two threads, 76 against 81 ms on two ranks, reduction included), need
 no compiler at first use, and carry no hidden state: DeepSpeed's keeps a running product of the betas in C++, which a restored run
-cannot rebuild to the last bit. What torch lacks is in `own_optimizers.py`.
+cannot rebuild to the last bit. What torch lacks is in `own_optimizers.py` and `muon.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from tlcore.engine.own_optimizers import Adagrad, Lion, MuonWithAdamW
+from tlcore.engine.muon import MuonWithAdamW
+from tlcore.engine.own_optimizers import Adagrad, Lion
 from tlcore.recipe import Recipe
 
 _SGD_MOMENTUM = 0.9

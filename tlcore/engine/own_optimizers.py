@@ -1,4 +1,4 @@
-"""Optimizers that torch does not have, or has in a form that ZeRO cannot shard: Lion, Adagrad, and Muon with AdamW beside it.
+"""Optimizers that torch does not have, or has in a form that ZeRO cannot shard: Lion and Adagrad (Muon is in `muon.py`).
 
 Owns their steps. Called by `optimizer.py`. All make their state at the first step, on whatever tensors the groups then hold: the
 model's parameters, or the flat partitions that DeepSpeed puts in their place.
@@ -8,7 +8,7 @@ DeepSpeed's Lion kernels (`FusedLion`, `DeepSpeedCPULion`) compile C++ or CUDA a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -87,32 +87,3 @@ class Adagrad(_Stateless):
             eps=group["eps"],
             maximize=False,
         )
-
-
-class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the groups that say `muon`, AdamW for the others, at one learning rate.
-
-    Muon's update is scaled to the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982), so rate
-    and decay mean the same for both. It needs whole matrices: only without ZeRO's partitions.
-    """
-
-    def __init__(self, groups: Sequence[Group], lr: float) -> None:
-        super().__init__(groups, {"lr": lr})
-        parts: list[torch.optim.Optimizer] = []
-        matrices = [group for group in self.param_groups if group["muon"]]
-        others = [group for group in self.param_groups if not group["muon"]]
-        if matrices:
-            parts.append(torch.optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw"))
-        if others:
-            parts.append(torch.optim.AdamW(others, lr=lr, fused=True))
-        for part in parts:
-            part.state = self.state
-        self._parts = parts
-        self.param_groups = [group for part in parts for group in part.param_groups]
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both."""
-        loss = closure() if closure is not None else None
-        for part in self._parts:
-            part.step()
-        return loss

@@ -15,7 +15,7 @@ import torch
 
 from tlcore.checkpoint import Peers, Piece, Row
 from tlcore.engine.carry import StateSource
-from tlcore.engine.state import BUFFER, FROZEN, MASTER, Interval, dtype_name, host_bytes
+from tlcore.engine.state import BUFFER, FROZEN, MASTER, Interval, dtype_name, flat_partitions, host_bytes
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -76,11 +76,9 @@ def _group_states(engine: Any, stage: int) -> Iterator[tuple[tuple[str, ...], li
     inner, zero = base_optimizer(engine), engine.optimizer
     if stage == 0:
         held = [(number, group["params"]) for number, group in enumerate(inner.param_groups)]
-    elif stage == 3:
-        flats = zero.fp32_partitioned_groups_flat
-        held = [(zero.sub_group_to_group_id[number], [flat]) for number, flat in enumerate(flats)]
     else:
-        held = [(number, [flat]) for number, flat in enumerate(zero.single_partition_of_fp32_groups)]
+        group_of = zero.sub_group_to_group_id if stage == 3 else range(len(inner.param_groups))
+        held = [(group_of[number], [flat]) for number, flat in enumerate(flat_partitions(engine, stage))]
     for number, tensors in held:
         names = tuple(inner.param_groups[number].get("names", ()))
         yield names, [inner.state[each] for each in tensors if each in inner.state]

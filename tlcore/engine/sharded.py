@@ -22,12 +22,14 @@ from tlcore.engine.config import deepspeed_config
 from tlcore.engine.device import TorchDevice
 from tlcore.engine.formats import move_buffers, move_parameters
 from tlcore.engine.gather import gather_by_broadcast
+from tlcore.engine.muon import Exchange, MuonWithAdamW, Part
 from tlcore.engine.optimizer import build_optimizer, learning_rate
 from tlcore.engine.partition import partition
 from tlcore.engine.peers import restoring_peers
 from tlcore.engine.precision import MODEL_DTYPES, choose_precision
 from tlcore.engine.restore import (
     as_stored,
+    base_optimizer,
     let_go_of_gathered,
     optimizer_steps,
     prime_optimizer,
@@ -94,12 +96,13 @@ class ShardedModel:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=build_optimizer(recipe, groups), config=config, dist_init_required=False
         )
+        self.parameters = state.parameter_table(self._engine.module)
+        self._share_matrices()
         if self.precision == "fp16":
             # While the first steps overflow, the optimizer makes no state, and a checkpoint needs it.
             prime_optimizer(self._engine, self.stage)
             set_optimizer_steps(self._engine, self.stage, lambda names: 0)
         self.memory = memory or TorchDevice(device)
-        self.parameters = state.parameter_table(self._engine.module)
 
     @property
     def module(self) -> torch.nn.Module:
@@ -145,6 +148,20 @@ class ShardedModel:
         """Rate of the next step; each parameter group takes its own share of it."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate * group.get("rate", 1.0)
+
+    def _share_matrices(self) -> None:
+        """Tell Muon where DeepSpeed has left the parts of its matrices."""
+        optimizer = base_optimizer(self._engine)
+        if not isinstance(optimizer, MuonWithAdamW) or self.stage == 0:
+            return
+        matrices = {name for group in optimizer.param_groups if group["muon"] for name in group["names"]}
+        parts: dict[torch.Tensor, list[Part]] = {flat: [] for flat in state.flat_partitions(self._engine, self.stage)}
+        for name, parameter in self._engine.module.named_parameters():
+            place = state.place_of(self._engine, self.stage, parameter) if name in matrices else None
+            if place is not None:
+                parts[place.flat].append(Part(name, place.start, place.offset, place.count))
+        shapes = {name: tuple(facts["shape"]) for name, facts in self.parameters.items() if name in matrices}
+        optimizer.share(Exchange(list(parts.items()), shapes, self.device))
 
     def pieces(self) -> list[StatePiece]:
         """This rank's part of the whole state, as views on live memory, the host's or the device's. Rank order is by the owner

@@ -83,43 +83,61 @@ def persistent_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Ten
                 yield (f"{prefix}.{name}" if prefix else name), buffer
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where this rank keeps its part of a parameter: elements from `start` on are `count` of `flat`, from `offset` on."""
+
+    start: int
+    flat: torch.Tensor
+    offset: int
+    count: int
+
+
 def trained_intervals(engine: Any, stage: int) -> Iterator[Interval]:
     """Masters and optimizer state that live on this rank. At stage 0 every rank has all of them."""
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        if stage == 3:
-            yield from _stage3(engine.optimizer, name, parameter)
-        elif stage == 0:
+        if stage == 0:
             yield from _replicated(engine.optimizer, name, parameter)
-        else:
-            yield from _stage12(engine.optimizer, name, parameter)
+        elif (place := place_of(engine, stage, parameter)) is not None:
+            yield from _partitioned(engine.optimizer.optimizer, name, place)
 
 
-def _stage12(optimizer: Any, name: str, parameter: Any) -> Iterator[Interval]:
+def place_of(engine: Any, stage: int, parameter: Any) -> Place | None:
+    """Where this rank's part of a trained parameter is, from stage 1 on; None where it has none."""
+    return _stage3(engine.optimizer, parameter) if stage == 3 else _stage12(engine.optimizer, parameter)
+
+
+def flat_partitions(engine: Any, stage: int) -> list[torch.Tensor]:
+    """This rank's masters, from stage 1 on: as many on every rank, in one order."""
+    zero = engine.optimizer
+    return list(zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups)
+
+
+def _partitioned(optimizer: torch.optim.Optimizer, name: str, place: Place) -> Iterator[Interval]:
+    yield Interval(name, MASTER, place.start, place.flat.data.narrow(0, place.offset, place.count))
+    # Not `_hp_mapping.optim_fragment`: DeepSpeed links it after the first group's first step, when later groups have no state yet,
+    # and never again; weights without decay would be saved without their moments.
+    for state, values in _states_of(optimizer, place.flat):
+        yield Interval(name, state, place.start, values.narrow(0, place.offset, place.count))
+
+
+def _stage12(optimizer: Any, parameter: Any) -> Place | None:
     mapping = parameter._hp_mapping
     if mapping is None:
-        return
-    start, here = mapping.lp_fragment_address.start, mapping.hp_fragment_address
+        return None
+    here = mapping.hp_fragment_address
     flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-    yield Interval(name, MASTER, start, flat.data.narrow(0, here.start, here.numel))
-    # Not mapping.optim_fragment: DeepSpeed links it after the first group's first step, when later groups have no state yet, and
-    # never again; weights without decay would be saved without their moments.
-    for state, values in _states_of(optimizer.optimizer, flat):
-        yield Interval(name, state, start, values.narrow(0, here.start, here.numel))
+    return Place(mapping.lp_fragment_address.start, flat, here.start, here.numel)
 
 
-def _stage3(optimizer: Any, name: str, parameter: Any) -> Iterator[Interval]:
+def _stage3(optimizer: Any, parameter: Any) -> Place | None:
     group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
     share = -(-parameter.ds_numel // dist.get_world_size())
     start = dist.get_rank() * share
     count = min(parameter.ds_numel, start + share) - start
-    if count <= 0:
-        return
-    flat = optimizer.fp32_partitioned_groups_flat[group]
-    yield Interval(name, MASTER, start, flat.data.narrow(0, offset, count))
-    for state, values in _states_of(optimizer.optimizer, flat):
-        yield Interval(name, state, start, values.narrow(0, offset, count))
+    return Place(start, optimizer.fp32_partitioned_groups_flat[group], offset, count) if count > 0 else None
 
 
 def _replicated(optimizer: torch.optim.Optimizer, name: str, parameter: torch.Tensor) -> Iterator[Interval]:

@@ -147,10 +147,10 @@ class _Whole:
             kinds.setdefault(weight.group, []).append(weight)
         return [(str(number), kinds[number]) for number in sorted(kinds)]
 
-    def states(self, weight: Weight | None = None) -> int:
-        """Tensors of the optimizer for a weight."""
-        if self.setup.optimizer == "muon" and weight is not None and not weight.muon:
-            return 2
+    def states(self, weight: Weight) -> int:
+        """Tensors of the optimizer for a weight, and so for all of its group."""
+        if self.setup.optimizer == "muon" and not weight.muon:
+            return _STATES["adamw"]
         return states_of(self.setup.optimizer)
 
     def build(self) -> None:
@@ -269,7 +269,7 @@ class _Partitioned(_Whole):
                 if self.item != MASTER_BYTES:
                     self.home.passing(self.item * part)
             if first:
-                for state in range(self.states()):
+                for state in range(self.states(group[0])):
                     self.state_home.take(f"state {state} {key}", MASTER_BYTES * part)
             self.state_home.passing(_WORKING.get(self.setup.optimizer, 0) * MASTER_BYTES * part)
             self.home.give_all(["flat gradients"])
@@ -354,7 +354,7 @@ class _Gathered(_Whole):
             if not self.setup.offload_optimizer:
                 self.home.take("flat gradients", size)
             if first:
-                for state in range(self.states()):
+                for state in range(self.states(group[0])):
                     self.state_home.take(f"state {state} {key}", size)
             self.state_home.passing(_WORKING.get(self.setup.optimizer, 0) * size)
             self.home.give_all(["flat gradients"])

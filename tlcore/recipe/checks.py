@@ -243,9 +243,6 @@ def _deepspeed(recipe: Recipe) -> Iterator[Fault]:
         text = f"got {recipe.train.precision} with zero_stage 0, at which checkpoints do not reach DeepSpeed's 16-bit training"
         better = "deepspeed.zero_stage to 1 (the same memory on one worker, less on several)"
         yield Fault("train.precision", f"{text}: set {better}, or this to auto or fp32")
-    if recipe.train.optimizer == "muon" and settings.zero_stage != 0:
-        text = f"got muon with zero_stage {settings.zero_stage}, which cuts the whole matrices that it needs"
-        yield Fault("train.optimizer", f"{text}: set deepspeed.zero_stage to 0, or this to adamw or lion")
     yield from owned_faults(settings.extra)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tlcore.errors import RecipeError
 from tlcore.recipe.batch import divisors, plan_batch
 from tlcore.recipe.build import build
 from tlcore.recipe.schema import Recipe
@@ -21,15 +20,12 @@ from tlcore.recipe.space import Point, set_at
 def milder(recipe: Recipe) -> Iterator[Point]:
     """Settings to lay over the recipe, each time all of them together; every one takes less memory than the one before.
 
-    Settings that the recipe could not run with are left out (Muon shards nothing, stage 0 offloads nothing). Nothing is yielded
-    where nothing is left to change.
+    Nothing is yielded where nothing is left to change.
     """
     changes: Point = {}
     for more in _steps(recipe):
-        candidate = {**changes, **more}
-        if _stands(recipe, candidate):
-            changes = candidate
-            yield dict(changes)
+        changes = {**changes, **more}
+        yield changes
 
 
 def with_settings(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -59,11 +55,3 @@ def _smaller(recipe: Recipe) -> Iterator[int]:
     while size > 1:
         size = max(smaller for smaller in sizes if smaller <= size // 2)
         yield size
-
-
-def _stands(recipe: Recipe, changes: Mapping[str, Any]) -> bool:
-    try:
-        with_settings(recipe, changes)
-    except RecipeError:
-        return False
-    return True

@@ -143,7 +143,7 @@ class TrainSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decay of weights, not of biases and norms."""
     optimizer: Optimizer = "adamw"
-    """Which optimizer; muon takes the blocks' matrices, adamw the rest, and needs zero_stage 0."""
+    """Which optimizer; muon takes the blocks' matrices, adamw the rest."""
     precision: Precision = "auto"
     """Number format of forward and backward; auto is bf16 where the device has it natively, else fp32."""
     gradient_clip: AboveZero | None = 1.0

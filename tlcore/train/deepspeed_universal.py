@@ -1,7 +1,8 @@
 """A checkpoint as a DeepSpeed universal checkpoint, which `engine.load_checkpoint` takes at any ZeRO stage and world size.
 
 Owns the directory's structure, as DeepSpeed 0.19's `ds_to_universal` writes it and its loaders read it; needs no GPU, and in memory
-no more than `_BATCH_BYTES` or the largest tensor, and the frozen weights. Called by the command.
+no more than `_BATCH_BYTES` or the largest tensor. DeepSpeed wants all frozen weights in one file, which `torch.save` writes from
+tensors that are all there: they lie in a file that is mapped, and go with it. Called by the command.
 
 To go on there: build the engine with `"checkpoint": {"load_universal": true}` and the same model, then
 `engine.load_checkpoint(directory)`. What DeepSpeed's loaders leave to their caller stays so: frozen weights and buffers (they are
@@ -20,11 +21,15 @@ of stages 1 and 2 takes it, and asks for groups whose parameters all have the sa
 
 from __future__ import annotations
 
+import mmap
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 import torch
@@ -33,6 +38,7 @@ from tlcore.checkpoint import CheckpointReader, CheckpointRef, Piece, Row
 from tlcore.errors import RequestError
 
 _BATCH_BYTES: Final = 64 << 20
+_ALIGNED: Final = 64
 _UNIVERSAL_VERSION: Final = 0.4
 _CONNECTIONS: Final = 4
 _KEPT: Final = ("frozen", "buffer")
@@ -62,7 +68,8 @@ def export_universal(ref: str, destination: Path) -> Path:
         _write_states(folder / "zero", reader)
         torch.save(_optimizer_state(reader), folder / "zero" / "optimizer_state.pt")
         model_file = folder / "mp_rank_00_model_states.pt"
-        torch.save(_model_state(reader), model_file)
+        with _frozen_and_buffers(reader, partial) as kept:
+            torch.save(_model_state(reader, kept), model_file)
         # Stages 1 and 2 look for one name, stage 3 for the other; a second name of one file costs nothing.
         _name_again(model_file, folder / "zero_pp_rank_0_mp_rank_00_model_states.pt")
         (partial / "latest_universal").write_text(tag)
@@ -131,14 +138,14 @@ def _optimizer_state(reader: CheckpointReader) -> dict[str, Any]:
     }
 
 
-def _model_state(reader: CheckpointReader) -> dict[str, Any]:
+def _model_state(reader: CheckpointReader, kept: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     manifest = reader.manifest
     scalars = manifest.scalars
     precision = manifest.common.get("precision")
     steps = _optimizer_steps(reader)
     own = {name: facts for name, facts in manifest.parameters.items() if facts.tied_to is None}
     return {
-        "module": _kept(reader),
+        "module": kept,
         "param_shapes": [OrderedDict((name, torch.Size(facts.shape)) for name, facts in own.items() if facts.trained)],
         "shared_params": {
             name: facts.tied_to for name, facts in manifest.parameters.items() if facts.tied_to is not None
@@ -159,15 +166,36 @@ def _model_state(reader: CheckpointReader) -> dict[str, Any]:
     }
 
 
-def _kept(reader: CheckpointReader) -> OrderedDict[str, torch.Tensor]:
-    """Frozen weights and buffers, whole."""
-    found: OrderedDict[str, torch.Tensor] = OrderedDict()
-    rows: list[tuple[Row, torch.Tensor]] = []
+@contextmanager
+def _frozen_and_buffers(reader: CheckpointReader, folder: Path) -> Iterator[OrderedDict[str, torch.Tensor]]:
+    """Frozen weights and buffers, whole, in a mapped file below `folder` that nobody else sees."""
+    rows: list[tuple[Row, torch.Size]] = []
     for name, facts in reader.manifest.parameters.items():
         state = next((each for each in reader.states(name) if each in _KEPT), None)
-        if state is None or facts.tied_to is not None:
-            continue
-        found[name] = torch.empty(facts.shape, dtype=getattr(torch, facts.dtype))
-        rows.append((Row(name, state, 0, facts.elements, facts.dtype), found[name]))
-    _read(reader, rows)
-    return found
+        if state is not None and facts.tied_to is None:
+            rows.append((Row(name, state, 0, facts.elements, facts.dtype), torch.Size(facts.shape)))
+    places = [*accumulate((-(-row.size_bytes // _ALIGNED) * _ALIGNED for row, _ in rows), initial=0)]
+    with TemporaryFile(dir=folder) as file:
+        file.truncate(max(places[-1], 1))
+        with mmap.mmap(file.fileno(), max(places[-1], 1)) as mapped:
+            found: OrderedDict[str, torch.Tensor] = OrderedDict()
+            for (row, shape), offset in zip(rows, places, strict=False):
+                kind = {"dtype": getattr(torch, row.dtype), "count": row.end, "offset": offset}
+                found[row.parameter] = torch.frombuffer(mapped, **kind).view(shape)
+            for some in _batches(rows):
+                _read(reader, [(row, found[row.parameter]) for row in some])
+                mapped.flush()
+                mapped.madvise(mmap.MADV_DONTNEED)  # they are in the file, and read again when they are written
+            yield found
+            found.clear()
+
+
+def _batches(rows: Iterable[tuple[Row, torch.Size]]) -> Iterator[list[Row]]:
+    some: list[Row] = []
+    for row, _ in rows:
+        some.append(row)
+        if sum(each.size_bytes for each in some) >= _BATCH_BYTES:
+            yield some
+            some = []
+    if some:
+        yield some
