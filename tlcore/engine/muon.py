@@ -244,6 +244,8 @@ class Exchange:
         if self._world == 1:
             return values
         found = torch.empty(sum(back), dtype=values.dtype, device=values.device)
-        # as whole numbers of the same size: gloo moves no bf16
-        dist.all_to_all_single(found.view(torch.int16), values.view(torch.int16), list(back), list(counts))
+        # as bytes: gloo moves no bf16, nor whole numbers of that size
+        width = values.element_size()
+        sizes = [[width * count for count in each] for each in (back, counts)]
+        dist.all_to_all_single(found.view(torch.uint8), values.view(torch.uint8), *sizes)
         return found
