@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlcore.checkpoint.intervals import ITEM_BYTES, Row
-from tlcore.checkpoint.plan import frozen_shares, plan_chunks
+from tlcore.checkpoint.plan import by_buffer, frozen_shares, in_order, plan_chunks
 from tlcore.errors import CheckpointError
 
 pytestmark = pytest.mark.unit
@@ -25,10 +25,10 @@ rows_of = st.lists(
 ).map(lambda drawn: [(Row(f"p{i}", s, a, a + n, d), immutable) for i, (s, d, a, n, immutable) in enumerate(drawn)])
 
 
-@given(rows_of)
-def test_every_byte_of_every_row_is_in_exactly_one_chunk(drawn):
+@given(rows_of, st.integers(0, 5))
+def test_every_byte_of_every_row_is_in_exactly_one_chunk(drawn, connections):
     rows = [row for row, _ in drawn]
-    chunks = plan_chunks(rows, [immutable for _, immutable in drawn], CHUNK)
+    chunks = plan_chunks(rows, [immutable for _, immutable in drawn], CHUNK, connections)
     seen = {}
     for chunk in chunks:
         assert 0 < chunk.size_bytes <= CHUNK
@@ -43,9 +43,9 @@ def test_every_byte_of_every_row_is_in_exactly_one_chunk(drawn):
     assert len(seen) == sum(row.end - row.start for row in rows)
 
 
-@given(rows_of)
-def test_cuts_lie_on_the_grid_whatever_the_row_begins_at(drawn):
-    for chunk in plan_chunks([row for row, _ in drawn], [i for _, i in drawn], CHUNK):
+@given(rows_of, st.integers(0, 5))
+def test_cuts_lie_on_the_grid_whatever_the_row_begins_at(drawn, connections):
+    for chunk in plan_chunks([row for row, _ in drawn], [i for _, i in drawn], CHUNK, connections):
         for cut in chunk.cuts:
             cell = CHUNK // cut.row.item_bytes
             assert cut.row.start // cell == (cut.row.end - 1) // cell
@@ -89,3 +89,31 @@ def test_a_pack_holds_one_state_after_the_other_so_that_weights_are_read_togethe
     [chunk] = plan_chunks(rows, [False] * len(rows), CHUNK)
     assert [row.state for row in chunk.rows] == ["exp_avg"] * 3 + ["fp32"] * 3
     assert [row.parameter for row in chunk.rows] == ["p0", "p1", "p2"] * 2
+
+
+@given(rows_of, st.integers(1, 5))
+def test_what_is_left_after_whole_rounds_of_connections_is_cut_in_quarters(drawn, connections):
+    rows, immutable = [row for row, _ in drawn], [immutable for _, immutable in drawn]
+    whole, cut = plan_chunks(rows, immutable, CHUNK), plan_chunks(rows, immutable, CHUNK, connections)
+    before, after = ([chunk for chunk in chunks if not chunk.immutable] for chunks in (whole, cut))
+    assert [chunk for chunk in whole if chunk.immutable] == [chunk for chunk in cut if chunk.immutable]
+    left = len(before) % connections if len(before) > connections else 0
+    assert after[: len(before) - left] == [before[number] for number in sorted(in_order(before)[: len(before) - left])]
+    assert all(chunk.size_bytes <= CHUNK // 4 for chunk in after[len(before) - left :])
+    assert sum(chunk.size_bytes for chunk in after) == sum(chunk.size_bytes for chunk in before)
+
+
+def test_quarters_share_the_connections_at_the_end():
+    """Ten like chunks on eight connections: two full rounds take as long as one round and half of one."""
+    rows = [Row(f"p{i}", "fp32", 0, CHUNK // 4, "float32") for i in range(10)]
+    sizes = [chunk.size_bytes for chunk in plan_chunks(rows, [False] * 10, CHUNK, 8)]
+    assert sizes == [CHUNK] * 8 + [CHUNK // 4] * 8
+
+
+@given(rows_of, st.integers(0, 5))
+def test_buffers_hold_every_chunk_once_in_order(drawn, connections):
+    chunks = plan_chunks([row for row, _ in drawn], [i for _, i in drawn], CHUNK, connections)
+    runs = by_buffer(chunks, in_order(chunks), CHUNK)
+    assert [number for run in runs for number in run] == in_order(chunks)
+    assert all(sum(chunks[number].size_bytes for number in run) <= CHUNK for run in runs)
+    assert len(runs) <= len(plan_chunks([row for row, _ in drawn], [i for _, i in drawn], CHUNK)) + 1

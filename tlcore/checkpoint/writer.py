@@ -39,7 +39,7 @@ from tlcore.checkpoint.fence import Claim, new_claim, stale
 from tlcore.checkpoint.intervals import Row
 from tlcore.checkpoint.manifest import Manifest
 from tlcore.checkpoint.patience import Patience
-from tlcore.checkpoint.plan import PlannedChunk, plan_chunks
+from tlcore.checkpoint.plan import PlannedChunk, by_buffer, in_order, plan_chunks
 from tlcore.checkpoint.puts import PutPool
 from tlcore.checkpoint.settings import SaveReport, WriterSettings
 from tlcore.checkpoint.snapshot import SlotPool, Snapshot, Stash, passes_through
@@ -264,7 +264,12 @@ class CheckpointWriter:
         rows = tuple(piece.row for piece in pieces)
         immutable = tuple(piece.immutable for piece in pieces)
         if self._planned is None or self._planned[:2] != (rows, immutable):
-            self._planned = (rows, immutable, plan_chunks(rows, immutable, self._settings.chunk_bytes))
+            settings = self._settings
+            self._planned = (
+                rows,
+                immutable,
+                plan_chunks(rows, immutable, settings.chunk_bytes, settings.connections),
+            )
         return self._planned[2]
 
     def _encoded(self, common: Mapping[str, Any] | None) -> str | None:
@@ -282,7 +287,8 @@ class CheckpointWriter:
 
     def _make_room(self, plan: Sequence[PlannedChunk], pieces: Sequence[StatePiece]) -> _Room:
         """Allow the memory that the settings give to snapshots of this plan."""
-        need = sum(not chunk.immutable for chunk in plan)
+        changing = [number for number in in_order(plan) if not plan[number].immutable]
+        need = len(by_buffer(plan, changing, self._settings.chunk_bytes))
         passing = min(self._settings.connections, sum(passes_through(chunk, pieces) for chunk in plan))
         bound = self._settings.memory_bytes
         most = MAX_IN_FLIGHT * need

@@ -246,6 +246,6 @@ class Exchange:
         found = torch.empty(sum(back), dtype=values.dtype, device=values.device)
         # as bytes: gloo moves no bf16, nor whole numbers of that size
         width = values.element_size()
-        sizes = [[width * count for count in each] for each in (back, counts)]
-        dist.all_to_all_single(found.view(torch.uint8), values.view(torch.uint8), *sizes)
+        incoming, outgoing = ([width * count for count in each] for each in (back, counts))
+        dist.all_to_all_single(found.view(torch.uint8), values.view(torch.uint8), incoming, outgoing)
         return found
