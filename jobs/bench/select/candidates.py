@@ -73,7 +73,7 @@ def fine_tune(recipe: Recipe, seed: int, name: str) -> float:
     session = open_session(apply_point(recipe, {"train.seed": seed}))
     while session.step < session.total_steps:
         session.train_step()
-    result = float(session.test()[RESULT])
+    result = float(session.test(session.step)[RESULT])
     session.close()
     print(f"{name}, seed {seed}: {RESULT} {result:.4f}", file=sys.stderr, flush=True)
     return result
