@@ -99,6 +99,40 @@ def test_tunes_own_population_waits_for_ever():
     assert live.seats.choose() is None
 
 
+def in_turn(live, value, most=200):
+    """With room for one trial at a time, `value(fraction)` at each interval; how many intervals it took to the end of all."""
+    for count in range(most):
+        chosen = live.seats.choose()
+        if chosen is None:
+            return count
+        name = chosen.trial_id
+        live.start(name)
+        while (fraction := live.reached[name] + 0.25) and live.report(name, fraction, value(fraction)) == "CONTINUE":
+            pass
+    raise AssertionError(f"the population is still at {live.reached}")
+
+
+@pytest.mark.parametrize("scheduler", ["pbt", "pb2"])
+def test_a_population_ends_where_who_goes_ahead_is_worse_than_all_behind(scheduler):
+    """With room for one trial, the first went back to its donor's time at every interval, and no other ever ran."""
+    live = Live(recipe({scheduler: PBT}, trials=4))
+    for number in range(4):
+        live.add(f"t00{number}")
+    in_turn(live, lambda fraction: 1 - fraction)
+    assert set(live.reached.values()) == {1.0}
+    gone = [entry["trial"] for entry in takeovers(live)]
+    assert gone and max(gone.count(name) for name in live.reached) <= 3, "once from each interval"
+    assert not live.resumed().seats.get_live_trials()
+
+
+def test_nobody_takes_over_what_is_no_better():
+    live = Live(recipe({"pbt": PBT}, trials=4))
+    for number in range(4):
+        live.add(f"t00{number}")
+    assert in_turn(live, lambda fraction: 0.4) == 16
+    assert takeovers(live) == []
+
+
 @pytest.mark.parametrize("interval", [0.1, 0.05, 0.3, 1 / 3, 1 / 7])
 def test_every_interval_is_looked_at(interval):
     """In floats 0.3 - 0.2 is less than 0.1."""

@@ -6,6 +6,10 @@ follow from seed, trial and count; a takeover is of what the donor has committed
 `Seats.take_over`, which hands back what the journal has when a sweep is replayed. When a trial of a synchronous population ends
 while the others wait for it, Tune leaves them waiting; `_let_go` does not.
 
+Where trials wait for room, or a metric gets worse with time, Tune's population may never end: of those furthest behind it runs the
+first, and whoever goes ahead is worse than a donor behind it, goes back to the donor's time, and is the first again. Here the one
+that took over least often runs, nobody takes over what is no better, and from any interval a trial goes back once.
+
 Time is in units of the interval. Called by `schedulers.py`.
 """
 
@@ -60,6 +64,7 @@ class Pbt(PopulationBasedTraining):
         )
         self._recipe, self._settings = recipe, settings
         self._keys = mutated_keys(recipe)
+        self._went_back: dict[Seat, float] = {}
 
     def on_trial_add(self, tune_controller: Any, trial: Seat) -> None:
         """A new member of the population."""
@@ -88,17 +93,41 @@ class Pbt(PopulationBasedTraining):
     def _checkpoint_or_exploit(
         self, trial: Seat, tune_controller: Any, upper_quantile: list[Seat], lower_quantile: list[Seat]
     ) -> None:
-        if trial not in lower_quantile:
+        donors = self._donors(trial, upper_quantile) if trial in lower_quantile else []
+        if not donors:
             return
         stream = f"{self._recipe.train.seed}/{trial}/{trial.takeovers}"
-        donor = random.Random(stream).choice(upper_quantile)
+        donor = random.Random(stream).choice(donors)
         taken = tune_controller.take_over(trial, donor, lambda: self._propose(donor, stream))
         if taken is None:
             return
         self._num_perturbations += 1
         mine, theirs = self._trial_state[trial], self._trial_state[taken]
+        if theirs.last_train_time < mine.last_train_time:
+            self._went_back[trial] = mine.last_train_time
         mine.last_perturbation_time, mine.last_train_time = theirs.last_perturbation_time, theirs.last_train_time
         self._took_over(trial, taken)
+
+    def _donors(self, trial: Seat, upper_quantile: Sequence[Seat]) -> list[Seat]:
+        """Those that are better, and behind only where the trial has not gone back from here before."""
+        mine = self._trial_state[trial]
+        may_go_back = mine.last_train_time > self._went_back.get(trial, 0.0)
+        states = ((seat, self._trial_state[seat]) for seat in upper_quantile)
+        return [
+            seat
+            for seat, theirs in states
+            if theirs.last_score > mine.last_score and (may_go_back or theirs.last_train_time >= mine.last_train_time)
+        ]
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Seat | None:
+        """Whoever is furthest behind, and of those whoever has taken over least often."""
+        waiting = [
+            seat
+            for seat in tune_controller.get_trials()
+            if seat.status in (Trial.PENDING, Trial.PAUSED)
+            and not (self._synch and self._trial_state[seat].last_train_time >= self._next_perturbation_sync)
+        ]
+        return min(waiting, key=lambda seat: (self._trial_state[seat].last_train_time, seat.takeovers), default=None)
 
     def _propose(self, donor: Seat, stream: str) -> Point:
         settings = self._recipe.search.scheduler.pbt
