@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from jobs.bench.step_blocks import WORDS, write_samples
 
 Sections = dict[str, Any]
 """Of a recipe: what differs from family to family."""
+Settings = Mapping[str, Any]
+"""What a family's configuration class is given."""
 
 VOCABULARY: Final = 8000
 RATE_HZ: Final = 16000
@@ -79,7 +81,7 @@ def make_tokenizer(own_marks: bool) -> Any:
 
 
 def texts(
-    model_class: str, config_class: str, home: Path, samples: int, own_marks: bool = True, **settings: Any
+    model_class: str, config_class: str, settings: Settings, home: Path, samples: int, own_marks: bool = True
 ) -> Sections:
     """Any family of transformers that reads texts."""
     import transformers
@@ -95,7 +97,7 @@ def text_data(home: Path, samples: int) -> Sections:
     return {"train": str(home / "rows.jsonl"), "max_length": 64}
 
 
-def pictures(model_class: str, config_class: str, home: Path, samples: int, **settings: Any) -> Sections:
+def pictures(model_class: str, config_class: str, settings: Settings, home: Path, samples: int) -> Sections:
     import transformers
 
     source = save(
@@ -104,7 +106,7 @@ def pictures(model_class: str, config_class: str, home: Path, samples: int, **se
     return {"model": {"source": source}, "data": {"train": write_pictures(home / "pictures", samples)}}
 
 
-def picture_processor(settings: dict[str, Any]) -> Any:
+def picture_processor(settings: Settings) -> Any:
     from transformers import ViTImageProcessor
 
     side = settings.get("image_size", PICTURE_PIXELS)
@@ -148,7 +150,7 @@ def masks(home: Path, samples: int) -> Sections:
     return {"model": {"source": source}, "data": {"train": write_rows(home, rows)}}
 
 
-def videos(home: Path, samples: int, **settings: Any) -> Sections:
+def videos(settings: Settings, home: Path, samples: int) -> Sections:
     """VideoMAE on array files of eight frames."""
     import numpy as np
     import transformers
@@ -186,7 +188,7 @@ def write_sounds(home: Path, samples: int) -> Sections:
     return {"train": write_rows(home, rows), "max_seconds": SECONDS[1]}
 
 
-WAVEFORM: Final = {
+WAVEFORM: Final[Settings] = {
     "hidden_size": 192,
     "num_hidden_layers": 4,
     "num_attention_heads": 3,
@@ -278,14 +280,21 @@ def efficientnet_lite(home: Path, samples: int) -> Sections:
     return {"model": {"source": source}, "data": {"train": write_pictures(home / "pictures", samples)}}
 
 
-ENCODER: Final = {
+T5: Final[Settings] = {
+    "d_model": 256,
+    "d_kv": 64,
+    "d_ff": 1024,
+    "num_layers": 3,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
+ENCODER: Final[Settings] = {
     "hidden_size": 256,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "intermediate_size": 1024,
 }
-DECODER: Final = {
-    "own_marks": False,
+DECODER: Final[Settings] = {
     "hidden_size": 256,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
@@ -293,7 +302,7 @@ DECODER: Final = {
     "head_dim": 64,
     "max_position_embeddings": 512,
 }
-BART: Final = {
+BART: Final[Settings] = {
     "d_model": 256,
     "encoder_layers": 3,
     "decoder_layers": 3,
@@ -304,42 +313,32 @@ BART: Final = {
     "decoder_start_token_id": 0,
     "forced_eos_token_id": None,
 }
-VIT: Final = {**ENCODER, "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
+VIT: Final[Settings] = {**ENCODER, "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
 
 FAMILIES: Final[tuple[Family, ...]] = (
-    Family("bert/text-classification", partial(texts, "BertModel", "BertConfig", **ENCODER)),
-    Family("roberta/text-classification", partial(texts, "RobertaModel", "RobertaConfig", **ENCODER)),
+    Family("bert/text-classification", partial(texts, "BertModel", "BertConfig", ENCODER)),
+    Family("roberta/text-classification", partial(texts, "RobertaModel", "RobertaConfig", ENCODER)),
     Family(
         "distilbert/text-classification",
-        partial(texts, "DistilBertModel", "DistilBertConfig", dim=256, n_layers=4, n_heads=4, hidden_dim=1024),
-    ),
-    Family("bert/masked-language-modeling", partial(texts, "BertForMaskedLM", "BertConfig", **ENCODER)),
-    Family(
-        "t5/summarization",
         partial(
-            texts,
-            "T5ForConditionalGeneration",
-            "T5Config",
-            d_model=256,
-            d_kv=64,
-            d_ff=1024,
-            num_layers=3,
-            num_heads=4,
-            decoder_start_token_id=0,
+            texts, "DistilBertModel", "DistilBertConfig", {"dim": 256, "n_layers": 4, "n_heads": 4, "hidden_dim": 1024}
         ),
-        8,
     ),
-    Family("bart/summarization", partial(texts, "BartForConditionalGeneration", "BartConfig", **BART), 8),
-    Family("marian/translation", partial(texts, "MarianMTModel", "MarianConfig", **BART), 8),
+    Family("bert/masked-language-modeling", partial(texts, "BertForMaskedLM", "BertConfig", ENCODER)),
+    Family("t5/summarization", partial(texts, "T5ForConditionalGeneration", "T5Config", T5), 8),
+    Family("bart/summarization", partial(texts, "BartForConditionalGeneration", "BartConfig", BART), 8),
+    Family("marian/translation", partial(texts, "MarianMTModel", "MarianConfig", BART), 8),
     Family(
         "gpt2/text-generation",
-        partial(texts, "GPT2Model", "GPT2Config", own_marks=False, n_embd=256, n_layer=4, n_head=4),
+        partial(texts, "GPT2Model", "GPT2Config", {"n_embd": 256, "n_layer": 4, "n_head": 4}, own_marks=False),
     ),
     Family(
-        "llama/text-generation", partial(texts, "LlamaForCausalLM", "LlamaConfig", intermediate_size=704, **DECODER)
+        "llama/text-generation",
+        partial(texts, "LlamaForCausalLM", "LlamaConfig", {**DECODER, "intermediate_size": 704}, own_marks=False),
     ),
     Family(
-        "qwen3/text-generation", partial(texts, "Qwen3ForCausalLM", "Qwen3Config", intermediate_size=768, **DECODER)
+        "qwen3/text-generation",
+        partial(texts, "Qwen3ForCausalLM", "Qwen3Config", {**DECODER, "intermediate_size": 768}, own_marks=False),
     ),
     Family(
         "gpt-oss/text-generation",
@@ -347,14 +346,14 @@ FAMILIES: Final[tuple[Family, ...]] = (
             texts,
             "GptOssForCausalLM",
             "GptOssConfig",
-            intermediate_size=256,
-            num_local_experts=8,
-            num_experts_per_tok=2,
-            **DECODER,
+            {**DECODER, "intermediate_size": 256, "num_local_experts": 8, "num_experts_per_tok": 2},
+            own_marks=False,
         ),
     ),
     Family(
-        "vit/image-classification", partial(pictures, "ViTModel", "ViTConfig", image_size=128, patch_size=16, **VIT), 16
+        "vit/image-classification",
+        partial(pictures, "ViTModel", "ViTConfig", {**VIT, "image_size": 128, "patch_size": 16}),
+        16,
     ),
     Family(
         "resnet/image-classification",
@@ -362,16 +361,15 @@ FAMILIES: Final[tuple[Family, ...]] = (
             pictures,
             "ResNetModel",
             "ResNetConfig",
-            embedding_size=32,
-            hidden_sizes=[32, 64, 128, 256],
-            depths=[2, 2, 2, 2],
-            layer_type="basic",
+            {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [2, 2, 2, 2], "layer_type": "basic"},
         ),
         8,
     ),
     Family(
         "convnext/image-classification",
-        partial(pictures, "ConvNextModel", "ConvNextConfig", hidden_sizes=[32, 64, 128, 256], depths=[2, 2, 4, 2]),
+        partial(
+            pictures, "ConvNextModel", "ConvNextConfig", {"hidden_sizes": [32, 64, 128, 256], "depths": [2, 2, 4, 2]}
+        ),
         8,
     ),
     Family(
@@ -380,16 +378,14 @@ FAMILIES: Final[tuple[Family, ...]] = (
             pictures,
             "SwinModel",
             "SwinConfig",
-            image_size=112,
-            embed_dim=48,
-            depths=[2, 2, 2],
-            num_heads=[2, 4, 8],
-            window_size=7,
+            {"image_size": 112, "embed_dim": 48, "depths": [2, 2, 2], "num_heads": [2, 4, 8], "window_size": 7},
         ),
         8,
     ),
     Family("segformer/image-segmentation", masks, 8),
-    Family("videomae/video-classification", partial(videos, image_size=64, patch_size=16, num_frames=8, **VIT)),
+    Family(
+        "videomae/video-classification", partial(videos, {**VIT, "image_size": 64, "patch_size": 16, "num_frames": 8})
+    ),
     Family("wav2vec2/speech-recognition", partial(waveforms, "Wav2Vec2Model", "Wav2Vec2Config"), 4),
     Family("hubert/speech-recognition", partial(waveforms, "HubertModel", "HubertConfig"), 4),
     Family("whisper/speech-recognition", whisper, 4),

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 
 from jobs.bench.checkpoint.account import Usage
 from jobs.bench.checkpoint.model import Trained
@@ -117,10 +117,12 @@ class Peers:
         options = fsspec_options(place)
 
         def save() -> None:
-            dcp.save(state_of(trained), storage_writer=FsspecWriter(place, **options), no_dist=False)
+            writer = FsspecWriter(place, **options)
+            state_dict_saver.save(state_of(trained), storage_writer=writer, no_dist=False)
 
         def restore() -> None:
-            dcp.load(state_of(trained), storage_reader=FsspecReader(place, **options), no_dist=False)
+            reader = FsspecReader(place, **options)
+            state_dict_loader.load(state_of(trained), storage_reader=reader, no_dist=False)
 
         return save, restore
 
@@ -158,10 +160,12 @@ class Peers:
             return filed
 
         def save() -> None:
-            dcp.save(state_of(trained), storage_writer=reach(S3StorageWriter(region, place)), no_dist=False)
+            writer = reach(S3StorageWriter(region, place))
+            state_dict_saver.save(state_of(trained), storage_writer=writer, no_dist=False)
 
         def restore() -> None:
-            dcp.load(state_of(trained), storage_reader=reach(S3StorageReader(region, place)), no_dist=False)
+            reader = reach(S3StorageReader(region, place))
+            state_dict_loader.load(state_of(trained), storage_reader=reader, no_dist=False)
 
         return save, restore
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
 import torch
@@ -21,13 +21,16 @@ from jobs.bench.checkpoint.raw import HostCopy, client_put, raw_client, raw_conn
 from tlcore.checkpoint.plan import CHUNK_BYTES
 from tlcore.train.saving import writer_settings
 
+if TYPE_CHECKING:
+    from jobs.bench.checkpoint.peers import Peers
+
 
 class Rank:
     """Everything this rank holds between operations. `settings`: url, width."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._url, self._width, self._scratch = settings["url"], settings["width"], Path(settings["scratch"])
-        self._peers: Any = None
+        self._peers: Peers | None = None
         self._client: Any = None
         self._trained: dict[str, Trained] = {}
         self._ours: dict[str, Ours] = {}

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,8 @@ class Bench:
         self._saved = {}  # retention has deleted it by now
 
     def _steps(self) -> int:
-        return max(2, round(self.plan.interval_s / self.counts["step_s"]))
+        step_s: float = self.counts["step_s"]
+        return max(2, round(self.plan.interval_s / step_s))
 
     def restore(self) -> None:
         """Restore on the ranks that saved, beside raw ranged GET with and without SHA-256."""
@@ -259,7 +261,7 @@ class Bench:
         ranks.ask("restore", model=model, **at)
         self._same_state(group, model)
         ranks.ask("raw_get", model=model, hashed=True, **at)
-        self.rounds(*(lambda name=name: one(name) for name in names))  # type: ignore[misc]
+        self.rounds(*(partial(one, name) for name in names))
 
     def _same_state(self, group: str, model: str) -> None:
         """Restored state has the sum of the saved one, or the bench measures nothing. Raises BenchFailed."""
@@ -335,7 +337,7 @@ class Bench:
 
         for name in {"ray" if peer.startswith("ray_") else "pair" for peer in self.plan.peers} - {"pair"}:
             self._build(name, MODEL, 2)
-        peers = [lambda peer=peer: self._peer(peer) for peer in self.plan.peers]  # type: ignore[misc]
+        peers = [partial(self._peer, peer) for peer in self.plan.peers]
         self.rounds(raw, ours, *peers, count=self.plan.peer_rounds)
 
     def _peer(self, peer: str) -> None:

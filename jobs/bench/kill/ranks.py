@@ -232,7 +232,7 @@ class LiveState:
             Interval(row.parameter, row.state, row.start, torch.empty(row.end - row.start, dtype=_dtype(row.dtype)))
             for row in kill_state.rows_of(rank, life.world_size)
         ]
-        self.pieces: list[Piece] = [to_piece(each, immutable=each.state == "frozen") for each in self._intervals]
+        self.pieces = [_host_piece(each) for each in self._intervals]
         for piece in self.pieces:
             piece.data[:] = kill_state.content(piece.row, life.trial, life.number, 0)
 
@@ -250,6 +250,13 @@ class LiveState:
         life, trial = parent.scalars["life"], self._life.trial
         faults = [kill_state.wrong_bytes(each.row, each.data, trial, life, parent.step) for each in self.pieces]
         return next(filter(None, faults), "")
+
+
+def _host_piece(interval: Interval) -> Piece:
+    """As training makes it; of a tensor in host memory it is always a `Piece`, whose bytes can be written."""
+    piece = to_piece(interval, immutable=interval.state == "frozen")
+    assert isinstance(piece, Piece), f"{interval.parameter}/{interval.state} is not in host memory"
+    return piece
 
 
 def run_gc(url: str, wire: Connection) -> None:

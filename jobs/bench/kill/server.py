@@ -103,10 +103,14 @@ def start(target: Callable[..., None] | str, *arguments: Any) -> Victim:
 
 
 def _run(target: Callable[..., None] | str, *arguments: Any) -> None:
-    if isinstance(target, str):
-        module, _, name = target.partition(":")
-        target = getattr(importlib.import_module(module), name)
-    target(*arguments)
+    function = _imported(target) if isinstance(target, str) else target
+    function(*arguments)
+
+
+def _imported(name: str) -> Callable[..., None]:
+    module, _, function = name.partition(":")
+    found: Callable[..., None] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def hear(victims: Sequence[Victim], timeout_s: float) -> None:

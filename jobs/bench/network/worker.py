@@ -20,10 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.storage import StorageReader, StorageWriter
 
 _PARAMETER_BYTES = 8_000_000
 _FILES = 4
@@ -103,53 +106,60 @@ class TorchSave:
             data[:] = loaded[name].numpy()
 
 
-class Dcp:
-    def __init__(self, state: Arrays, asked: Mapping[str, Any]) -> None:
+class Distributed:
+    """torch DCP through any writer and reader."""
+
+    def __init__(self, state: Arrays, writer: StorageWriter, reader: StorageReader) -> None:
         import torch
-        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
         self._tensors = {name: torch.from_numpy(data) for name, data in state.items()}
-        options = _s3fs_options(asked)
-        path = f"{asked['url']}/dcp"
-        self._writer = FsspecWriter(
-            path, single_file_per_rank=False, thread_count=asked["connections"], sync_files=False, **options
-        )
-        self._reader = FsspecReader(path, **options)
+        self._writer, self._reader = writer, reader
 
     def save(self) -> None:
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict_saver import save
 
-        dcp.save(self._tensors, storage_writer=self._writer, no_dist=True)
+        save(self._tensors, storage_writer=self._writer, no_dist=True)
 
     def restore(self) -> None:
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict_loader import load
 
-        dcp.load(self._tensors, storage_reader=self._reader, no_dist=True)
+        load(self._tensors, storage_reader=self._reader, no_dist=True)
 
 
-class S3Torch(Dcp):
+class Dcp(Distributed):
     def __init__(self, state: Arrays, asked: Mapping[str, Any]) -> None:
-        import torch
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+
+        options = _s3fs_options(asked)
+        path = f"{asked['url']}/dcp"
+        writer = FsspecWriter(
+            path, single_file_per_rank=False, thread_count=asked["connections"], sync_files=False, **options
+        )
+        super().__init__(state, writer, FsspecReader(path, **options))
+
+
+class S3Torch(Distributed):
+    def __init__(self, state: Arrays, asked: Mapping[str, Any]) -> None:
         from s3torchconnector import S3ClientConfig, S3ReaderConstructor
         from s3torchconnector._s3client import S3Client
         from s3torchconnector._user_agent import UserAgent
         from s3torchconnector.dcp import S3StorageReader, S3StorageWriter
         from s3torchconnector.dcp.s3_file_system import S3FileSystem
 
-        self._tensors = {name: torch.from_numpy(data) for name, data in state.items()}
         region, path = os.environ["AWS_REGION"], f"{asked['url']}/s3torch/"
         config = S3ClientConfig(force_path_style=True)
         # Its writer takes no endpoint, only its client does; the file system is therefore replaced by an equal one.
         client = S3Client(
             region=region, endpoint=os.environ["AWS_ENDPOINT_URL"], user_agent=UserAgent(), s3client_config=config
         )
-        self._writer = S3StorageWriter(
+        writer = S3StorageWriter(
             region, path, s3client_config=config, thread_count=asked["connections"], single_file_per_rank=False
         )
-        self._writer.fs = S3FileSystem(region, s3_client=client)
+        writer.fs = S3FileSystem(region, s3_client=client)
         reads = S3ReaderConstructor.dcp_optimized()
-        self._reader = S3StorageReader(region, path, s3client_config=config, reader_constructor=reads)
-        self._reader.fs = S3FileSystem(region, s3_client=client, reader_constructor=reads)
+        reader = S3StorageReader(region, path, s3client_config=config, reader_constructor=reads)
+        reader.fs = S3FileSystem(region, s3_client=client, reader_constructor=reads)
+        super().__init__(state, writer, reader)
 
 
 class PyArrow:
@@ -186,7 +196,7 @@ class PyArrow:
         for part in range(_FILES):
             with (target / f"part-{part}.bin").open("rb") as file:
                 for name in names[part::_FILES]:
-                    file.readinto(self._state[name].data)  # type: ignore[attr-defined]
+                    file.readinto(self._state[name].data)
 
     def _copy(self, source: str, target: str, at: Any, to: Any) -> None:
         from pyarrow.fs import copy_files

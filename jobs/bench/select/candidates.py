@@ -81,11 +81,11 @@ def fine_tune(recipe: Recipe, seed: int, name: str) -> float:
 
 def tuned(home: Path, recipe: Recipe) -> str:
     """Trained by this recipe and exported, as `tlcore train` and `tlcore export` do; the source it is now."""
-    from tlcore.train.offline import TrainedModel
+    from tlcore.train.export import export_checkpoint
 
     session = open_session(recipe)
     while session.step < session.total_steps:
         session.train_step()
     saved = session.save()
     session.close()
-    return str(TrainedModel(str(saved)).export(home))
+    return export_checkpoint(str(saved), str(home))

@@ -12,7 +12,7 @@ Owns how each is made. The photos come as `jobs.prepare_photos` cuts them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Final
@@ -74,7 +74,7 @@ def recipe_of(home: Path, source: str, epochs: int, folder: str = "photos") -> R
 def make(home: Path, without: frozenset[str]) -> dict[str, str]:
     """Name -> source, below `home / "sources"`."""
     whole = str(home / "photos" / prepare_photos.MODEL_FOLDER)
-    kinds = {
+    kinds: dict[str, Callable[[], Any]] = {
         "lite0-5": lambda: _first(whole, 5),
         "lite0-3": lambda: _first(whole, 3),
         "lite0-grey": lambda: _grey(whole),

@@ -22,6 +22,7 @@ from typing import Any
 from unittest import mock
 
 import psutil
+from typing_extensions import Buffer
 
 from tlcore.recipe import Recipe, apply_point, recipe_from_dict, report_fractions
 from tlcore.storage.base import ObjectStore
@@ -81,7 +82,7 @@ class CountingStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: Buffer) -> bool:
         """The journal's request."""
         self.requests["put_if_absent"] += 1
         began, cpu = time.perf_counter(), time.thread_time()
