@@ -97,17 +97,26 @@ def test_what_is_left_after_whole_rounds_of_connections_is_cut_in_quarters(drawn
     whole, cut = plan_chunks(rows, immutable, CHUNK), plan_chunks(rows, immutable, CHUNK, connections)
     before, after = ([chunk for chunk in chunks if not chunk.immutable] for chunks in (whole, cut))
     assert [chunk for chunk in whole if chunk.immutable] == [chunk for chunk in cut if chunk.immutable]
-    left = len(before) % connections if len(before) > connections else 0
+    left = len(before) % connections
+    left = left if 24 * left <= len(before) else 0
     assert after[: len(before) - left] == [before[number] for number in sorted(in_order(before)[: len(before) - left])]
     assert all(chunk.size_bytes <= CHUNK // 4 for chunk in after[len(before) - left :])
     assert sum(chunk.size_bytes for chunk in after) == sum(chunk.size_bytes for chunk in before)
 
 
+def sizes(count, connections):
+    rows = [Row(f"p{i}", "fp32", 0, CHUNK // 4, "float32") for i in range(count)]
+    return [chunk.size_bytes for chunk in plan_chunks(rows, [False] * count, CHUNK, connections)]
+
+
 def test_quarters_share_the_connections_at_the_end():
-    """Ten like chunks on eight connections: two full rounds take as long as one round and half of one."""
-    rows = [Row(f"p{i}", "fp32", 0, CHUNK // 4, "float32") for i in range(10)]
-    sizes = [chunk.size_bytes for chunk in plan_chunks(rows, [False] * 10, CHUNK, 8)]
-    assert sizes == [CHUNK] * 8 + [CHUNK // 4] * 8
+    """Fifty like chunks on eight connections: two full rounds after the sixth take as long as half a round."""
+    assert sizes(50, 8) == [CHUNK] * 48 + [CHUNK // 4] * 8
+
+
+@pytest.mark.parametrize(("count", "connections"), [(48, 8), (10, 8), (27, 16), (5, 8), (0, 8)])
+def test_nothing_is_cut_where_that_is_an_eighth_more_requests_or_for_nothing(count, connections):
+    assert sizes(count, connections) == [CHUNK] * count
 
 
 @given(rows_of, st.integers(0, 5))

@@ -12,7 +12,9 @@ runs of packs to any number of ranks and every topology still produces the same 
 
 With N connections, all chunks but the last few go N at a time, and while those few go the other connections stand idle: of
 186 chunks on eight, 3 % of the save. So the remainder, what is left of the changing chunks after whole rounds, is cut in quarters,
-which the connections share. Quarters of the grid, so that a cut still lies in one cell of it.
+which the connections share. Quarters of the grid, so that a cut still lies in one cell of it. A request costs its sender 2 ms of
+processor, and who restores another one: with 27 chunks of a rank on 16 connections, quarters took 1.38 CPU-s/GB for 1.21, and
+restores 0.80 of raw GET for 0.87. So it is done where it makes at most an eighth more requests.
 
 Chunks are 16 MiB: large enough that a request's fixed cost is small (20 ms of round trip is 6 % at 50 MB/s per
 connection), small enough that a quarter of a gigabyte keeps sixteen connections busy and that hashing is ahead of
@@ -33,6 +35,7 @@ CHUNK_BYTES = 16 * MIB
 CUT_LEAF_BYTES = 256 << 10
 PACK_LEAF_BYTES = 32 << 10
 QUARTERS = 4
+MORE_REQUESTS = 1 / 8
 _ALIGNED = 16
 
 
@@ -76,8 +79,9 @@ def plan_chunks(
     for index, row in enumerate(rows):
         cuts[immutable[index]].extend(_cuts(row, index, chunk_bytes))
     changing = _chunks(cuts[False], False, chunk_bytes)
-    if connections and len(changing) > connections and chunk_bytes % (QUARTERS * _ALIGNED) == 0:
-        changing = _with_last_in_quarters(changing, chunk_bytes // QUARTERS, len(changing) % connections)
+    left = len(changing) % connections if connections else 0
+    if (QUARTERS - 1) * left <= MORE_REQUESTS * len(changing) and chunk_bytes % (QUARTERS * _ALIGNED) == 0:
+        changing = _with_last_in_quarters(changing, chunk_bytes // QUARTERS, left)
     return (*changing, *_chunks(cuts[True], True, chunk_bytes))
 
 
