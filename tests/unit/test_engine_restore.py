@@ -10,7 +10,7 @@ import pytest
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 
-from tlcore.engine.restore import optimizer_steps, scaler_state, set_optimizer_steps, set_scaler_state
+from tlcore.engine.restore import optimizer_steps, prime_optimizer, scaler_state, set_optimizer_steps, set_scaler_state
 from tlcore.engine.state import trained_intervals
 
 pytestmark = pytest.mark.unit
@@ -56,6 +56,20 @@ def test_each_groups_steps_are_read_and_set() -> None:
     set_optimizer_steps(engine, 0, lambda names: 1 if names == ("logit_scale",) else 4)
     assert optimizer_steps(engine, 0) == (4, {"logit_scale": 1})
     assert optimizer_steps(stepped(torch.optim.SGD, momentum=0.9), 0) == (0, {})
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_state_is_made_where_there_is_none_and_left_where_it_is(steps: int) -> None:
+    """A restore onto an engine that has trained stepped over the whole state, only to overwrite it."""
+    engine = stepped(torch.optim.AdamW, steps)
+    before = {name: parameter.detach().clone() for name, parameter in engine.module.named_parameters()}
+    taken: list[int] = []
+    engine.optimizer.register_step_post_hook(lambda *_: taken.append(1))
+    prime_optimizer(engine, 0)
+    assert len(taken) == (steps == 0)
+    assert all(engine.optimizer.state[each]["exp_avg"].any() == (steps > 0) for each in engine.module.parameters())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in engine.module.named_parameters())
+    assert {group["lr"] for group in engine.optimizer.param_groups} == {0.1}
 
 
 def scaled_by(scaler: Any) -> Any:

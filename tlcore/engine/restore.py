@@ -29,8 +29,11 @@ def base_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 def prime_optimizer(engine: Any, stage: int) -> None:
     """Give the optimizer its state tensors, empty, without changing anything: one step with zero gradients at rate 0 and without
-    weight decay, which Adam, SGD and Adagrad would take for a gradient."""
+    weight decay, which Adam, SGD and Adagrad would take for a gradient. Those that are all there stay as they are: the step is
+    a pass over the whole state, and what is restored overwrites it."""
     inner = base_optimizer(engine)
+    if all(inner.state.get(each) for each in _stepped(engine, stage, inner)):
+        return
     held = {name: [group.get(name) for group in inner.param_groups] for name in ("lr", "weight_decay")}
     for group in inner.param_groups:
         group.update({name: 0.0 for name in held if name in group})
@@ -48,9 +51,15 @@ def _zero_gradient_step(engine: Any, stage: int, inner: torch.optim.Optimizer) -
             with _zero_gradient(flat):
                 zero._optimizer_step(index)
         return
-    parameters = [each for group in inner.param_groups for each in group["params"] if each.requires_grad]
-    with _zero_gradient(*parameters):
+    with _zero_gradient(*_stepped(engine, stage, inner)):
         inner.step()
+
+
+def _stepped(engine: Any, stage: int, inner: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """What the optimizer keeps state for on this rank: parameters, or the partitions that stand for them."""
+    if stage > 0:
+        return flat_partitions(engine, stage)
+    return [each for group in inner.param_groups for each in group["params"] if each.requires_grad]
 
 
 class _zero_gradient:
