@@ -12,8 +12,8 @@ runs of packs to any number of ranks and every topology still produces the same 
 
 With N connections, all chunks but the last few go N at a time, and while those few go the other connections stand idle: of
 186 chunks on eight, 3 % of the save. So the remainder, what is left of the changing chunks after whole rounds, is cut in quarters,
-which the connections share. Quarters of the grid, so that a cut still lies in one cell of it. A request costs its sender 2 ms of
-processor, and who restores another one: with 27 chunks of a rank on 16 connections, quarters took 1.38 CPU-s/GB for 1.21, and
+which the connections share. Quarters of the grid, so that a cut still lies in one cell of it. Each costs one more
+request to send and another to restore: with 27 chunks of a rank on 16 connections, quarters took 1.38 CPU-s/GB for 1.21, and
 restores 0.80 of raw GET for 0.87. So it is done where it makes at most an eighth more requests.
 
 Chunks are 16 MiB: large enough that a request's fixed cost is small (20 ms of round trip is 6 % at 50 MB/s per

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Group = dict[str, Any]
+from tlcore.engine.own_optimizers import ByGroup, Group
 
 _MOMENTUM: Final = 0.95
 _COEFFICIENTS: Final = (3.4445, -4.7750, 2.0315)
@@ -123,7 +123,7 @@ def _scale(rows: int, columns: int) -> float:
     return 0.2 * math.sqrt(max(rows, columns))
 
 
-class MuonWithAdamW(torch.optim.Optimizer):
+class MuonWithAdamW(ByGroup):
     """Muon (Jordan et al. 2024) for the groups that say `muon`, AdamW for the others, at one learning rate.
 
     Muon's update is scaled to the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv:2502.16982), so rate
@@ -142,22 +142,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         """Where the parts of the matrices are, once a ZeRO stage has cut them."""
         self._exchange = exchange
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both, over the groups as they are now: DeepSpeed steps them one by one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            if group["muon"]:
-                for each in group["params"]:
-                    if each.grad is not None:
-                        self._step(group, each, each.grad)
-        if self._adamw is not None:
-            self._adamw.param_groups = [group for group in self.param_groups if not group["muon"]]
+    def _update(self, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        if group["muon"]:
+            for weights, gradient in zip(parameters, gradients, strict=True):
+                self._step(group, weights, gradient)
+        elif self._adamw is not None:
+            self._adamw.param_groups = [group]
             self._adamw.step()
-        return loss
 
     def _step(self, group: Group, weights: Tensor, gradient: Tensor) -> None:
         state = self.state[weights]

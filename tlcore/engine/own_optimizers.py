@@ -1,7 +1,8 @@
 """Optimizers that torch does not have, or has in a form that ZeRO cannot shard: Lion and Adagrad (Muon is in `muon.py`).
 
-Owns their steps. Called by `optimizer.py`. All make their state at the first step, on whatever tensors the groups then hold: the
-model's parameters, or the flat partitions that DeepSpeed puts in their place.
+Owns their steps, and the walk over groups that all of these share. Called by `optimizer.py` and `muon.py`. All make their state at
+the first step, on whatever tensors the groups then hold: the model's parameters, or the flat partitions that DeepSpeed puts in
+their place.
 
 DeepSpeed's Lion kernels (`FusedLion`, `DeepSpeedCPULion`) compile C++ or CUDA at first use and keep hidden state; torch has none.
 """
@@ -17,7 +18,7 @@ from torch.optim.adagrad import adagrad
 Group = dict[str, Any]
 
 
-class _Stateless(torch.optim.Optimizer):
+class ByGroup(torch.optim.Optimizer):
     """An optimizer whose `_update` gets one group's parameters and their gradients."""
 
     @torch.no_grad()
@@ -37,7 +38,7 @@ class _Stateless(torch.optim.Optimizer):
         raise NotImplementedError
 
 
-class Lion(_Stateless):
+class Lion(ByGroup):
     """EvoLved Sign Momentum (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", arXiv:2302.06675, program 1).
 
     The update is the sign of an interpolation between momentum and gradient, with decoupled weight decay. Half of Adam's state. The
@@ -61,7 +62,7 @@ class Lion(_Stateless):
         torch._foreach_lerp_(momenta, gradients, 1 - beta2)
 
 
-class Adagrad(_Stateless):
+class Adagrad(ByGroup):
     """Adagrad (Duchi et al. 2011) over torch's own kernel.
 
     Not `torch.optim.Adagrad`: that makes its state in the constructor, whole on every rank, and DeepSpeed, which knows it by its
