@@ -143,12 +143,8 @@ def of_torchvision(network: str, **settings: Any) -> Callable[[], tuple[Any, str
 
 
 def segmentation(home: Path) -> dict[str, Any]:
-    """Segformer on pictures whose upper or lower half is coloured: the colour is the class, all else is class 0."""
-    import json
-
-    import numpy as np
+    """Segformer: the colour is the class, all else is class 0."""
     import transformers
-    from PIL import Image
 
     config = transformers.SegformerConfig(
         depths=[1, 1, 1, 1],
@@ -162,6 +158,16 @@ def segmentation(home: Path) -> dict[str, Any]:
     )
     processor = transformers.SegformerImageProcessor(size={"height": SIDE, "width": SIDE})
     source = save(home / "model", config, "SegformerModel", processor)
+    return {"model": {"source": source}, "data": {"train": masked_pictures(home), "augment": True}}
+
+
+def masked_pictures(home: Path) -> str:
+    """A table of pictures whose upper or lower half is coloured, and of their masks."""
+    import json
+
+    import numpy as np
+    from PIL import Image
+
     rows = []
     for number in range(SAMPLES):
         whole = picture(number, number % 2)
@@ -172,7 +178,7 @@ def segmentation(home: Path) -> dict[str, Any]:
         Image.fromarray(mask).save(home / f"{number}-mask.png")
         rows.append({"image": f"{number}.png", "mask": f"{number}-mask.png"})
     (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"model": {"source": source}, "data": {"train": str(home / "rows.jsonl"), "augment": True}}
+    return str(home / "rows.jsonl")
 
 
 def boxed_pictures(home: Path) -> str:

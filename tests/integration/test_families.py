@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 from rank_server import start
 
-from tests.families import images, own, speech, text
+from tests.families import backbones, images, own, speech, text
 from tlcore.recipe.task_table import TASK_TABLE
 from tlcore.tasks.families import FAMILIES
 
 pytestmark = pytest.mark.integration
 
-MODALITIES = {"text": text.MAKERS, "image": images.MAKERS, "speech": speech.MAKERS, "own": own.MAKERS}
+MODALITIES = {
+    "text": text.MAKERS,
+    "image": images.MAKERS,
+    "backbone": backbones.MAKERS,
+    "speech": speech.MAKERS,
+    "own": own.MAKERS,
+}
 MAKERS = {name: maker for makers in MODALITIES.values() for name, maker in makers.items()}
 WORKING = [family.name for family in FAMILIES if not family.lacks]
 LONG = {
@@ -26,6 +32,7 @@ LONG = {
     *("torchvision-resnet/image-classification", "torchvision-efficientnet/image-classification"),
     *("llava/image-text-to-text", "yolos/object-detection", "whisper/speech-translation"),
     *("hubert/audio-classification", "wav2vec2/speech-recognition"),
+    *(set(backbones.MAKERS) - {"efficientnet-lite/object-detection", "torchvision-mobilenet_v2/image-segmentation"}),
 }
 """What has no small form (VGG: 129 million parameters), and those that go the same way as another one that stays in `make test`."""
 

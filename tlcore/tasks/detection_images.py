@@ -1,7 +1,8 @@
 """Pictures and their boxes as detectors take them.
 
-Owns bringing both to one square: the picture keeps its sides' ratio, fills the square's upper left and is followed by nothing; and
-the random variations of training pictures with their boxes. Called by `object_detection.py`.
+Owns bringing both to one square: the picture keeps its sides' ratio, fills the square's upper left and is followed by nothing,
+also where the source is a classifier, which crops; and the random variations of training pictures with their boxes. Called by
+`object_detection.py`.
 
 Shapes: S the square's side, M objects of a picture.
 """
@@ -43,6 +44,9 @@ class DetectionImages:
         """As it is exported, so that it does the same to a picture. Raises ModelError."""
         processor = self._source.load_preprocessor("AutoImageProcessor")
         own = dict(processor.size)
+        if not hasattr(processor, "post_process_object_detection"):
+            own = dict(getattr(processor, "crop_size", None) or own)
+            processor = _for_boxes(processor)
         side = max(own.values()) if self._wanted == "auto" else self._wanted
         processor.size = {"max_height": side, "max_width": side}
         processor.do_pad, processor.pad_size = True, {"height": side, "width": side}
@@ -82,6 +86,14 @@ class DetectionImages:
             "pixel_values": torch.zeros(samples, 3, side, side),
             "pixel_mask": torch.ones(samples, side, side, dtype=torch.int64),
         }
+
+
+def _for_boxes(processor: Any) -> Any:
+    """A detector's processor with the values that a classifier's gives its pictures."""
+    from transformers import YolosImageProcessor
+
+    kept = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
+    return YolosImageProcessor(**{name: getattr(processor, name) for name in kept if hasattr(processor, name)})
 
 
 def vary(pixels: Tensor, boxes: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What detectors give and how they are taught: transformers' DETR kind, and YOLOX.
+"""What detectors give and how they are taught: transformers' DETR kind, and YOLOX with whatever backbone.
 
 Owns the two ways from a batch to boxes and to the loss of each picture; `detector_of` tells them apart by the configuration. Called
 by `object_detection.py`. Losses are such that their mean by weight does not depend on how pictures are spread over ranks and
@@ -81,7 +81,7 @@ class Detr:
 
 
 class Yolox:
-    """Ge et al. 2021, arXiv:2107.08430, as in `models/families/yolo.py`."""
+    """Ge et al. 2021, arXiv:2107.08430, as in `models/families/yolo.py`, and its heads on other networks (`dense.py` there)."""
 
     multiple = 32
     by_objects = True
@@ -117,7 +117,7 @@ class Yolox:
 
 _KINDS: Final[dict[str, type[Detr] | type[Yolox]]] = {
     **dict.fromkeys(("detr", "yolos", "table-transformer"), Detr),
-    "tlcore-yolox": Yolox,
+    **dict.fromkeys(("tlcore-yolox", "tlcore-torchvision", "tlcore-efficientnet-lite"), Yolox),
 }
 """By `model_type`. RT-DETR, Deformable DETR and their kin judge each class by itself, and learn by other losses."""
 
@@ -127,7 +127,7 @@ def detector_of(config: Any) -> Detector:
     if config.model_type not in _KINDS:
         raise ModelError(
             f"a model of type {config.model_type!r} is no detector that can be trained here",
-            hint=f"take one of type {', '.join(_KINDS)}",
+            hint=f"take one of type {', '.join(_KINDS)}: of torchvision's classifiers such as torchvision:resnet50 one is made",
         )
     return _KINDS[config.model_type]()
 

@@ -16,6 +16,9 @@ _CLOSED: Final = "its weights are not public; open ones of its kind: gpt-oss for
 _COPYLEFT: Final = "its code is under the AGPL; yolox, yolos and detr are free"
 
 
+_BACKBONES: Final = ("torchvision-mobilenet_v2", "torchvision-resnet", "torchvision-efficientnet", "torchvision-vgg")
+
+
 @dataclass(frozen=True)
 class Family:
     """`id` is the family's name and `task` the recipe's; `source`: whose code the model is; `lacks`: why it does not work, empty
@@ -57,18 +60,21 @@ FAMILIES: Final[tuple[Family, ...]] = (
     Family("convnext", "image-classification"),
     Family("swin", "image-classification"),
     Family("efficientnet", "image-classification"),
-    Family("torchvision-mobilenet_v2", "image-classification", "torchvision"),
-    Family("torchvision-resnet", "image-classification", "torchvision"),
-    Family("torchvision-efficientnet", "image-classification", "torchvision"),
-    Family("torchvision-vgg", "image-classification", "torchvision"),
+    *(Family(name, "image-classification", "torchvision") for name in _BACKBONES),
     Family("resnet", "image-embedding"),
     Family("resnet", "anomaly-detection"),
     Family("videomae", "video-classification"),
     Family("llava", "image-text-to-text"),
     Family("idefics3", "image-text-to-text"),
     Family("segformer", "image-segmentation"),
+    Family("mobilenet_v2", "image-segmentation"),
+    Family("upernet", "image-segmentation"),
+    *(Family(name, "image-segmentation", "torchvision") for name in _BACKBONES),
+    Family("efficientnet-lite", "image-segmentation", "tlcore"),
     Family("yolos", "object-detection"),
     Family("detr", "object-detection"),
+    *(Family(name, "object-detection", "torchvision") for name in _BACKBONES),
+    Family("efficientnet-lite", "object-detection", "tlcore"),
     Family("yolov8", "object-detection", "Ultralytics", _COPYLEFT),
     Family("elmo", "text-classification", "tlcore"),
     Family("transfo-xl", "text-generation", "tlcore"),

@@ -161,11 +161,14 @@ class ImageSegmentation(ModelTask[MediaRows]):
 
     def _config(self) -> Any:
         names = self._names
-        return self._source.load_config(
+        config = self._source.load_config(
             num_labels=len(names),
             id2label=dict(enumerate(names)),
             label2id={name: index for index, name in enumerate(names)},
         )
+        if hasattr(config, "use_auxiliary_head"):
+            config.use_auxiliary_head = False  # UPerNet's second head, which no answer comes from
+        return config
 
     def _answer(self, mask: npt.NDArray[np.uint8]) -> dict[str, Any]:
         """The share of each class that occurs, and the mask as a PNG file in base64, both of the picture's own size."""

@@ -1,19 +1,31 @@
 """The parts of a model that transfer strategies speak of, found from the model itself.
 
 Owns where the blocks, the head and what lies between are. No names of families: blocks are the longest list of like modules (of
-the encoder and of the decoder, in a model that has both; of the language model, in one that sees or hears beside it), the head is
-what the pre-trained source does not carry or what lies outside the backbone. Called by `strategies.py`.
+the encoder and of the decoder, in a model that has both; of the language model, in one that sees or hears beside it), or those that
+the backbone names; the head is what the pre-trained source does not carry or what lies outside the backbone. Called by
+`strategies.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 from tlcore.models import new_parameters
+
+Block = tuple[str, ...]
+"""Names of the modules of one block: mostly one."""
+
+
+@runtime_checkable
+class Blocked(Protocol):
+    """A module whose blocks are no elements of one list."""
+
+    def blocks_in_order(self) -> list[Block]:
+        """From input to output, names within the module."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +45,12 @@ class Structure:
 
 
 def read_structure(model: nn.Module) -> Structure:
-    """Find the parts of `model`. A model without a list of like blocks has none, and all its backbone is `before`."""
+    """Find the parts of `model`. A model that names no blocks and has no list of like ones has none: its backbone is `before`."""
     names = [name for name, _ in model.named_parameters()]
     head = _head(model, names)
     towers = _towers(model)
-    block_prefixes = [f"{name}." for tower in towers for name in tower]
-    blocks = [[name for name in names if name.startswith(prefix) and name not in head] for prefix in block_prefixes]
+    prefixes = [tuple(f"{name}." for name in block) for tower in towers for block in tower]
+    blocks = [[name for name in names if name.startswith(each) and name not in head] for each in prefixes]
     encoders = len(towers[0])
     if len(towers) > 1:
         blocks[encoders - 1] += _finish_of(towers[0], names, blocks[encoders - 1])
@@ -57,9 +69,9 @@ def read_structure(model: nn.Module) -> Structure:
     )
 
 
-def _finish_of(tower: list[str], names: list[str], last: list[str]) -> list[str]:
+def _finish_of(tower: list[Block], names: list[str], last: list[str]) -> list[str]:
     """What follows the last block inside the module that the tower is a list of."""
-    home = tower[-1].rpartition(".")[0].rpartition(".")[0]
+    home = tower[-1][0].rpartition(".")[0].rpartition(".")[0]
     later = names[names.index(last[-1]) + 1 :]
     # BART registers the norm of its embeddings behind its blocks.
     return [name for name in later if name.startswith(f"{home}.") and "embed" not in name]
@@ -101,12 +113,20 @@ def _layer(model: nn.Module, getter: str) -> nn.Module | None:
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """Names of the modules of the list of like modules that is nearest the output: a decoder's, where there is an encoder too."""
-    return _towers(model)[-1]
+    """Names of the modules of the blocks that are nearest the output: a decoder's, where there is an encoder too."""
+    return [name for block in _towers(model)[-1] for name in block]
 
 
-def _towers(model: nn.Module) -> list[list[str]]:
-    """The blocks of the model, or of its encoder and of its decoder, by their modules' names."""
+def _towers(model: nn.Module) -> list[list[Block]]:
+    """The blocks of the model, or of its encoder and of its decoder. A backbone whose blocks stand in no list names them itself."""
+    for name, module in model.named_modules():
+        if isinstance(module, Blocked):
+            before = f"{name}." if name else ""
+            return [[tuple(f"{before}{layer}" for layer in block) for block in module.blocks_in_order()]]
+    return [[(name,) for name in tower] for tower in _towers_of_lists(model)]
+
+
+def _towers_of_lists(model: nn.Module) -> list[list[str]]:
     if (language := _language_model(model)) is not None:
         return [_blocks_of(model, language)]
     is_both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)

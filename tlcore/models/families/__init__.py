@@ -51,7 +51,12 @@ def _register(config: Any, models: dict[Any, Any]) -> None:
 
 
 def _register_torchvision() -> None:
-    from transformers import AutoModel, AutoModelForImageClassification
+    from transformers import (
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForObjectDetection,
+        AutoModelForSemanticSegmentation,
+    )
 
     from tlcore.models.families import torchvision_models as networks
 
@@ -60,6 +65,8 @@ def _register_torchvision() -> None:
         {
             AutoModel: networks.TorchvisionModel,
             AutoModelForImageClassification: networks.TorchvisionForImageClassification,
+            AutoModelForObjectDetection: networks.TorchvisionForObjectDetection,
+            AutoModelForSemanticSegmentation: networks.TorchvisionForSemanticSegmentation,
         },
     )
 
@@ -91,7 +98,13 @@ def _register_speech() -> None:
 
 
 def _register_images() -> None:
-    from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, AutoModelForObjectDetection
+    from transformers import (
+        AutoBackbone,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForObjectDetection,
+        AutoModelForSemanticSegmentation,
+    )
 
     from tlcore.models.families import efficientnet_lite as lite
     from tlcore.models.families import yolo
@@ -102,6 +115,8 @@ def _register_images() -> None:
             AutoModel: lite.EfficientNetLiteModel,
             AutoBackbone: lite.EfficientNetLiteBackbone,
             AutoModelForImageClassification: lite.EfficientNetLiteForImageClassification,
+            AutoModelForObjectDetection: lite.EfficientNetLiteForObjectDetection,
+            AutoModelForSemanticSegmentation: lite.EfficientNetLiteForSemanticSegmentation,
         },
     )
     _register(

@@ -3,8 +3,8 @@
 Source: Tan and Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", arXiv:1905.11946, table 1, in
 the lite form that its authors published in 2020 (tensorflow/tpu, models/official/efficientnet/lite): stem and head keep their
 width at every scale, the first and the last stage their depth. Published sizes, in million parameters: lite0 4.7, lite1 5.4,
-lite2 6.1, lite3 8.2, lite4 13.0. Owns configuration, backbones and the classification head; published weights come through
-`convert.py`. Registered by `__init__.py`.
+lite2 6.1, lite3 8.2, lite4 13.0. Owns configuration, backbones and the classification head; segmenter and detector take theirs of
+`dense.py`. Published weights come through `convert.py`. Registered by `__init__.py`.
 
 Shapes: B images, 3 channels, height and width h x w (224 x 224 for lite0), C classes.
 """
@@ -12,6 +12,7 @@ Shapes: B images, 3 channels, height and width h x w (224 x 224 for lite0), C cl
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,9 +27,13 @@ from transformers.modeling_outputs import (
     BackboneOutput,
     BaseModelOutputWithPoolingAndNoAttention,
     ImageClassifierOutputWithNoAttention,
+    SemanticSegmenterOutput,
 )
 
 from tlcore.models.families.checks import check_counts, check_fraction
+from tlcore.models.families.dense import MapDetector, PyramidHead, ScoreConv, segmented
+from tlcore.models.families.yolo import YoloxConfig, YoloxForObjectDetection, YoloxOutput
+from tlcore.models.families.yolo_loss import Labels
 
 STAGES = [
     (1, 3, 1, 1, 16),
@@ -40,6 +45,8 @@ STAGES = [
     (1, 3, 1, 6, 320),
 ]
 """Per stage: blocks, kernel, stride of the first block, expansion, channels."""
+MAP_STAGES = (2, 3, 5, 7)
+"""Those, counted from 1, whose maps are the last at strides 4, 8, 16 and 32."""
 STEM, TOP = 32, 1280
 
 
@@ -48,6 +55,7 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
 
     `width`, `depth`: factors of channels and blocks: lite1 1.0/1.1, lite2 1.1/1.2, lite3 1.2/1.4, lite4 1.4/1.8. `dropout` acts
     before the classifier, `drop_connect` is the rate at which the last block's residual branch is left out, less for those before.
+    `detector_width`, `detector_depth`: of a detector's neck and heads, as `YoloxConfig` has them.
     """
 
     model_type = "tlcore-efficientnet-lite"
@@ -60,6 +68,8 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
     drop_connect: float = 0.2
     batch_norm_eps: float = 1e-3
     batch_norm_momentum: float = 0.01
+    detector_width: float = 0.5
+    detector_depth: float = 0.33
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_counts(self, "num_channels", "image_size")
@@ -164,9 +174,13 @@ class EfficientNetLitePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """As its authors: convolutions normal by their fan-out, the classifier uniform by its classes."""
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, ScoreConv):
+            module.begin()
+        elif isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
             init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.out_features)
             init.uniform_(module.weight, -bound, bound)
@@ -208,6 +222,16 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
             if at in self.stage_ends:
                 found.append(values)
         return found
+
+    def maps(self, pixel_values: Tensor) -> list[Tensor]:
+        """Those at strides 4, 8, 16 and 32."""
+        found = self.stages(pixel_values)
+        return [found[at] for at in MAP_STAGES]
+
+    def map_channels(self) -> list[int]:
+        """Of `maps`."""
+        stages = self.config.stages()
+        return [stages[at - 1][-1] for at in MAP_STAGES]
 
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool | None = None, **_: Any
@@ -258,3 +282,37 @@ class EfficientNetLiteForImageClassification(EfficientNetLitePreTrainedModel):
         logits = self.classifier(functional.dropout(pooled, self.config.dropout, self.training))
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
+
+
+class EfficientNetLiteForSemanticSegmentation(EfficientNetLitePreTrainedModel):
+    """A class for every pixel."""
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.efficientnet_lite = EfficientNetLiteModel(config, with_top=False)
+        self.head = PyramidHead(self.efficientnet_lite.map_channels(), config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **_: Any) -> SemanticSegmenterOutput:
+        """Logits [B, C, h / 4, w / 4]; with `labels` [B, h, w] the loss."""
+        return segmented(self.head(self.efficientnet_lite.maps(pixel_values)), labels)
+
+
+class EfficientNetLiteForObjectDetection(EfficientNetLitePreTrainedModel):
+    """Boxes, as YOLOX finds them."""
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.efficientnet_lite = EfficientNetLiteModel(config, with_top=False)
+        scales = YoloxConfig(width=config.detector_width, depth=config.detector_depth, num_labels=config.num_labels)
+        self.detector = MapDetector(scales, self.efficientnet_lite.map_channels()[1:])
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, labels: Sequence[Labels] | None = None, **_: Any) -> YoloxOutput:
+        """As `YoloxForObjectDetection.forward`."""
+        maps = self.efficientnet_lite.maps(pixel_values)[1:]
+        return self.detector(maps, pixel_values.shape[-2:], labels)  # type: ignore[no-any-return]
+
+    post_process_object_detection = staticmethod(YoloxForObjectDetection.post_process_object_detection)

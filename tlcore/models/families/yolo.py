@@ -267,6 +267,26 @@ def _by_four(images: Tensor) -> Tensor:
     return torch.cat([left[..., ::2, :], left[..., 1::2, :], right[..., ::2, :], right[..., 1::2, :]], dim=1)
 
 
+def answers(
+    heads: nn.ModuleList, maps: Sequence[Tensor], size: Sequence[int], labels: Sequence[Labels] | None
+) -> YoloxOutput:
+    """What the heads say of maps at `STRIDES` of pictures of `size` (height, width); with `labels` the loss and its parts."""
+    raw = torch.cat([head(each) for head, each in zip(heads, maps, strict=True)], dim=1).float()
+    places = Places.of([each.shape[-2:] for each in maps], STRIDES, raw.device)
+    boxes = places.decode(raw[..., :4])
+    height, width = size
+    scale = boxes.new_tensor([width, height, width, height])
+    loss, parts, images = (None, None, None) if labels is None else detection_loss(raw, boxes, places, labels, scale)
+    return YoloxOutput(
+        loss=loss,
+        loss_dict=parts,
+        logits=raw[..., 5:],
+        objectness=raw[..., 4],
+        pred_boxes=boxes / scale,
+        image_losses=images,
+    )
+
+
 class YoloxForObjectDetection(YoloxPreTrainedModel):
     """The detector."""
 
@@ -279,24 +299,7 @@ class YoloxForObjectDetection(YoloxPreTrainedModel):
 
     def forward(self, pixel_values: Tensor, labels: Sequence[Labels] | None = None, **_: Any) -> YoloxOutput:
         """What is seen at each place; with `labels` the loss and its parts. Raises ValueError for bad images or labels."""
-        maps = self.yolox(pixel_values).hidden_states
-        raw = torch.cat([head(each) for head, each in zip(self.head, maps, strict=True)], dim=1).float()
-        places = Places.of([each.shape[-2:] for each in maps], STRIDES, raw.device)
-        boxes = places.decode(raw[..., :4])
-        height, width = pixel_values.shape[-2:]
-        loss, parts, images = None, None, None
-        if labels is not None:
-            size = boxes.new_tensor([width, height, width, height])
-            loss, parts, images = detection_loss(raw, boxes, places, labels, size)
-        scale = boxes.new_tensor([width, height, width, height])
-        return YoloxOutput(
-            loss=loss,
-            loss_dict=parts,
-            logits=raw[..., 5:],
-            objectness=raw[..., 4],
-            pred_boxes=boxes / scale,
-            image_losses=images,
-        )
+        return answers(self.head, self.yolox(pixel_values).hidden_states, pixel_values.shape[-2:], labels)
 
     @staticmethod
     def post_process_object_detection(
