@@ -71,7 +71,7 @@ def test_a_rank_never_holds_more_than_its_part_and_the_largest_parameter(tmp_pat
         assert rank["RssFile"] <= 0.6 * stored + 20 * MB, (rank, stored)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.long), "float32"])
 def test_what_arrives_is_what_a_plain_model_has(tmp_path, dtype):
     import torch
     from transformers import LlamaModel

@@ -75,6 +75,7 @@ def test_a_prefix_is_fetched_once_per_node(sources, tmp_path):
     assert set(weights.values()) == {1}
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_fetched_once_per_node_also_after_its_fetcher_was_killed(sources, tmp_path):
     home = tmp_path / "home"
     killed = start(sources["checkpoint"], tmp_path / "killed", home, "slow")

@@ -18,7 +18,7 @@ def held(directory, trials):
     return found
 
 
-@pytest.mark.parametrize("trials", [pytest.param(100, marks=pytest.mark.long), 20])
+@pytest.mark.parametrize("trials", [pytest.param(100, marks=pytest.mark.long), 12])
 def test_memory_is_flat(tmp_path, trials):
     found = held(tmp_path, trials)
     early = found[7 if trials < 50 else 9]  # each stage twice, and what is loaded at first use with it

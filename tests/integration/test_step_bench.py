@@ -9,7 +9,7 @@ import pytest
 
 from jobs.bench import step_all
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 
 def test_a_family_is_timed_against_both_peers(tmp_path: Path) -> None:

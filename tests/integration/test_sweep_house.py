@@ -31,6 +31,7 @@ def processes(directory):
     return [line["pid"] for line in read_trace(directory) if line["event"] == "start"]
 
 
+@pytest.mark.long
 def test_a_group_that_keeps_too_much_is_replaced_between_trials_and_the_journal_says_why(ray_session, tmp_path):
     notes = Notes()
     recipe = recipe_for(tmp_path, {"slot_growth_bytes": LEFT_BYTES // 2})

@@ -28,9 +28,8 @@ TWO = {"metric": ["eval_accuracy", "eval_loss"], "mode": ["max", "min"]}
 SHORT = {
     "hyperband-tpe": (TPE, {"hyperband": BRACKETS}),
     "bohb-bohb": (BOHB, {"bohb": BRACKETS}),
-    "pbt-random": ("random", {"pbt": PBT}),
-    "none-nsga2": (NSGA2, "none"),
 }
+"""What stays in `make test`; PBT has a test on sharded trials there."""
 SEARCHERS = {"random": "random", "grid": "grid", "tpe": TPE, "cmaes": CMAES, "bohb": BOHB}
 OTHERS = {
     "none": ("none", ("random", "grid", "tpe", "cmaes")),
@@ -45,6 +44,7 @@ LONG = {
     for name, (scheduler, searchers) in OTHERS.items()
     for searcher in searchers
 }
+LONG |= {"pbt-random": ("random", {"pbt": PBT}), "none-nsga2": (NSGA2, "none")}
 PAIRS = [*SHORT, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
 
 
@@ -125,6 +125,7 @@ def _check_replay(recipe, outcome):
     assert not seats.get_live_trials()
 
 
+@pytest.mark.long
 def test_a_population_runs_so_many_at_a_time_as_the_recipe_says(ray_session, tmp_path):
     recipe = make_recipe(tmp_path, "random", {"pbt": PBT}, at_once=2)
     small = recipe.resources.model_copy(update={"cpus_per_worker": 1})  # there is room for all four

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.integration
 RATES = [5e-4, 6e-4, 7e-4, 8e-4]
 
 
+@pytest.mark.long
 def test_a_warm_slot_that_dies_between_two_trials_costs_the_next_one_a_start(ray_session, tmp_path):
     def act(event):
         if (event["kind"], event["trial"]) == ("completed", "t000"):
