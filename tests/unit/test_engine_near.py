@@ -76,18 +76,27 @@ def test_one_rank_without_such_memory_is_enough_for_none_to_use_it(monkeypatch):
     assert together(3, lambda rank, peers: near_ranks(peers.gather, rank)) == [None] * 3
 
 
-def test_a_process_of_the_same_number_elsewhere_is_not_taken_for_the_one_that_was_meant():
+@pytest.mark.parametrize("what", ["another rank's", "a pipe", "no file"])
+def test_a_process_of_the_same_number_elsewhere_is_not_taken_for_the_one_that_was_meant(what):
+    reading, writing = os.pipe()
+
     def one(rank, peers):
         def elsewhere(said):
-            """Where rank 1's process and file have these numbers here, there is another file."""
+            """Where rank 1's process and file have these numbers here, there is something else."""
             told = peers.gather(said)
             if said.startswith(b"["):
-                told[1] = json.dumps([*json.loads(told[1])[:2], "00" * 16]).encode()
+                pid, number, mark = json.loads(told[1])
+                number = {"a pipe": reading, "no file": 1 << 20}.get(what, number)
+                told[1] = json.dumps([pid, number, "00" * 16 if what == "another rank's" else mark]).encode()
             return told
 
         return near_ranks(elsewhere, rank)
 
-    assert together(2, one) == [None, None]
+    try:
+        assert together(2, one) == [None, None]
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def test_a_machine_without_room_says_so_instead_of_ending_the_process(monkeypatch):

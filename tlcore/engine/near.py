@@ -27,6 +27,7 @@ from tlcore.checkpoint.intervals import ByteArray
 Gather = Callable[[bytes], list[bytes]]
 """What every rank gave, in rank order."""
 
+_NAME = "tlcore-exchange"
 _MARK_BYTES = 16
 """At the head of each file: others know it by that. The rest of the first page stays empty."""
 _SEEN, _UNSEEN = b"+", b"-"
@@ -36,7 +37,7 @@ class OwnMemory:
     """This rank's file, in parts that are taken and given back. Raises OSError where the machine has no room for it."""
 
     def __init__(self) -> None:
-        self.file = FileIO(os.memfd_create("tlcore-exchange"), "r+")
+        self.file = FileIO(os.memfd_create(_NAME), "r+")
         self.mark = secrets.token_bytes(_MARK_BYTES)
         self.file.write(self.mark)
         self._end = mmap.ALLOCATIONGRANULARITY
@@ -76,9 +77,13 @@ class OthersMemory:
 
     def __init__(self, pid: int, number: int, mark: bytes) -> None:
         """Args: `number`: of the file in that process. Raises OSError where this process may not look, or sees another's."""
-        self._file = FileIO(f"/proc/{pid}/fd/{number}", "r")
+        path = f"/proc/{pid}/fd/{number}"
+        # Where ranks have process numbers of their own (a container each), this may be anybody's file: a pipe must not be opened.
+        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+            raise FileNotFoundError(f"{path} is another file here")
+        self._file = FileIO(path, "r")
         if self._file.read(_MARK_BYTES) != mark:
-            raise FileNotFoundError(f"process {pid} is another one here")
+            raise FileNotFoundError(f"{path} is another rank's here")
         self._data: ByteArray = np.empty(0, np.uint8)
 
     def part(self, start: int, end: int) -> ByteArray:
