@@ -19,6 +19,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from io import FileIO
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 
@@ -77,9 +78,9 @@ class OthersMemory:
 
     def __init__(self, pid: int, number: int, mark: bytes) -> None:
         """Args: `number`: of the file in that process. Raises OSError where this process may not look, or sees another's."""
-        path = f"/proc/{pid}/fd/{number}"
+        path = Path(f"/proc/{pid}/fd/{number}")
         # Where ranks have process numbers of their own (a container each), this may be anybody's file: a pipe must not be opened.
-        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+        if not str(path.readlink()).startswith(f"/memfd:{_NAME}"):
             raise FileNotFoundError(f"{path} is another file here")
         self._file = FileIO(path, "r")
         if self._file.read(_MARK_BYTES) != mark:
