@@ -19,7 +19,7 @@ SIDE = 64
 # Steps of all pictures, few for a detector: which places answer for an object is a choice, and one that rounding turned changes
 # what follows.
 SEGMENTED = {"learning_rate": 5e-3, "epochs": 6, "global_batch_size": 36}
-DETECTED = {"optimizer": "adamw", "learning_rate": 5e-4, "epochs": 4, "global_batch_size": 36}
+DETECTED = {"optimizer": "adamw", "learning_rate": 2e-3, "epochs": 4, "global_batch_size": 36}
 
 
 def below(make: Callable[[], tuple[Any, str]], task: str, side: int = SIDE) -> Callable[[Path], dict[str, Any]]:
@@ -63,7 +63,8 @@ def lite(task: str) -> Callable[[Path], dict[str, Any]]:
         (home / "model" / "config.json").write_text(json.dumps({**config, "drop_connect": 0.0}))
         detects = task == "object-detection"
         data = {"train": (boxed_pictures if detects else masked_pictures)(home), "image_size": SIDE}
-        train = DETECTED if detects else {**SEGMENTED, "optimizer": "adamw", "learning_rate": 2e-4}
+        slow = {"learning_rate": 1e-3, "epochs": 7} if detects else {"optimizer": "adamw", "learning_rate": 2e-4}
+        train = {**(DETECTED if detects else SEGMENTED), **slow}
         return {"model": {"source": str(home / "model")}, "data": data, "train": train}
 
     return write

@@ -49,7 +49,7 @@ class Results:
             self._found[modality] = {}
             names = [each for each in self._chosen if each in MODALITIES[modality]]
             groups = [{"world": 2, "cases": cases(names, self._home)}]
-            [done] = start("ranks_families", groups, self._home / f"ranks-{modality}")
+            [done] = start("ranks_families", groups, self._home / f"ranks-{modality}", timeout_s=3600)
             self._found[modality] = {each["name"]: each for each in done}
         assert name in self._found[modality], f"the launch of the {modality} families failed before"
         return self._found[modality][name]
