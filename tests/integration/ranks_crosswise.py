@@ -5,8 +5,6 @@ Run by `rank_server.py`. A case names its `kind`, a function of this module.
 
 from __future__ import annotations
 
-import errno
-import os
 from typing import Any
 
 import numpy as np
@@ -262,38 +260,18 @@ def normed(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def transport(case: dict[str, Any]) -> str:
-    """What ranks say and hand to each other: words of any length, parcels of any size; in memory that they share, and over sockets
-    where one of them can have none."""
-    shared, memfd_create = peers.restoring_peers(), os.memfd_create
-    if dist.get_rank() == 1:
-        os.memfd_create = no_memory
-    try:
-        sockets = peers.restoring_peers()
-    finally:
-        os.memfd_create = memfd_create
-    kinds = [each.memory(9).base is not None for each in (shared, sockets)]  # memory of a file is part of a mapping
-    assert kinds == [True, False]
-    handed_over(shared)
-    handed_over(sockets)
-    return "the same"
-
-
-def no_memory(*_: Any) -> int:
-    raise OSError(errno.ENOSYS, "not on this machine")
-
-
-def handed_over(words: peers.GlooPeers) -> None:
-    rank, world = dist.get_rank(), dist.get_world_size()
+    """What ranks say and hand to each other: words of any length, parcels of any size."""
+    rank, world, words = dist.get_rank(), dist.get_world_size(), peers.restoring_peers()
+    assert words is not None
     for size in (0, 1, 248, 249, 100_000):
         assert words.gather(bytes([rank]) * size * rank) == [bytes([other]) * size * other for other in range(world)]
     for turn in range(3):
         sent = [parcel(rank, to, turn) for to in range(world)]
         wanted = [parcel(sender, rank, turn) for sender in range(world)]
         sizes = [part.nbytes for part in sent], [part.nbytes for part in wanted]
-        send = words.memory(sum(sizes[0]))
-        np.concatenate(sent, out=send)
-        arrived = words.exchange(send, *sizes)
+        arrived = words.exchange(np.concatenate(sent), *sizes)
         assert all(np.array_equal(one, other) for one, other in zip(arrived, wanted, strict=True))
+    return "the same"
 
 
 def parcel(sender: int, to: int, turn: int) -> np.ndarray:

@@ -6,8 +6,6 @@ import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from tlcore.errors import CheckpointError, StorageDenied
 
 
@@ -29,9 +27,6 @@ class ThreadPeers:
         found = list(self._board)
         self._barrier.wait()
         return found
-
-    def memory(self, size_bytes):
-        return np.empty(size_bytes, np.uint8)
 
     def exchange(self, send, send_bytes, receive_bytes):
         assert sum(send_bytes) == send.nbytes

@@ -67,12 +67,8 @@ class Peers(Protocol):
     def gather(self, own: bytes) -> list[bytes]:
         """What every rank gave, in rank order; lengths may differ."""
 
-    def memory(self, size_bytes: int) -> ByteArray:
-        """Memory for what one `exchange` is to send. Raises CheckpointError where there is none left."""
-
     def exchange(self, send: ByteArray, send_bytes: Sequence[int], receive_bytes: Sequence[int]) -> Sequence[ByteArray]:
-        """What came from each rank, to be copied before the next exchange. `send`, as `memory` gave it, holds what goes to rank 0,
-        then to rank 1, ..."""
+        """What came from each rank. `send` holds what goes to rank 0, then to rank 1, ..."""
 
 
 class Alone:
@@ -83,9 +79,6 @@ class Alone:
 
     def gather(self, own: bytes) -> list[bytes]:
         return [own]
-
-    def memory(self, size_bytes: int) -> ByteArray:
-        return np.empty(size_bytes, np.uint8)
 
     def exchange(self, send: ByteArray, send_bytes: Sequence[int], receive_bytes: Sequence[int]) -> Sequence[ByteArray]:
         return [send]

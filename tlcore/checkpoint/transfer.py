@@ -130,7 +130,7 @@ class Transfer:
     def _top_up(self) -> None:
         while self._waiting and (not self._flying or self._has_room(self._waiting[0])):
             shipment = self._waiting.popleft()
-            send = self._group.memory(sum(shipment.send_bytes))
+            send = np.empty(sum(shipment.send_bytes), np.uint8)
             reads = [self._threads.submit(self._read, request, parts, send) for request, parts in shipment.reads]
             self._flying.append((shipment, send, reads))
         if not self._waiting and self._late is None:

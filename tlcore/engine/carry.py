@@ -87,9 +87,7 @@ class CarriedState:
         """Hand on what each rank is given, and put in place what this one gets; moves by rank."""
         given = [self.pieces[move.held].data[move.of] for moves in give for move in moves]
         sizes = [[sum(move.size_bytes for move in moves) for moves in side] for side in (give, take)]
-        send = peers.memory(sum(sizes[0]))
-        np.concatenate([send[:0], *given], out=send)
-        got = peers.exchange(send, sizes[0], sizes[1])
+        got = peers.exchange(np.concatenate([np.empty(0, np.uint8), *given]), sizes[0], sizes[1])
         for moves, part in zip(take, got, strict=True):
             at = 0
             for move in moves:

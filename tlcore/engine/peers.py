@@ -1,10 +1,14 @@
-"""The ranks of a trial as `checkpoint/` talks to them while it restores: words over a gloo group, bytes too where ranks are on
-several machines, and through memory that they share (`near.py`) where they are on one.
+"""The ranks of a trial as `checkpoint/` talks to them while it restores: bytes over a gloo group.
 
 Owns the group. Does not own what is said (`checkpoint/exchange.py`). Called by `sharded.py`.
 
-Over gloo, `all_to_all_single` on flat buffers moved 1.3 GB/s each way between two ranks of one machine in blocks of 32 MiB, 1.05
-in blocks of 8 MiB; batched isend and irecv 1.1 and 0.95, all_gather 0.2 and 0.4.
+`all_to_all_single` on flat buffers moved 1.3 GB/s each way between two ranks of one machine in blocks of 32 MiB, 1.05 in
+blocks of 8 MiB; batched isend and irecv 1.1 and 0.95, all_gather 0.2 and 0.4. Memory that ranks of one machine share (memfd,
+mapped by the receivers) was tried in place of it, together with reading masters first: 0.43 CPU-s for a restore of 0.25 GB
+from ZeRO-2 to ZeRO-3 on two ranks, 0.37 before (medians of seven interleaved turns, ranges apart). It was tried again with parts
+of one memory file per rank that are used again and received into straight from the store: by itself it took 0.17 CPU-s for a GB
+handed on, where gloo takes 0.6; in a restore of 0.9 GB 1.9 CPU-s for 1.4 on two ranks and 2.5 for 2.0 on three, since reading runs
+128 MiB ahead and every page of that is new to its owner and to each reader.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ import torch.distributed as dist
 
 from tlcore.checkpoint import Peers
 from tlcore.checkpoint.intervals import ByteArray
-from tlcore.engine.near import near_ranks
 from tlcore.errors import CheckpointError
 
 _INLINE_BYTES = 248
@@ -28,7 +31,7 @@ _made: tuple[dist.ProcessGroup, dist.ProcessGroup] | None = None
 
 
 def restoring_peers() -> Peers | None:
-    """All ranks of the default group, None where there is only one. Collective."""
+    """All ranks of the default group, None where there is only one. Collective at the first call of a default group."""
     return None if dist.get_world_size() == 1 else GlooPeers(_host_group())
 
 
@@ -47,11 +50,10 @@ def _host_group() -> dist.ProcessGroup:
 
 
 class GlooPeers:
-    """`Peers` over one gloo group. Making one is collective."""
+    """`Peers` over one gloo group."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
-        self._near = near_ranks(self.gather, self.rank)
 
     @property
     def rank(self) -> int:
@@ -91,21 +93,7 @@ class GlooPeers:
             each.wait()
         return [each.numpy().tobytes() for each in found]
 
-    def memory(self, size_bytes: int) -> ByteArray:
-        if self._near is None:
-            return np.empty(size_bytes, np.uint8)
-        try:
-            return self._near.memory(size_bytes)
-        except OSError as error:
-            raise CheckpointError(
-                f"rank {self.rank}: {size_bytes} bytes of shared memory are not to be had: {error}",
-                hint="free memory on this machine, or use fewer ranks on it",
-                rank=self.rank,
-            ) from error
-
     def exchange(self, send: ByteArray, send_bytes: Sequence[int], receive_bytes: Sequence[int]) -> Sequence[ByteArray]:
-        if self._near is not None:
-            return self._near.exchange(send, send_bytes)
         receive = np.empty(sum(receive_bytes), np.uint8)
         try:
             dist.all_to_all_single(
