@@ -41,26 +41,22 @@ def below(make: Callable[[], tuple[Any, str]], task: str, side: int = SIDE) -> C
     return write
 
 
-def narrow(model: Path) -> None:
-    """The detector's neck and heads are a fourth as wide as they are by default."""
+def narrow(model: Path, **changes: Any) -> None:
+    """Make the detector's neck and heads a fourth as wide as they are by default, and change what else is given."""
     import json
 
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "detector_width": 0.125}))
+    (model / "config.json").write_text(json.dumps({**config, "detector_width": 0.125, **changes}))
 
 
 def lite(task: str) -> Callable[[Path], dict[str, Any]]:
     """On the real weights of EfficientNet-lite0."""
 
     def write(home: Path) -> dict[str, Any]:
-        import json
-
         from tlcore.models.families.convert import convert
 
         convert("efficientnet-lite0", lite0_weights(), home / "model")
-        narrow(home / "model")
-        config = json.loads((home / "model" / "config.json").read_text())
-        (home / "model" / "config.json").write_text(json.dumps({**config, "drop_connect": 0.0}))
+        narrow(home / "model", drop_connect=0.0)
         detects = task == "object-detection"
         data = {"train": (boxed_pictures if detects else masked_pictures)(home), "image_size": SIDE}
         slow = {"learning_rate": 1e-3, "epochs": 7} if detects else {"optimizer": "adamw", "learning_rate": 2e-4}

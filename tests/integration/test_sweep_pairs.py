@@ -30,12 +30,13 @@ SHORT = {
     "bohb-bohb": (BOHB, {"bohb": BRACKETS}),
 }
 """What stays in `make test`; PBT has a test on sharded trials there."""
-SEARCHERS = {"random": "random", "grid": "grid", "tpe": TPE, "cmaes": CMAES, "bohb": BOHB}
+SEARCHERS = {"random": "random", "grid": "grid", "tpe": TPE, "cmaes": CMAES, "bohb": BOHB, "nsga2": NSGA2}
 OTHERS = {
-    "none": ("none", ("random", "grid", "tpe", "cmaes")),
+    "none": ("none", ("random", "grid", "tpe", "cmaes", "nsga2")),
     "asha": ("asha", ("random", "grid", "tpe", "cmaes", "bohb")),
     "median": ({"median": {"min_trials": 2}}, ("random", "grid", "tpe", "cmaes")),
     "hyperband": ({"hyperband": BRACKETS}, ("random", "grid", "cmaes", "bohb")),
+    "pbt": ({"pbt": PBT}, ("random",)),
     "pbt in step": ({"pbt": {**PBT, "synchronous": True}}, ("random",)),
     "pb2": ({"pb2": PBT}, ("random",)),
 }
@@ -44,7 +45,6 @@ LONG = {
     for name, (scheduler, searchers) in OTHERS.items()
     for searcher in searchers
 }
-LONG |= {"pbt-random": ("random", {"pbt": PBT}), "none-nsga2": (NSGA2, "none")}
 PAIRS = [*SHORT, *(pytest.param(name, marks=pytest.mark.long) for name in LONG)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from tiny_text_model import tiny_recipe
 from torch.nn import functional
 from transformers import AutoModelForImageClassification, AutoModelForObjectDetection, AutoModelForSemanticSegmentation
 
@@ -16,7 +17,8 @@ from tlcore.models import build_pretrained, build_scratch, new_parameters, resol
 from tlcore.models.families import dense, register_families
 from tlcore.models.families.efficientnet_lite import EfficientNetLiteConfig, EfficientNetLiteModel
 from tlcore.models.families.torchvision_models import TorchvisionConfig, TorchvisionMaps
-from tlcore.transfer import read_structure
+from tlcore.transfer import apply_strategy, read_structure
+from tlcore.transfer.cut import BlocksCut
 
 pytestmark = pytest.mark.unit
 
@@ -214,3 +216,27 @@ def test_strategies_know_the_blocks_of_such_a_network(name: str, auto: Any) -> N
     assert bool(parts.after) == (name == "vgg11_bn" and auto is AutoModelForImageClassification), (
         "VGG's own dense layers"
     )
+
+
+def test_last_n_trains_the_last_block_of_such_a_network(tmp_path: Path) -> None:
+    register_families()
+    model: Any = AutoModelForObjectDetection.from_config(TorchvisionConfig(network="resnet18"))
+    apply_strategy(model, tiny_recipe(tmp_path, transfer__strategy="last_n", transfer__n=1))
+    trained = {name for name, each in model.named_parameters() if each.requires_grad}
+    assert {name for name in trained if name.startswith("backbone.")} == {
+        name for name, _ in model.named_parameters() if name.startswith("backbone.network.layer4.1.")
+    }
+    assert {name.partition(".")[0] for name in trained} == {"backbone", "detector"}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "mobilenet_v2", "densenet121"])
+def test_what_the_blocks_give_is_all_that_a_classifier_reads(name: str) -> None:
+    register_families()
+    torch.manual_seed(0)
+    pictures = torch.rand(2, 3, 64, 64)
+    model: Any = AutoModelForImageClassification.from_config(TorchvisionConfig(network=name)).eval()
+    cut = BlocksCut(model)
+    with torch.no_grad(), cut.watched() as newest:
+        whole = model(pictures).logits
+        cut.given = newest()
+        assert torch.equal(model(pictures).logits, whole)

@@ -5,10 +5,11 @@ Owns the group. Does not own what is said (`checkpoint/exchange.py`). Called by 
 `all_to_all_single` on flat buffers moved 1.3 GB/s each way between two ranks of one machine in blocks of 32 MiB, 1.05 in
 blocks of 8 MiB; batched isend and irecv 1.1 and 0.95, all_gather 0.2 and 0.4. Memory that ranks of one machine share (memfd,
 mapped by the receivers) was tried in place of it, together with reading masters first: 0.43 CPU-s for a restore of 0.25 GB
-from ZeRO-2 to ZeRO-3 on two ranks, 0.37 before (medians of seven interleaved turns, ranges apart). It was tried again with parts
-of one memory file per rank that are used again and received into straight from the store: by itself it took 0.17 CPU-s for a GB
-handed on, where gloo takes 0.6; in a restore of 0.9 GB 1.9 CPU-s for 1.4 on two ranks and 2.5 for 2.0 on three, since reading runs
-128 MiB ahead and every page of that is new to its owner and to each reader.
+from ZeRO-2 to ZeRO-3 on two ranks, 0.37 before (medians of seven interleaved turns, ranges apart). That new pages cost more
+than the sockets' copies is the likely reason. It was tried again with parts of one memory file per rank, used again and received
+into straight from the store: by itself it took 0.17 CPU-s for a GB handed on, where gloo takes 0.6; in a restore of 0.9 GB 1.9
+CPU-s for 1.4 on two ranks and 2.5 for 2.0 on three (runs of their own, not interleaved). Reading runs 128 MiB ahead, so most pages
+were new again.
 """
 
 from __future__ import annotations

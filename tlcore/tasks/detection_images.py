@@ -45,7 +45,7 @@ class DetectionImages:
         processor = self._source.load_preprocessor("AutoImageProcessor")
         own = dict(processor.size)
         if not hasattr(processor, "post_process_object_detection"):
-            own = dict(getattr(processor, "crop_size", None) or own)
+            own = dict(processor.crop_size) if getattr(processor, "do_center_crop", None) else own
             processor = _for_boxes(processor)
         side = max(own.values()) if self._wanted == "auto" else self._wanted
         processor.size = {"max_height": side, "max_width": side}

@@ -127,7 +127,7 @@ def detector_of(config: Any) -> Detector:
     if config.model_type not in _KINDS:
         raise ModelError(
             f"a model of type {config.model_type!r} is no detector that can be trained here",
-            hint=f"take one of type {', '.join(_KINDS)}: of torchvision's classifiers such as torchvision:resnet50 one is made",
+            hint=f"take one of type {', '.join(_KINDS)}; a classifier of torchvision (torchvision:resnet50) becomes one's backbone",
         )
     return _KINDS[config.model_type]()
 

@@ -167,7 +167,7 @@ class ImageSegmentation(ModelTask[MediaRows]):
             label2id={name: index for index, name in enumerate(names)},
         )
         if hasattr(config, "use_auxiliary_head"):
-            config.use_auxiliary_head = False  # UPerNet's second head, which no answer comes from
+            config.use_auxiliary_head = False  # a second head (UPerNet, BEiT, DPT), which no answer comes from
         return config
 
     def _answer(self, mask: npt.NDArray[np.uint8]) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _chosen(model: nn.Module, recipe: Recipe, structure: Structure, whole: Abstr
         inside = _modules_of_blocks(structure)
         found = [name for name in layers if name in inside and name not in tied]
         if not found:
-            text = f"is auto, but {type(model).__name__} has no list of like blocks; name its linear layers"
+            text = f"is auto, but {type(model).__name__} has no list of like blocks with linear layers; name its layers"
             raise RecipeError([Fault("transfer.target_modules", f"{text}: {_some(layers)}")])
         _say_what_has_none(model, recipe, _sizes_of_blocks(model, structure), set(found))
         return found

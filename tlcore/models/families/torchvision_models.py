@@ -236,7 +236,7 @@ class TorchvisionMaps(TorchvisionNetwork):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Maps at `STRIDES` of pictures [B, 3, h, w]."""
-        layers = [layer for _, layer in trunk(self.network)]
+        layers = [layer for _, layer in trunk(self.network)]  # anew: adapters may have taken a layer's place
         values, maps = pixel_values, []
         for first, end in pairwise([0, *(at + 1 for at in self._steps)]):
             for layer in layers[first:end]:
