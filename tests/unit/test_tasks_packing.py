@@ -53,7 +53,7 @@ def test_packed_texts_do_not_see_each_other(tmp_path: Path, family: str) -> None
     packed = task_of(tmp_path / "packed", family, packing=True, validation=0.5)
     model = packed.build_model(from_scratch=False).eval()
     read = packed._splits["train"].read  # type: ignore[attr-defined]
-    row = next(row for row in range(len(read)) if len(read.groups[row]) > 1)
+    row = next(row for row in range(len(read)) if len(read.texts_of(row)) > 1)
     with torch.no_grad():
         ids, _, places = packed._sample(read, row)  # type: ignore[attr-defined]
         together = model(

@@ -13,8 +13,8 @@ from tiny_text_model import snippets, tiny_recipe, write_rows
 from tests.families import text
 from tlcore.data import hold_out
 from tlcore.models.families.elmo_tokens import ElmoTokenizer
-from tlcore.tasks import build_task, telling, tokens
-from tlcore.tasks.telling import tell_cut, tell_once
+from tlcore.tasks import build_task, telling
+from tlcore.tasks.telling import Cut, tell_once
 from tlcore.tasks.tokens import tokenize, whole_lengths
 
 pytestmark = pytest.mark.unit
@@ -71,8 +71,9 @@ def test_the_count_is_that_of_tokenizing_without_a_limit(tmp_path: Path, caplog:
     encoded = tokenizer(TEXTS, truncation=True, max_length=4)
     whole = [len(ids) for ids in tokenizer(TEXTS)["input_ids"]]
     assert whole_lengths(encoded, 4, lambda rows: pytest.fail("asked a fast tokenizer again")) == whole == [11, 3, 5, 6]
-    store = tokenize(tokenizer, TEXTS, 4, place="here")
+    store, cut = tokenize(tokenizer, TEXTS, 4)
     assert store.lengths.tolist() == [4, 3, 4, 4]
+    cut.tell("here")
     assert said(caplog) == [
         "3 of 4 texts of here are longer than data.max_length=4 tokens and were cut (longest has 11)"
     ]
@@ -130,8 +131,7 @@ def test_a_class_of_test_data_that_training_has_not_is_named_before_workers_star
 
 
 def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    for module in (telling, tokens):
-        monkeypatch.setattr(module, "is_rank_0", lambda: False)
-    tell_cut("here", [9], 4)
+    monkeypatch.setattr(telling, "is_rank_0", lambda: False)
+    Cut.of([9], 4).tell("here")
     tell_once("a line")
     assert not said(caplog)

@@ -211,14 +211,17 @@ def test_a_long_text_is_learned_to_its_end_in_pieces(tmp_path: Path, packing: bo
     )
     counts, tokenizer = task.load_data(), task._text.tokenizer
     read = task._splits["train"].read
-    pieces = [read.texts.tokens[a:b].tolist() for a, b in pairwise(read.texts.offsets)]
+    every = [read.texts.tokens[a:b].tolist() for a, b in pairwise(read.texts.offsets)]
+    used = sorted(read.grouped.tolist())
+    pieces = [every[piece] for piece in used]
     expected = []
     for each in texts:
         ids = tokenizer(each)["input_ids"]
         cut = [ids[at : at + most] for at in range(0, len(ids), most)]
         expected += cut if len(cut[-1]) > 1 else cut[:-1]  # nothing stands before a last token alone
     assert pieces == expected and len(pieces) > len(texts)
-    rows = [{int(text) for group in task._splits[split].rows for text in read.groups[group]} for split in counts]
+    samples = [[read.texts_of(row) for row in task._splits[split].rows] for split in counts]
+    rows = [{used.index(piece) for sample in side for piece in sample.tolist()} for side in samples]
     assert rows[0] | rows[1] == set(range(len(pieces))) and not rows[0] & rows[1]
     first = set(range(-(-16 // most) - (16 % most == 1)))
     assert first <= rows[0] or first <= rows[1], "the pieces of a text are on one side"

@@ -1,23 +1,22 @@
-"""Reads one set of examples into memory, as a Hugging Face Dataset of the columns asked for.
+"""Reads one set of examples, as a Hugging Face Dataset of the columns asked for.
 
-Owns the reading and every message about data that cannot be read. Does not know what the columns mean. Called by `tasks/`.
+Owns what is read and every message about rows that cannot be used. Does not know what the columns mean. Called by `tasks/`.
 
 Files are read with pyarrow through fsspec (s3fs for `s3://`, with the store's own endpoint and keys) and only the columns
-asked for: nothing is copied to local disk. `datasets.load_dataset` would write an Arrow copy of every file to its cache,
-and its csv reader turns texts such as "None" and "NA" into missing cells. Hub datasets go through `load_dataset`.
+asked for. They are held in memory; large ones lie on the node's disk, once for all its processes, and are mapped (`on_node.py`).
+`datasets.load_dataset` would write an Arrow copy of every file to its cache, whatever its size, and its csv reader turns texts such
+as "None" and "NA" into missing cells. Hub datasets go through `load_dataset`, and are mapped from its cache.
 """
 
 from __future__ import annotations
 
-import difflib
-import io
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tlcore.data.files import GZIP, DataFile, HubDataset, find_files, hub_dataset
+from tlcore.data.files import DataFile, HubDataset, find_files, fingerprint, hub_dataset
+from tlcore.data.formats import BETWEEN, check_columns, filesystem, first_line, tables_of
+from tlcore.data.on_node import are_large, tables_on_node
 from tlcore.errors import DataError
 from tlcore.models.hub import hub_answers
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _SHOWN = 20
-_BETWEEN = {"csv": ",", "tsv": "\t"}
 _WHOLE = r"^-?(0|[1-9]\d{0,17})$"
 _NUMBER = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$"
 _CONFIGS = re.compile(r"(?:available configs|Available): (\[.*?\])")
@@ -69,11 +67,11 @@ def read_split(
 def read_text(place: str) -> str:
     """The text of one file at `s3://` or on this machine. Raises DataError: no such file, or it is not UTF-8."""
     try:
-        with _filesystem(place).open(place.removeprefix("file://"), "rb") as stream:
+        with filesystem(place).open(place.removeprefix("file://"), "rb") as stream:
             text: str = stream.read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"cannot read {place}: {_first_line(error)}",
+            f"cannot read {place}: {first_line(error)}",
             hint="give a file of UTF-8 text, in the store or on this machine",
         ) from error
     return text
@@ -82,51 +80,52 @@ def read_text(place: str) -> str:
 def _read_files(url: str, files: Sequence[DataFile], columns: Sequence[str], texts: Sequence[str]) -> pa.Table:
     import pyarrow as pa
 
-    filesystem, tables = _filesystem(url), []
-    for file in files:
-        try:
-            with filesystem.open(file.path, "rb") as stream:
-                tables.append(_read_file(stream, file, columns, texts))
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"cannot read {file.path} as {file.format}: {_first_line(error)}", hint=_HINTS[file.format]
-            ) from error
+    if are_large(files):
+        tables = tables_on_node(url, files, columns)
+    else:
+        opened = filesystem(url)
+        tables = [pa.concat_tables(tables_of(opened, file, columns)) for file in files]
     _check_same_classes(tables, url)
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(
-            f"the files at {url} do not fit together: {_first_line(error)}", hint="give their columns the same types"
+            f"the files at {url} do not fit together: {first_line(error)}", hint="give their columns the same types"
         ) from error
-    return _with_numbers(table, texts) if files[0].format in _BETWEEN else table
+    return _with_numbers(table, texts) if files[0].format in BETWEEN else table
 
 
 def _with_numbers(table: pa.Table, texts: Sequence[str]) -> pa.Table:
     """A csv's columns but `texts` as numbers where every cell is one; `True`, `007` and dates are what they are written as."""
     import pyarrow as pa
-    import pyarrow.compute
 
     for place, name in enumerate(table.column_names):
         if name in texts:
             continue
-        cells = pyarrow.compute.utf8_trim_whitespace(table.column(name))
         for written, kind in ((_WHOLE, pa.int64()), (_NUMBER, pa.float64())):
-            # of a column without any cell there is nothing to tell
-            if pyarrow.compute.all(pyarrow.compute.match_substring_regex(cells, written)).as_py():
-                table = table.set_column(place, name, cells.cast(kind))
+            if _are_written_as(table.column(name), written):
+                numbers = [_trimmed(cells).cast(kind) for cells in table.column(name).chunks]
+                table = table.set_column(place, name, pa.chunked_array(numbers, kind))
                 break
     return table
 
 
-def _filesystem(url: str) -> Any:
-    import fsspec
+def _are_written_as(column: pa.ChunkedArray, written: str) -> bool:
+    """Whether every cell that holds something is; of a column without any there is nothing to tell."""
+    import pyarrow.compute
 
-    if not url.startswith("s3://"):
-        return fsspec.filesystem("file")
-    from tlcore.storage import fsspec_options
+    if column.null_count == len(column):
+        return False
+    return all(
+        pyarrow.compute.all(pyarrow.compute.match_substring_regex(_trimmed(cells), written)).as_py() is not False
+        for cells in column.chunks
+    )
 
-    # A cached listing would hide a file that was replaced since.
-    return fsspec.filesystem("s3", use_listings_cache=False, **fsspec_options(url))
+
+def _trimmed(cells: pa.Array) -> pa.Array:
+    import pyarrow.compute
+
+    return pyarrow.compute.utf8_trim_whitespace(cells)
 
 
 def class_names(table: pa.Table, column: str, field: str | None = None) -> tuple[str, ...] | None:
@@ -159,92 +158,6 @@ def _check_same_classes(tables: Sequence[pa.Table], url: str) -> None:
             )
 
 
-_HINTS = {
-    "parquet": "check that the file is whole",
-    "csv": "it must be UTF-8, comma-separated, with a first line of column names",
-    "tsv": "it must be UTF-8, separated by tabs, with a first line of column names",
-    "jsonl": "it must be UTF-8 with one JSON object per line",
-}
-
-
-def _read_file(stream: Any, file: DataFile, columns: Sequence[str], texts: Sequence[str]) -> pa.Table:
-    import pyarrow as pa
-
-    if file.size_bytes == 0:
-        raise DataError(f"{file.path} is empty", hint="it has no byte in it")
-    if file.format == "parquet":
-        import pyarrow.parquet
-
-        parquet = pyarrow.parquet.ParquetFile(stream)
-        _check_columns(parquet.schema_arrow.names, columns, file.path)
-        return parquet.read(columns=list(columns))
-    if file.is_gzipped:
-        content = pa.CompressedInputStream(stream, "gzip").read()
-        stream, file = io.BytesIO(content), replace(file, size_bytes=len(content))
-    if file.format in ("csv", "tsv"):
-        import pyarrow.csv
-
-        table = pyarrow.csv.read_csv(
-            stream,
-            read_options=pyarrow.csv.ReadOptions(block_size=_block_bytes(file.size_bytes)),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=_BETWEEN[file.format], newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()),
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
-    else:
-        table = _read_json(*_json_lines(stream, file), texts)
-    _check_columns(table.column_names, columns, file.path)
-    return table.select(list(columns))
-
-
-def _block_bytes(size_bytes: int) -> int:
-    """One block: pyarrow refuses a row that does not fit its block, and guesses types of JSON from the first one alone."""
-    return max(1 << 20, min(size_bytes + 1, 2**31 - 1))
-
-
-def _read_json(stream: Any, size_bytes: int, texts: Sequence[str]) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.json
-
-    options = pyarrow.json.ReadOptions(block_size=_block_bytes(size_bytes))
-    table = pyarrow.json.read_json(stream, read_options=options)
-    # pyarrow takes texts for dates where every one of a column is
-    dates = [field.name for field in table.schema if field.name in texts and pa.types.is_timestamp(field.type)]
-    if not dates:
-        return table
-    stream.seek(0)
-    told = pa.schema([(name, pa.string()) for name in dates])
-    return pyarrow.json.read_json(
-        stream, read_options=options, parse_options=pyarrow.json.ParseOptions(explicit_schema=told)
-    )
-
-
-def _json_lines(stream: Any, file: DataFile) -> tuple[Any, int]:
-    """The file as JSON lines, and its size in bytes: as it is, or of a `.json` file that holds one array, its objects."""
-    is_array = file.path.lower().removesuffix(GZIP).endswith(".json") and stream.read(4096).lstrip()[:1] == b"["
-    stream.seek(0)
-    if not is_array:
-        return stream, file.size_bytes
-    try:
-        rows = json.load(stream)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"cannot read {file.path} as a JSON array: {error}", hint="check that the file is whole"
-        ) from error
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{file.path}: item {number} of its array is {str(row)[:80]!r}, not an object",
-                hint="each item is one example: an object with a value for each column",
-            )
-    lines = "\n".join(map(json.dumps, rows)).encode()
-    return io.BytesIO(lines), len(lines)
-
-
 def _read_hub(url: str, hub: HubDataset, split: str, columns: Sequence[str]) -> datasets.Dataset:
     import datasets
     from huggingface_hub import constants
@@ -263,11 +176,17 @@ def _read_hub(url: str, hub: HubDataset, split: str, columns: Sequence[str]) -> 
         ) from error
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _unreadable(hub, split, error) from error
-    _check_columns(dataset.column_names, columns, url)
+    check_columns(dataset.column_names, columns, url)
     return dataset.select_columns(list(columns))
 
 
-def hub_commit(hub: HubDataset) -> str:
+def content_stamp(place: str) -> list[str]:
+    """Of what lies at a place now: another content has another one. Raises DataError, StorageError."""
+    hub = hub_dataset(place)
+    return [place, _hub_commit(hub)] if hub is not None else list(fingerprint(place))
+
+
+def _hub_commit(hub: HubDataset) -> str:
     """Which state of a hub dataset is read: its commit, or that of the cached copy where the hub is away."""
     import datasets
 
@@ -290,22 +209,9 @@ def _unreadable(hub: HubDataset, split: str, error: Exception) -> DataError:
         )
     place = hub.id if hub.config is None else f"{hub.id}/{hub.config}"
     return DataError(
-        f"cannot read hub dataset {place}, split {split!r}: {_first_line(error)}",
+        f"cannot read hub dataset {place}, split {split!r}: {first_line(error)}",
         hint=f"name a split, and a configuration where there are several: {hub.id}/<configuration>:<split>",
     )
-
-
-def _check_columns(there: Sequence[str], wanted: Sequence[str], where: str) -> None:
-    for column in wanted:
-        if column not in there:
-            near = difflib.get_close_matches(column, there, n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
-            more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
-            raise DataError(
-                f"{where} has no column {column!r}{meant}",
-                hint=f"its columns: {', '.join(there[:_SHOWN])}{more}",
-                column=column,
-            )
 
 
 def _check(table: pa.Table, url: str, texts: Sequence[str], may_be_empty: Sequence[str]) -> None:
@@ -332,7 +238,3 @@ def _check(table: pa.Table, url: str, texts: Sequence[str], may_be_empty: Sequen
             raise DataError(
                 f"{url}: column {name!r} holds {kind}, not text", hint="check which column data.text names", column=name
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from tlcore.errors import ModelError
-from tlcore.models.shelf import node_shelf, shelved
 from tlcore.storage import open_store
 from tlcore.storage.base import ObjectInfo, ObjectStore
+from tlcore.storage.shelf import node_shelf, shelved
 
 PART_BYTES = 16 << 20
 """Objects are read in pieces of this size, so that a shard of several GiB never stands in memory."""
@@ -39,7 +39,7 @@ def fetch_prefix(url: str, cache: Path | None = None) -> Path:
             f"model source {url!r}: nothing lies directly under that prefix",
             hint="give the prefix that holds config.json",
         )
-    shelf = cache or node_shelf()
+    shelf = cache or node_shelf("models")
     try:
         return shelved(shelf, _content_name(url, objects), lambda building: _download(store, objects, building))
     except OSError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tlcore.errors import ModelError
-from tlcore.models.shelf import node_shelf, shelved
+from tlcore.storage.shelf import node_shelf, shelved
 
 
 def gguf_file(source: str, directory: Path) -> Path | None:
@@ -47,7 +47,7 @@ def gguf_directory(source: str, file: Path, shelf: Path | None = None) -> Path:
         )
     stat = file.stat()
     content = hashlib.sha256(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:24]
-    place = shelf or node_shelf()
+    place = shelf or node_shelf("models")
     try:
         return shelved(place, f"gguf-{file.stem}-{content}", lambda folder: _convert(source, file, folder))
     except OSError as error:

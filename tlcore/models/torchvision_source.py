@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tlcore.errors import ModelError
-from tlcore.models.shelf import node_shelf, shelved
+from tlcore.storage.shelf import node_shelf, shelved
 
 SCHEME: Final = "torchvision:"
 _TIMEOUT_S: Final = 5.0
@@ -45,7 +45,7 @@ def torchvision_directory(source: str, shelf: Path | None = None) -> Path:
         raise ModelError(f"model source {source!r}: {file} is no file", hint="give a state dict saved by torch.save")
     stat = file.stat()
     content = hashlib.sha256(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:24]
-    place = shelf or node_shelf()
+    place = shelf or node_shelf("models")
     try:
         return shelved(place, f"torchvision-{name}-{content}", lambda folder: _convert(source, name, file, folder))
     except OSError as error:

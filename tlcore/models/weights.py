@@ -15,8 +15,8 @@ import torch
 
 from tlcore.checkpoint import CheckpointReader, Manifest, Piece, Row
 from tlcore.errors import ModelError
-from tlcore.models.shelf import node_shelf, shelved
 from tlcore.storage.base import ObjectStore
+from tlcore.storage.shelf import node_shelf, shelved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +52,7 @@ def node_weights(store: ObjectStore, manifest: Manifest, shelf: Path | None = No
 
     Raises ModelError where they cannot be kept; CheckpointCorrupt, StorageError.
     """
-    shelf = shelf or node_shelf()
+    shelf = shelf or node_shelf("models")
     listing = "\n".join([str(_FORMAT), *(index.sha256 for index in manifest.indexes)])
     name = f"checkpoint-{hashlib.sha256(listing.encode()).hexdigest()[:24]}"
     try:

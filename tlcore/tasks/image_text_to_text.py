@@ -27,7 +27,7 @@ from tlcore.tasks.model_task import ModelTask
 from tlcore.tasks.picture_prompts import Asked, PicturePrompts
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits, given_places
-from tlcore.tasks.telling import tell_cut
+from tlcore.tasks.telling import Cut
 from tlcore.tasks.told import told_logits, with_most_told, with_told
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class ImageTextToText(ModelTask[AskedPictures]):
             self._prompts.sample(asked, answer, f"{place}, row {row + 1}")
             for row, (asked, answer) in enumerate(zip(*texts, strict=True))
         ]
-        tell_cut(place, [sample.whole for sample in samples], self._recipe.data.max_length)
+        Cut.of([sample.whole for sample in samples], self._recipe.data.max_length).tell(place)
         return AskedPictures(rows, samples)
 
 

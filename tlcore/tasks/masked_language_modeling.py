@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import fingerprint, hold_out, read_split
+from tlcore.data import GrowingArray, fingerprint, hold_out, read_split
 from tlcore.errors import DataError, ModelError
 from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator
 from tlcore.tasks.classes import checked_places
@@ -26,10 +26,11 @@ from tlcore.tasks.logits import logits_of, mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import RowSplits, held_share
-from tlcore.tasks.tokens import TokenStore, tokenize_in_pieces
+from tlcore.tasks.tokens import TokenBuilder, TokenStore, cells, prepared_texts, tokenize_in_pieces
 from tlcore.tasks.told import told_logits, with_most_told, with_told
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Generator, Tensor, nn
 
     from tlcore.recipe import Recipe
@@ -168,9 +169,22 @@ class MaskedLanguageModeling(TextTask[Texts]):
 
     def _prepare(self, place: str, hub_split: str, share: float | None) -> Texts:
         data = self._recipe.data
-        column = read_split(place, [data.text], texts=[data.text], split=hub_split).data.table.column(data.text)
-        store, row_of_piece = tokenize_in_pieces(self._text.tokenizer, column.to_pylist(), self._text.max_length)
-        held = None if share is None else np.isin(row_of_piece, hold_out(len(column), share)[1])
-        may = ~np.isin(store.tokens, self._text.tokenizer.all_special_ids)
-        piece_of_token = np.repeat(np.arange(len(store.lengths)), store.lengths)
-        return Texts(store, np.bincount(piece_of_token[may], minlength=len(store.lengths)), held)
+        table = read_split(place, [data.text], texts=[data.text], split=hub_split).data.table
+        tokenizer, given = self._text.tokenizer, (hub_split, data.text, share, self._text.max_length)
+        return prepared_texts(
+            Texts, table, given, place, tokenizer, lambda: self._pieces(table.column(data.text), share)
+        )
+
+    def _pieces(self, column: pa.ChunkedArray, share: float | None) -> Texts:
+        tokenizer, builder = self._text.tokenizer, TokenBuilder()
+        words, held = GrowingArray(np.int64), GrowingArray(np.bool_)
+        is_held = np.zeros(len(column), dtype=np.bool_)
+        if share is not None:
+            is_held[hold_out(len(column), share)[1]] = True
+        for pieces, row_of_piece in tokenize_in_pieces(tokenizer, cells(column), self._text.max_length):
+            part = builder.append(pieces)
+            may = ~np.isin(part.tokens, tokenizer.all_special_ids)
+            piece_of_token = np.repeat(np.arange(len(pieces)), part.lengths)
+            words.append(np.bincount(piece_of_token[may], minlength=len(pieces)))
+            held.append(is_held[row_of_piece])
+        return Texts(builder.store(), words.array(), None if share is None else held.array())

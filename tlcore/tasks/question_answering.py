@@ -30,7 +30,7 @@ from tlcore.tasks.logits import inputs_of
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import SEGMENTS, TokenStore, chunks, encode_with_offsets, join_stores, store_tokens
+from tlcore.tasks.tokens import SEGMENTS, TokenBuilder, TokenStore, chunks, encode_with_offsets, store_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -243,20 +243,20 @@ class QuestionAnswering(TextTask[Windows]):
 
     def _prepare(self, place: str, hub_split: str) -> Windows:
         questions, contexts, answers = self._columns_of(place, hub_split)
-        tokens, segments, samples, spans, first = [], [], [], [], 0
+        tokens, segments, samples, spans, first = TokenBuilder(), TokenBuilder(), [], [], 0
         for chunk in chunks(contexts):
             encoded = self._encode(questions[first : first + len(chunk)], chunk, f"{place}, row", first + 1)
-            ids, kinds = self._stored(encoded)
-            tokens.append(ids)
-            segments += [] if kinds is None else [kinds]
+            tokens.append(encoded["input_ids"])
+            if self._text.has_segments:
+                segments.append(encoded[SEGMENTS])
             samples.append(np.array(encoded["overflow_to_sample_mapping"], dtype=np.int64) + first)
             spans += [characters(encoded, window) for window in range(len(samples[-1]))]
             first += len(chunk)
         sample = np.concatenate(samples)
         places = [token_span(span, answers[owner]) for span, owner in zip(spans, sample.tolist(), strict=True)]
         return Windows(
-            join_stores(tokens),
-            join_stores(segments) if segments else None,
+            tokens.store(),
+            segments.store() if self._text.has_segments else None,
             sample,
             np.array([start for start, _ in places], dtype=np.int64),
             np.array([end for _, end in places], dtype=np.int64),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 _TOLD: Final[set[str]] = set()
@@ -26,18 +27,29 @@ def tell_once(line: str) -> None:
         logging.getLogger(__name__).warning("%s", line)
 
 
-def tell_cut(
-    place: str, lengths: Sequence[int], most: int, setting: str = "data.max_length", what: str = "texts"
-) -> None:
-    """Say how many texts of a place were cut; nothing where none was.
+@dataclass(frozen=True)
+class Cut:
+    """How many of how many texts were longer than `most` tokens, and the longest's tokens."""
 
-    Args:
-        lengths: tokens of each text before.
-        most: what `setting` is.
-    """
-    longer = [length for length in lengths if length > most]
-    if longer:
-        tell_once(
-            f"{len(longer)} of {len(lengths)} {what} of {place} are longer than {setting}={most} tokens and were cut "
-            f"(longest has {max(longer)})"
-        )
+    most: int
+    longer: int = 0
+    texts: int = 0
+    longest: int = 0
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], most: int) -> Cut:
+        """Of texts that had so many tokens each."""
+        longer = sum(1 for length in lengths if length > most)
+        return cls(most, longer, len(lengths), int(max(lengths, default=0)))
+
+    def __add__(self, other: Cut) -> Cut:
+        longest = max(self.longest, other.longest)
+        return Cut(self.most, self.longer + other.longer, self.texts + other.texts, longest)
+
+    def tell(self, place: str, setting: str = "data.max_length", what: str = "texts") -> None:
+        """Say how many texts of a place were cut, since `setting` is `most`; nothing where none was."""
+        if self.longer:
+            tell_once(
+                f"{self.longer} of {self.texts} {what} of {place} are longer than {setting}={self.most} tokens and were cut "
+                f"(longest has {self.longest})"
+            )

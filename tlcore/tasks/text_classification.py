@@ -26,6 +26,7 @@ from tlcore.tasks.recent import Recent
 from tlcore.tasks.sample_labels import SampleLabels, empty_cells
 from tlcore.tasks.splits import Splits, given_places
 from tlcore.tasks.text_pairs import TokenizedTexts, asked_columns, largest_texts, pair_of, text_columns, tokenize_texts
+from tlcore.tasks.tokens import cells, prepared_texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,5 +132,14 @@ class TextClassification(TextTask[LabelledTexts]):
         named = text_columns(data)
         table = read_split(place, [*named, data.label], texts=named, split=hub_split, may_be_empty=empty).data.table
         labels = SampleLabels.read(table, data.label, data.multi_label)
-        columns = [table.column(name).to_pylist() for name in named]
-        return LabelledTexts(tokenize_texts(self._text, columns, place), labels)
+        text = self._text
+        texts = prepared_texts(
+            TokenizedTexts,
+            table,
+            (hub_split, *named, text.max_length),
+            place,
+            text.tokenizer,
+            lambda: tokenize_texts(text, [cells(table.column(name)) for name in named]),
+        )
+        texts.cut.tell(place, what="texts" if len(named) == 1 else "pairs of texts")
+        return LabelledTexts(texts, labels)

@@ -10,7 +10,7 @@ that texts must not see each other. A model of which that is not true is refused
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,12 +33,12 @@ from tlcore.tasks.conversations import (
     template_of,
 )
 from tlcore.tasks.generate import generate
-from tlcore.tasks.learned_texts import EncodedTexts, LearnedTexts, group_texts, told_counts
+from tlcore.tasks.learned_texts import EncodedTexts, LearnedTexts, group_texts
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.packing import check_keeps_apart, is_flash
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import RowSplits, given_places, held_share
-from tlcore.tasks.tokens import TokenStore, chunks, join_stores, store_tokens
+from tlcore.tasks.tokens import TokenBuilder, TokenStore, cells, chunks, prepared_texts
 from tlcore.tasks.told import TOLD, told_logits, told_loss, with_most_told, with_told
 
 if TYPE_CHECKING:
@@ -84,12 +84,11 @@ class TextGeneration(TextTask[LearnedTexts]):
 
     def lengths(self, split: str) -> npt.NDArray[np.int32]:
         chosen = self._splits[split]
-        return _sums(chosen.read.texts.lengths, [chosen.read.groups[row] for row in chosen.rows]).astype(np.int32)
+        return chosen.read.lengths[chosen.rows].astype(np.int32)
 
     def weights(self, split: str) -> npt.NDArray[np.float64]:
         chosen = self._splits[split]
-        told = told_counts(chosen.read.texts, chosen.read.learned)
-        return _sums(told, [chosen.read.groups[row] for row in chosen.rows]).astype(np.float64)
+        return chosen.read.told[chosen.rows].astype(np.float64)
 
     def build_model(self, from_scratch: bool) -> nn.Module:
         """Raises RecipeError as well: `data.packing` with a model that would let packed texts see each other."""
@@ -170,7 +169,7 @@ class TextGeneration(TextTask[LearnedTexts]):
         self, read: LearnedTexts, row: int
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
         """Tokens of a sample, which of them are told, and each one's position in its own text."""
-        spans = [(int(read.texts.offsets[text]), int(read.texts.offsets[text + 1])) for text in read.groups[row]]
+        spans = [(int(read.texts.offsets[text]), int(read.texts.offsets[text + 1])) for text in read.texts_of(row)]
         tokens = np.concatenate([read.texts.tokens[start:end] for start, end in spans])
         places = np.concatenate([np.arange(end - start) for start, end in spans])
         told = np.concatenate([read.learned[start:end] for start, end in spans]) & (places > 0)
@@ -232,12 +231,18 @@ class TextGeneration(TextTask[LearnedTexts]):
 
     def _prepare(self, place: str, hub_split: str, share: float | None) -> LearnedTexts:
         data, most, table = self._recipe.data, self._text.max_length, self._rows(place, hub_split)
-        if data.messages is None and data.target is None:
-            encoded = EncodedTexts.in_pieces(self._encode_texts(table.column(data.text).to_pylist()), most)
-        else:
-            encoded = EncodedTexts.cut(self._encode_rows(table, place), most, place)
-        found = group_texts(encoded, most if data.packing else None, share)
-        if not found.learned.any():
+
+        def make() -> LearnedTexts:
+            if data.messages is None and data.target is None:
+                encoded = EncodedTexts.in_pieces(self._encode_texts(cells(table.column(data.text))), most)
+            else:
+                encoded = EncodedTexts.cut_at(most, self._encode_rows(table, place))
+            return group_texts(encoded, most if data.packing else None, share)
+
+        given = (hub_split, data.text, data.target, data.input, data.messages, share, data.packing, most)
+        found = prepared_texts(LearnedTexts, table, given, place, self._tokenizer, make)
+        found.cut.tell(place)
+        if not found.told.any():
             raise DataError(
                 f"{place}: nothing is left to be learned of any row, once each is cut at {most} tokens",
                 hint="raise data.max_length: what is learned stands at the end",
@@ -260,14 +265,13 @@ class TextGeneration(TextTask[LearnedTexts]):
         data = self._recipe.data
         return join_input(row[data.text], None if data.input is None else row[data.input])
 
-    def _encode_texts(self, texts: Sequence[str]) -> TokenStore:
+    def _encode_texts(self, texts: Iterable[str]) -> TokenStore:
         """Whole texts, each with the token that ends it, which is what tells the model to stop."""
-        end = self._tokenizer.eos_token_id
-        parts = []
+        end, builder = self._tokenizer.eos_token_id, TokenBuilder()
         for chunk in chunks(texts):
             encoded = self._tokenizer(chunk, verbose=False)["input_ids"]
-            parts.append(store_tokens([ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in encoded]))
-        return join_stores(parts)
+            builder.append([ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in encoded])
+        return builder.store()
 
 
 def _told(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -282,14 +286,6 @@ def _for_attention(model: Any, batch: Batch) -> Batch:
     if "position_ids" not in batch or not is_flash(model):
         return batch
     return {name: each if name == TOLD else each.reshape(1, -1) for name, each in batch.items()}
-
-
-def _sums(values: npt.NDArray[Any], groups: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[Any]:
-    """The sum of `values` over each group."""
-    if not groups:
-        return np.zeros(0)
-    starts = np.cumsum([0, *(len(group) for group in groups[:-1])])
-    return np.add.reduceat(values[np.concatenate(groups)], starts)
 
 
 def _question(messages: Any) -> tuple[Any, Any]:

@@ -7,9 +7,10 @@ prediction is asked for. Single texts are `tokens.py`'s. Called by `text_classif
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,8 +18,8 @@ import numpy.typing as npt
 
 from tlcore.errors import DataError, Fault, RecipeError
 from tlcore.tasks.base import Batch
-from tlcore.tasks.telling import is_rank_0, tell_cut
-from tlcore.tasks.tokens import SEGMENTS, TextModel, TokenStore, join_stores, store_tokens, tokenize, whole_lengths
+from tlcore.tasks.telling import Cut
+from tlcore.tasks.tokens import SEGMENTS, TextModel, TokenBuilder, TokenStore, tokenize, whole_lengths
 
 if TYPE_CHECKING:
     from tlcore.recipe.data_schema import DataSection
@@ -31,10 +32,11 @@ _KEYS: Final = ("text", "text_pair")
 @dataclass(frozen=True)
 class TokenizedTexts:
     """`segments`: which text of its pair each token is of, as the model counts them; None for single texts, and for models that
-    have none."""
+    have none. `cut`: how many texts, or pairs, were."""
 
     tokens: TokenStore
-    segments: TokenStore | None = None
+    segments: TokenStore | None
+    cut: Cut
 
     def batch(self, rows: npt.NDArray[np.int64], pad_id: int) -> Batch:
         """Of these texts, each tensor [B, T]."""
@@ -52,33 +54,28 @@ def text_columns(data: DataSection) -> list[str]:
     return [data.text] if data.text_pair is None else [data.text, data.text_pair]
 
 
-def tokenize_texts(text: TextModel, columns: Sequence[Sequence[str]], place: str | None = None) -> TokenizedTexts:
+def tokenize_texts(text: TextModel, columns: Sequence[Iterable[str]]) -> TokenizedTexts:
     """One column of texts, or two of pairs, of which the longer text is cut first.
-
-    Args:
-        place: where they are from; how many of them were cut is then said.
 
     Raises:
         RecipeError: the tokenizer takes no pairs.
     """
     if len(columns) == 1:
-        return TokenizedTexts(tokenize(text.tokenizer, columns[0], text.max_length, place=place))
-    firsts, seconds = columns
+        tokens, cut = tokenize(text.tokenizer, columns[0], text.max_length)
+        return TokenizedTexts(tokens, None, cut)
+    firsts, seconds = (iter(column) for column in columns)
     with_segments = text.has_segments
-    stored: list[tuple[TokenStore, TokenStore | None]] = []
-    whole: list[int] = []
-    for start in range(0, len(firsts), _CHUNK):
-        chunk = [list(each[start : start + _CHUNK]) for each in (firsts, seconds)]
-        encoded = _encoded(text, chunk, with_segments)
-        ids = encoded["input_ids"]
-        stored.append((store_tokens(ids), store_tokens(encoded[SEGMENTS]) if with_segments else None))
-        if place is not None and is_rank_0():
-            # asked again for the full ones: what a fast tokenizer cuts off of a pair it gives several times over
-            whole += whole_lengths({"input_ids": ids}, text.max_length, partial(_uncut, text.tokenizer, chunk))
-    if place is not None:
-        tell_cut(place, whole, text.max_length, what="pairs of texts")
-    segments = [each for _, each in stored if each is not None]
-    return TokenizedTexts(join_stores([ids for ids, _ in stored]), join_stores(segments) if with_segments else None)
+    builder, segments, cut = TokenBuilder(), TokenBuilder(), Cut(text.max_length)
+    while chunk := list(islice(firsts, _CHUNK)):
+        pair = [chunk, list(islice(seconds, _CHUNK))]
+        encoded = _encoded(text, pair, with_segments)
+        builder.append(encoded["input_ids"])
+        if with_segments:
+            segments.append(encoded[SEGMENTS])
+        # asked again for the full ones: what a fast tokenizer cuts off of a pair it gives several times over
+        ids = {"input_ids": encoded["input_ids"]}
+        cut += Cut.of(whole_lengths(ids, text.max_length, partial(_uncut, text.tokenizer, pair)), text.max_length)
+    return TokenizedTexts(builder.store(), segments.store() if with_segments else None, cut)
 
 
 def _encoded(text: TextModel, chunk: Sequence[list[str]], with_segments: bool) -> Any:

@@ -12,7 +12,7 @@ Loss is the mean over the target tokens of the global batch (`weights`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +30,8 @@ from tlcore.tasks.logits import mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.tokens import TokenStore, tokenize
+from tlcore.tasks.telling import Cut
+from tlcore.tasks.tokens import TokenStore, cells, prepared_texts, tokenize
 from tlcore.tasks.told import told_logits, with_most_told, with_told
 
 if TYPE_CHECKING:
@@ -47,10 +48,12 @@ _SHOWN: Final = 12
 
 @dataclass(frozen=True)
 class TextPairs:
-    """Texts, and what each is to become, as tokens."""
+    """Texts, and what each is to become, as tokens; and how many of each were cut."""
 
     texts: TokenStore
     targets: TokenStore
+    texts_cut: Cut
+    targets_cut: Cut
 
     def __len__(self) -> int:
         return len(self.texts.lengths)
@@ -115,7 +118,7 @@ class TextToText(TextTask[TextPairs]):
         for number, text in enumerate(inputs):
             if not isinstance(text, str):
                 raise DataError(f"input {number} is {text!r}, not a text", hint="give one text per input")
-        store = self._tokens(inputs)
+        store, _ = self._tokens(inputs)
         produced: list[str] = []
         for start in range(0, len(inputs), _PREDICT_BATCH):
             ids, mask = store.pad(np.arange(start, min(start + _PREDICT_BATCH, len(inputs))), self._text.pad_id)
@@ -205,9 +208,9 @@ class TextToText(TextTask[TextPairs]):
         words = [[token for token in ids if token != self._language_id] for ids in texts]
         return [self._tokenizer.decode(ids, skip_special_tokens=True) for ids in words]
 
-    def _tokens(self, texts: Sequence[str], place: str | None = None) -> TokenStore:
+    def _tokens(self, texts: Iterable[str]) -> tuple[TokenStore, Cut]:
         prefix = self._recipe.data.prefix
-        return tokenize(self._tokenizer, [prefix + text for text in texts], self._text.max_length, place=place)
+        return tokenize(self._tokenizer, (prefix + text for text in texts), self._text.max_length)
 
     def _read(self, place: str, hub_split: str) -> TextPairs:
         data = self._recipe.data
@@ -221,9 +224,22 @@ class TextToText(TextTask[TextPairs]):
         data = self._recipe.data
         columns = [data.text, data.target_column]
         table = read_split(place, columns, texts=columns, split=hub_split).data.table
-        expected = table.column(data.target_column).to_pylist()
-        targets = tokenize(self._tokenizer, expected, data.max_target_length, as_target=True, place=place)
-        return TextPairs(self._tokens(table.column(data.text).to_pylist(), place), targets)
+        lengths, languages = (
+            (self._text.max_length, data.max_target_length),
+            (data.source_language, data.target_language),
+        )
+
+        def make() -> TextPairs:
+            expected = cells(table.column(data.target_column))
+            targets, targets_cut = tokenize(self._tokenizer, expected, data.max_target_length, as_target=True)
+            texts, texts_cut = self._tokens(cells(table.column(data.text)))
+            return TextPairs(texts, targets, texts_cut, targets_cut)
+
+        given = (hub_split, *columns, data.prefix, *lengths, *languages)
+        found = prepared_texts(TextPairs, table, given, place, self._tokenizer, make)
+        found.targets_cut.tell(place, "data.max_target_length", "targets")
+        found.texts_cut.tell(place)
+        return found
 
 
 def _languages(tokenizer: Any) -> dict[str, int]:

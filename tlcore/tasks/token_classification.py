@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import class_names, fingerprint, read_split
+from tlcore.data import GrowingArray, class_names, fingerprint, read_split
 from tlcore.errors import DataError
 from tlcore.tasks.base import IGNORED, Batch, Draws, MetricAccumulator, SumOverRanks
 from tlcore.tasks.classes import Classes, assumed_labels, checked_places
@@ -27,8 +27,8 @@ from tlcore.tasks.logits import logits_of, mean_cross_entropy
 from tlcore.tasks.model_task import TextTask
 from tlcore.tasks.recent import Recent
 from tlcore.tasks.splits import Splits
-from tlcore.tasks.telling import is_rank_0, tell_cut
-from tlcore.tasks.tokens import CHUNK_TEXTS, TokenStore, join_stores, store_tokens, whole_lengths
+from tlcore.tasks.telling import Cut
+from tlcore.tasks.tokens import CHUNK_TEXTS, TokenBuilder, TokenStore, whole_lengths
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -176,20 +176,20 @@ class TokenClassification(TextTask[LabelledWords]):
         data = self._recipe.data
         table = read_split(place, [data.tokens, data.label], split=hub_split).data.table
         index_of: dict[Any, int] = {}
-        stores, label_of = [], []
-        whole: list[int] = []
+        most, builder, label_of = self._text.max_length, TokenBuilder(), GrowingArray(np.int64)
+        cut = Cut(most)
         for start in range(0, table.num_rows, CHUNK_TEXTS):
             chunk = table.slice(start, CHUNK_TEXTS)
             words, labels = chunk.column(data.tokens).to_pylist(), chunk.column(data.label).to_pylist()
             _check_words(words, labels, place, start)
-            encoded = self._encode(words, truncation=True, max_length=self._text.max_length)
-            if is_rank_0():
-                whole += whole_lengths(encoded, self._text.max_length, partial(self._uncut, words))
-            stores.append(store_tokens(encoded["input_ids"]))
-            label_of += [_labelled(encoded, row, given, index_of) for row, given in enumerate(labels)]
-        tell_cut(place, whole, self._text.max_length)
+            encoded = self._encode(words, truncation=True, max_length=most)
+            cut += Cut.of(whole_lengths(encoded, most, partial(self._uncut, words)), most)
+            builder.append(encoded["input_ids"])
+            for row, given in enumerate(labels):
+                label_of.append(_labelled(encoded, row, given, index_of))
+        cut.tell(place)
         names = class_names(table, data.label)
-        return LabelledWords(join_stores(stores), np.concatenate(label_of), tuple(index_of), names)
+        return LabelledWords(builder.store(), label_of.array(), tuple(index_of), names)
 
     def _encode(self, words: Sequence[Sequence[str]], **settings: Any) -> Any:
         """Texts of words as tokens that know their words: the tokens of the running texts."""

@@ -1,29 +1,40 @@
 """Tokenized texts as two flat arrays, and batches of them.
 
-Owns tokenizing once per process, padding per batch, and what a model's tokenizer allows. Called by the text tasks. Flat arrays
-because lists of lists of a million snippets cost 30 times their tokens, and a batch is then one masked copy.
+Owns tokenizing, padding per batch, and what a model's tokenizer allows. Called by the text tasks. Flat arrays because lists of
+lists of a million snippets cost 30 times their tokens, and a batch is then one masked copy. Texts are taken from their table block
+by block, and the tokens of a large one lie on the node's disk, made once for all its processes (`data/on_node.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from tlcore.data import GrowingArray, arrays_on_node, content_stamp, is_held
 from tlcore.errors import Fault, ModelError, RecipeError
-from tlcore.tasks.telling import is_rank_0, tell_cut, tell_once
+from tlcore.tasks.telling import Cut, tell_once
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from tlcore.models import ModelSource
+
+Arrays = TypeVar("Arrays")
 
 CHUNK_TEXTS = 8192
 """Texts given to the tokenizer at once; its lists of a chunk are gone before the next."""
 CHUNK_CHARACTERS = 4 << 20
 """Characters given to it at once: of long documents, 8,192 would fill the memory with its lists."""
+_CELLS: Final = 1024
 
 SEGMENTS: Final = "token_type_ids"
 """In a batch: which text of a pair each token is of."""
@@ -52,38 +63,84 @@ class TokenStore:
         return ids, mask.astype(np.int64)
 
 
-def tokenize(
-    tokenizer: Any, texts: Sequence[str], max_length: int, as_target: bool = False, place: str | None = None
-) -> TokenStore:
+class TokenBuilder:
+    """Texts appended after one another, in memory or, of very many, on the node's disk."""
+
+    def __init__(self) -> None:
+        self._tokens = GrowingArray(np.int32)
+        self._lengths = GrowingArray(np.int32)
+
+    def append(self, texts: Sequence[Sequence[int]]) -> TokenStore:
+        """Add texts, which are tokens already; these texts alone."""
+        part = store_tokens(texts)
+        self._tokens.append(part.tokens)
+        self._lengths.append(part.lengths)
+        return part
+
+    def store(self) -> TokenStore:
+        """All texts; none is appended after this."""
+        return TokenStore(self._tokens.array(), _offsets(self._lengths.array()))
+
+
+def tokenize(tokenizer: Any, texts: Iterable[str], max_length: int, as_target: bool = False) -> tuple[TokenStore, Cut]:
     """Tokenize with the model's special tokens, cutting at `max_length` tokens; `as_target` with the vocabulary of what is
-    produced, where a tokenizer has two (Marian). `place`: where the texts are from; how many of them were cut is then said."""
+    produced, where a tokenizer has two (Marian). And how many texts were cut."""
     given = "text_target" if as_target else "text"
-    parts: list[TokenStore] = []
-    whole: list[int] = []
+    builder, cut = TokenBuilder(), Cut(max_length)
     for chunk in chunks(texts):
         encoded = tokenizer(**{given: chunk}, truncation=True, max_length=max_length, **_IDS_ALONE)
-        parts.append(store_tokens(encoded["input_ids"]))
-        if place is not None and is_rank_0():
-            whole += whole_lengths(encoded, max_length, partial(_uncut, tokenizer, given, chunk))
-    if place is not None:
-        tell_cut(place, whole, max_length, *(("data.max_target_length", "targets") if as_target else ()))
-    return join_stores(parts)
+        builder.append(encoded["input_ids"])
+        cut += Cut.of(whole_lengths(encoded, max_length, partial(_uncut, tokenizer, given, chunk)), max_length)
+    return builder.store(), cut
 
 
 def tokenize_in_pieces(
-    tokenizer: Any, texts: Sequence[str], max_length: int
-) -> tuple[TokenStore, npt.NDArray[np.int64]]:
+    tokenizer: Any, texts: Iterable[str], max_length: int
+) -> Iterator[tuple[list[list[int]], npt.NDArray[np.int64]]]:
     """Every text whole, in pieces of at most `max_length` tokens, each with the model's special tokens around it; and which text
-    each piece is of, ascending."""
-    parts: list[TokenStore] = []
-    owners: list[npt.NDArray[np.int64]] = []
+    each piece is of, ascending. Block by block."""
     first = 0
     for chunk in chunks(texts):
         pieces, of = _pieces(tokenizer, chunk, max_length)
-        parts.append(store_tokens(pieces))
-        owners.append(np.array(of, dtype=np.int64) + first)
+        yield pieces, np.array(of, dtype=np.int64) + first
         first += len(chunk)
-    return join_stores(parts), np.concatenate(owners) if owners else np.empty(0, np.int64)
+
+
+def prepared_texts(
+    kind: type[Arrays], table: pa.Table, given: Sequence[object], place: str, tokenizer: Any, make: Callable[[], Arrays]
+) -> Arrays:
+    """What `make` makes of a table's texts: in this process, or of a large table once on the node, mapped.
+
+    Args:
+        kind: as `arrays_on_node` takes it.
+        given: what it is made with, besides the table's content and the tokenizer.
+        place: where the table is from.
+    """
+    if is_held(table):
+        return make()
+    return arrays_on_node(kind, [*content_stamp(place), *given, _digest(tokenizer)], place, make)
+
+
+def cells(column: pa.ChunkedArray) -> Iterator[Any]:
+    """The cells of a column in turn, few of them as Python objects at one time."""
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), _CELLS):
+            yield from chunk.slice(start, _CELLS).to_pylist()
+
+
+def _digest(tokenizer: Any) -> str:
+    """Of everything that a tokenizer is saved as, and of its class."""
+    digest = hashlib.sha256(type(tokenizer).__qualname__.encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            content = path.read_bytes()
+            if path.name == "tokenizer.json":
+                # a fast one is saved with how it was called last
+                facts = {**json.loads(content), "truncation": None, "padding": None}
+                content = json.dumps(facts, sort_keys=True).encode()
+            digest.update(path.name.encode() + content)
+    return digest.hexdigest()
 
 
 def _pieces(tokenizer: Any, texts: list[str], max_length: int) -> tuple[list[list[int]], list[int]]:
@@ -115,16 +172,18 @@ def encode_with_offsets(tokenizer: Any, *texts: Any, **settings: Any) -> Any:
     return tokenizer(*texts, return_offsets_mapping=True, **settings)
 
 
-def chunks(texts: Sequence[str]) -> Iterator[list[str]]:
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
     """The texts in turn, as many at once as the tokenizer's lists of them may take memory."""
-    start = characters = 0
-    for end, text in enumerate(texts):
-        if end > start and (end - start >= CHUNK_TEXTS or characters + len(text) > CHUNK_CHARACTERS):
-            yield list(texts[start:end])
-            start, characters = end, 0
+    some: list[str] = []
+    characters = 0
+    for text in texts:
+        if some and (len(some) >= CHUNK_TEXTS or characters + len(text) > CHUNK_CHARACTERS):
+            yield some
+            some, characters = [], 0
+        some.append(text)
         characters += len(text)
-    if start < len(texts):
-        yield list(texts[start:])
+    if some:
+        yield some
 
 
 def whole_lengths(encoded: Any, max_length: int, uncut: Callable[[Sequence[int]], Any]) -> list[int]:
@@ -160,14 +219,6 @@ def store_tokens(texts: Sequence[Sequence[int]]) -> TokenStore:
     """Texts that are tokens already."""
     tokens = np.fromiter((token for ids in texts for token in ids), dtype=np.int32)
     return TokenStore(tokens, _offsets([len(ids) for ids in texts]))
-
-
-def join_stores(parts: Sequence[TokenStore]) -> TokenStore:
-    """The texts of all, one store's after another's."""
-    if not parts:
-        return store_tokens([])
-    lengths = np.concatenate([part.lengths for part in parts])
-    return TokenStore(np.concatenate([part.tokens for part in parts]), _offsets(lengths))
 
 
 def _offsets(lengths: Sequence[int] | npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

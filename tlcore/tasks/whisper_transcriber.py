@@ -27,7 +27,7 @@ from tlcore.tasks.logits import mean_cross_entropy
 from tlcore.tasks.long_sounds import Window, join_texts, windows
 from tlcore.tasks.sound_inputs import LENGTHS, SoundInputs, model_inputs
 from tlcore.tasks.sounds import Pcm, Sounds
-from tlcore.tasks.telling import tell_cut
+from tlcore.tasks.telling import Cut
 from tlcore.tasks.tokens import store_tokens
 from tlcore.tasks.told import told_logits, with_most_told, with_told
 from tlcore.tasks.transcriber import REFERENCES, decode_references
@@ -93,7 +93,7 @@ class WhisperTranscriber:
         tokens = self.tokenizer(spaced, add_special_tokens=False)["input_ids"]
         most = self._data.max_target_length
         # with the one that ends a text
-        tell_cut(sounds.rows.place, [len(ids) + 1 for ids in tokens], most, "data.max_target_length")
+        Cut.of([len(ids) + 1 for ids in tokens], most).tell(sounds.rows.place, "data.max_target_length")
         return [[*ids[: most - 1], self.tokenizer.eos_token_id] for ids in tokens]
 
     def batch(self, sounds: Sequence[Pcm], labels: Sequence[Sequence[int]]) -> Batch:

@@ -31,8 +31,7 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import nn
 
-from tlcore.data.files import fingerprint, hub_dataset
-from tlcore.data.reading import hub_commit
+from tlcore.data import content_stamp
 from tlcore.engine.sharded import ShardedModel
 from tlcore.errors import Fault, ObjectMissing, RecipeError
 from tlcore.models import resolve_source
@@ -284,16 +283,10 @@ def _digest(recipe: Recipe, model: ShardedModel) -> str:
         data.model_dump(mode="json"),
         source.digest,
         recipe.train.seed,
-        [_stamp(place) for place in places],
+        [content_stamp(place) for place in places],
         model.precision,
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _stamp(place: str) -> list[str]:
-    """Of what lies at a place of data now."""
-    hub = hub_dataset(place)
-    return [place, hub_commit(hub)] if hub is not None else list(fingerprint(place))
 
 
 @contextmanager

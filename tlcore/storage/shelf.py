@@ -1,8 +1,8 @@
 """What a node keeps of things that were fetched: each once, whole or not at all, proved, and gone when nobody uses it.
 
-Owns `~/.cache/tlcore/models/`: a folder per content, its lock, its seal and its age. Knows nothing of what lies in a folder
-nor where it comes from. Called by `fetch.py` (an `s3://` prefix), by the sources that are
-converted, and by `weights.py` (a checkpoint's weights).
+Owns `~/.cache/tlcore/<kind>/`: a folder per content, its lock, its seal and its age. Knows nothing of what lies in a folder
+nor where it comes from. Called by `models/` (`fetch.py` for an `s3://` prefix, the sources that are converted, `weights.py` for a
+checkpoint's weights) and by `data/on_node.py` (tables and tokens that are too large for every process's memory).
 
 A folder is made beside its place and renamed, under a lock that the system drops with its holder: other processes of the node wait
 for the first instead of fetching again, and one that was killed leaves only a folder of another name, which the next one removes.
@@ -31,17 +31,20 @@ _BLOCK_BYTES: Final = 8 << 20
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-def node_shelf() -> Path:
-    """Where this user's folders lie on this machine."""
-    return Path.home() / ".cache" / "tlcore" / "models"
+def node_shelf(kind: str) -> Path:
+    """Where this user's folders of a kind (`models`, `data`) lie on this machine."""
+    return Path.home() / ".cache" / "tlcore" / kind
 
 
-def shelved(shelf: Path, name: str, fill: Callable[[Path], None], boot: str | None = None) -> Path:
+def shelved(
+    shelf: Path, name: str, fill: Callable[[Path], None], boot: str | None = None, unused_s: float = UNUSED_S
+) -> Path:
     """The folder of this name; `fill` writes its files into an empty one where it is not there, or not whole.
 
     Args:
         name: after the content, so that another content has another name.
         boot: which boot of the node this is; None asks the system.
+        unused_s: how long nobody asked for the folders that go when one is made.
 
     Raises OSError where the shelf cannot be written; what `fill` raises.
     """
@@ -56,7 +59,7 @@ def shelved(shelf: Path, name: str, fill: Callable[[Path], None], boot: str | No
             if not (_looks_whole(folder) and _is_whole(folder)):
                 _make(folder, fill)
             proof.write_text(boot)
-        _remove_unused(shelf, name)
+        _remove_unused(shelf, name, unused_s)
     return folder
 
 
@@ -140,8 +143,8 @@ def _note_use(proof: Path) -> None:
         proof.touch()
 
 
-def _remove_unused(shelf: Path, name: str) -> None:
-    before = time.time() - UNUSED_S
+def _remove_unused(shelf: Path, name: str, unused_s: float) -> None:
+    before = time.time() - unused_s
     for proof in shelf.glob("*.proof"):
         other = proof.name.removesuffix(".proof")
         with suppress(OSError):

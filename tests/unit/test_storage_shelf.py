@@ -14,11 +14,11 @@ from tiny_text_model import tiny_recipe
 
 from tests.stored_model import store_model
 from tlcore.checkpoint import CheckpointReader, read_manifest
-from tlcore.models import shelf as shelf_module
-from tlcore.models.shelf import SEAL, UNUSED_S, shelved
 from tlcore.models.stored import StoredWeights
 from tlcore.models.weights import node_weights
 from tlcore.storage import open_store
+from tlcore.storage import shelf as shelf_module
+from tlcore.storage.shelf import SEAL, UNUSED_S, shelved
 from tlcore.tasks import build_task
 
 pytestmark = pytest.mark.unit
