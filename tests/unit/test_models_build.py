@@ -12,6 +12,7 @@ import torch
 from tiny_text_model import save_tiny_bert
 from transformers import AutoModelForSequenceClassification
 
+from tests.families import images
 from tlcore.errors import ModelError
 from tlcore.models import build_pretrained, build_scratch, is_carried, new_parameters, resolve_source
 
@@ -171,3 +172,27 @@ def test_damaged_weights_are_said(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0not json")
     with pytest.raises(ModelError, match="cannot build"):
         make(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["mobilenet_v2", "efficientnet"])
+def test_statistics_of_batch_norms_are_of_more_than_the_last_batch(tmp_path: Path, kind: str) -> None:
+    """transformers hands TensorFlow's momentum to torch, which means the opposite by it."""
+    from transformers import AutoModelForImageClassification, EfficientNetConfig
+
+    tiny = EfficientNetConfig(width_coefficient=0.25, depth_coefficient=0.25, hidden_dim=320, image_size=64)
+    config = images.mobilenet_v2()[0] if kind == "mobilenet_v2" else tiny
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+    source = resolve_source(str(tmp_path))
+    for build in (build_pretrained, build_scratch):
+        model: Any = build(AutoModelForImageClassification, source, source.load_config(), 1)
+        norms = [each for each in model.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+        assert norms and {norm.momentum for norm in norms} == {0.1}
+    norm, seen = norms[0], []
+    norm.register_forward_pre_hook(lambda _, given: seen.append(given[0].mean(dim=(0, 2, 3))))
+    expected = norm.running_mean.clone()
+    with torch.no_grad():
+        for batch in range(4):
+            model(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(batch)) + batch)
+    for mean in seen:
+        expected = 0.9 * expected + 0.1 * mean
+    torch.testing.assert_close(norm.running_mean, expected)

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from tlcore.data import block_done
 from tlcore.errors import CheckpointError, DataError, OutOfMemory
 from tlcore.recipe import recipe_from_dict
 from tlcore.sweep.slots import worker
@@ -226,6 +227,23 @@ def test_a_host_says_where_its_rank_stands_and_that_it_is_idle_between_commands(
     HOST[0].perform({"op": "test", "step": 5})
     assert made.seen == [Stand(5, "evaluate", 3)] * 2
     assert HOST[0].step == 5
+
+
+def test_a_rank_that_reads_data_while_it_starts_is_seen_to_get_on(monkeypatch):
+    """Else it would count as hung: the data of one node may take hours to be tokenized, once."""
+    stands = []
+
+    def made(*args):
+        for _ in range(2):
+            block_done()
+            stands.append(HOST[0].stand())
+        return Looked()
+
+    monkeypatch.setattr(worker, "import_factory", lambda path: made)
+    HOST[:] = [SessionHost("fake:Session", None)]
+    HOST[0].perform(start("t000"))
+    assert [stand.phase for stand in stands] == ["start", "start"]
+    assert stands[0].mark != stands[1].mark
 
 
 def test_a_session_that_runs_and_any_that_follows_is_interrupted(sessions):

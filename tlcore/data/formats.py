@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from tlcore.data.files import GZIP, DataFile
+from tlcore.data.moving import block_done
 from tlcore.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ def tables_of(files: Any, file: DataFile, columns: Sequence[str], block_bytes: i
         raise DataError(f"{file.path} is empty", hint="it has no byte in it")
     reading = {"parquet": _parquet, "jsonl": _json}.get(file.format, _separated)
     try:
-        yield from reading(partial(_open, files, file), file, columns, block_bytes)
+        for table in reading(partial(_open, files, file), file, columns, block_bytes):
+            block_done()
+            yield table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read {file.path} as {file.format}: {first_line(error)}", hint=_HINTS[file.format]

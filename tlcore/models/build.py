@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+_MOMENTUM, _MOST_MOMENTUM = 0.1, 0.5
 _NEW = "tlcore_new_parameters"
 _CARRIED = "tlcore_carried"
 _GENERATION = "generation_config.json"
@@ -270,4 +271,19 @@ def seeded(seed: int) -> Iterator[None]:
 def _as_module(model: Any) -> nn.Module:
     """Plain `Any` ends here; also back to training mode, which from_pretrained leaves."""
     module: nn.Module = model.train()
+    _turn_momenta(module)
     return module
+
+
+def _turn_momenta(module: nn.Module) -> None:
+    """Batch norms that would forget everything but the last batch get torch's usual momentum.
+
+    torch's momentum is the share of the new batch in the statistics. transformers' MobileNetV1, MobileNetV2, EfficientNet and
+    ALIGN hand TensorFlow's on, the share of the old ones (0.99 to 0.9997), and are then evaluated by one batch. Turned into
+    1 - 0.997, the statistics would follow the weights of a fine-tuning, which is short, too late.
+    """
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    for each in module.modules():
+        if isinstance(each, _BatchNorm) and each.momentum is not None and each.momentum > _MOST_MOMENTUM:
+            each.momentum = _MOMENTUM

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tlcore.data import GrowingArray, arrays_on_node, content_stamp, is_held
+from tlcore.data import GrowingArray, arrays_on_node, block_done, content_stamp, is_held
 from tlcore.errors import Fault, ModelError, RecipeError
 from tlcore.tasks.telling import Cut, tell_once
 
@@ -75,6 +75,7 @@ class TokenBuilder:
         part = store_tokens(texts)
         self._tokens.append(part.tokens)
         self._lengths.append(part.lengths)
+        block_done()
         return part
 
     def store(self) -> TokenStore:

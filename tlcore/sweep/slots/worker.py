@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayError
 
+from tlcore.data import blocks_done
 from tlcore.engine.exhausted import as_out_of_memory
 from tlcore.engine.process import prepare_process
 from tlcore.engine.resident import measure
@@ -94,7 +95,8 @@ class SessionHost:
         """Where this rank is now; for any thread."""
         session, op = self._session, self._op
         if session is None or op not in {"advance", "test"}:
-            return Stand(None, op)
+            # in `start` data are read and tokenized, which for large ones takes hours once on a node
+            return Stand(None, op, blocks_done())
         return Stand(getattr(session, "step", None), getattr(session, "phase", op), getattr(session, "ticks", 0))
 
     def perform(self, command: dict[str, Any]) -> Any:
