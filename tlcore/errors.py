@@ -146,7 +146,7 @@ class OutOfMemory(TrainError):
 
 
 class Diverged(TrainError):
-    """The loss is not finite."""
+    """The loss is not finite, or a multiple of what it was."""
 
 
 class SweepError(TlcoreError):

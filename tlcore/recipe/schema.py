@@ -265,6 +265,9 @@ class FailuresSection(Section):
     between its steps so far."""
     max_storage: NotNegative = 10
     """Saves of a trial that may fail in a row, and times it resumes after the store was away, before the trial fails."""
+    max_loss_factor: AboveZero | None = 100
+    """A trial whose training loss has grown beyond so many times its first one, at three looks in a row, has diverged and ends as
+    failed, as with a loss that is not finite; null: only with such a one."""
     on_infeasible: Literal["refuse", "drop", "repair"] = "refuse"
     """Points of the space whose batch, place or memory cannot be: refuse the sweep before it starts, drop them (such a trial does
     not run and counts as failed), or repair them: smaller micro-batch, recomputed activations, higher ZeRO stage, offload."""

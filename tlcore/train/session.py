@@ -19,11 +19,12 @@ from tlcore.checkpoint import CheckpointReader, CheckpointRef, Manifest, claim_a
 from tlcore.data import Course
 from tlcore.engine.optimizer import learning_rate
 from tlcore.engine.process import give_memory_back
-from tlcore.errors import CheckpointCorrupt, Diverged
+from tlcore.errors import CheckpointCorrupt
 from tlcore.recipe import Recipe, plan_batch
 from tlcore.storage import open_store
 from tlcore.tasks import build_task
 from tlcore.train.cadence import Cadence, ends_interval
+from tlcore.train.divergence import LossWatch
 from tlcore.train.evaluation import EXAMPLES, answered, evaluate
 from tlcore.train.features import with_features
 from tlcore.train.group import decide, rank_device, sum_over_ranks
@@ -81,7 +82,7 @@ class TrialSession:
         self.order = self._course([(0, recipe.train.global_batch_size)])
         self._cadence = Cadence.of(recipe)
         self.step, self.phase, self.ticks = 0, "first step", 0
-        self._loss = math.nan
+        self._loss, self._watch = math.nan, LossWatch(recipe, trial)
         self._fell_back: list[dict[str, Any]] = []
         claim = decide(lambda: claim_attempt(self._store, trial))
         parent = self._restore(resume_step)
@@ -116,7 +117,7 @@ class TrialSession:
         stop at the same step, commit what they have, and the report says so.
 
         Raises:
-            Diverged: the loss is not finite.
+            Diverged: as `divergence.py` says.
             CheckpointError: more saves failed in a row than the recipe allows.
         """
         self._target = self._step_at(fraction)
@@ -268,8 +269,7 @@ class TrialSession:
         self._leaves, self._is_slow = self._leaves or interrupted_ranks > 0, slow_ranks > 0
         self._losses.clear()
         self._loss = loss_sum / self.world_size
-        if not math.isfinite(self._loss):
-            self._fail_diverged("the loss", self._loss)
+        self._watch.look(self.step, self._loss)
         self._samples_per_s = self._samples / max(1e-9, time.monotonic() - self._since)
         self._tell()
         return overdue_ranks > 0, full_ranks == 0
@@ -296,19 +296,10 @@ class TrialSession:
                 )
             )
 
-    def _fail_diverged(self, what: str, value: float) -> None:
-        raise Diverged(
-            f"trial {self.trial}, step {self.step}: {what} is {value}",
-            hint=f"train.learning_rate is {self.recipe.train.learning_rate:g}; try a lower one, or train.gradient_clip",
-            trial=self.trial,
-            step=self.step,
-        )
-
     def _evaluate(self) -> dict[str, float]:
         found = self._measure("validation")
         for name, value in found.items():
-            if not math.isfinite(value):
-                self._fail_diverged(f"eval_{name}", value)
+            self._watch.check_finite(self.step, f"eval_{name}", value)
         return {f"eval_{name}": value for name, value in found.items()}
 
     def _measure(self, split: str) -> dict[str, float]:
@@ -322,7 +313,7 @@ class TrialSession:
     def _save(self, metrics: dict[str, float], wait: bool = False) -> None:
         def begin() -> None:
             self.ticks += 1  # to begin again is no standing still
-            facts = {**self._position(), "loss": finite(self._loss)}
+            facts = {**self._position(), "loss": finite(self._loss), **self._watch.facts()}
             offered = ends_interval(self.recipe, self.step, self._step_at)
             self._saver.save(self.model, self.step, facts, metrics, offered)
 
@@ -365,6 +356,7 @@ class TrialSession:
             # A trial killed between its last save and the report of it has no step left to get a loss from.
             loss = manifest.scalars.get("loss")
             self._loss = math.nan if loss is None else float(loss)
+            self._watch.restore(manifest)
             return manifest
 
     def _newest(
