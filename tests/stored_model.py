@@ -17,8 +17,10 @@ def store_model(
     labels: tuple[str, ...] = ("neg", "pos"),
     step: int = 5,
     metrics: dict[str, float] | None = None,
+    task_facts: dict[str, Any] | None = None,
 ) -> str:
-    """Commit the model's weights (no moments) as `step` of trial t000, where `metrics` were measured; returns its URL."""
+    """Commit the model's weights (no moments) as `step` of trial t000, where `metrics` were measured; returns its URL.
+    `task_facts` stand in place of `labels`."""
     import torch
 
     from tlcore.checkpoint import CheckpointRef, CheckpointWriter, Piece, Row, WriterSettings, next_attempt
@@ -40,7 +42,7 @@ def store_model(
         "scalars": {"optimizer_steps": step, "loss_scaler": None, "step": step, "global_batch_size": 8},
         "precision": "fp32",
         "recipe": recipe.to_dict(),
-        "task": {"labels": list(labels)},
+        "task": {"labels": list(labels)} if task_facts is None else task_facts,
         "metrics": metrics or {},
     }
     settings = WriterSettings(memory_bytes=128 << 20)

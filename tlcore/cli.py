@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from tlcore.commands import cluster, models, plan, reading, running, select, storage
+from tlcore.commands import captions, cluster, models, plan, reading, running, select, storage
 from tlcore.commands.options import INTERRUPTED
 from tlcore.errors import TlcoreError
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distributed transfer learning: sweeps of DeepSpeed-sharded fine-tuning over object storage.",
 )
-for each in (reading, plan, select, running, cluster, models):
+for each in (reading, plan, select, running, cluster, models, captions):
     each.add_to(app)
 app.add_typer(storage.checkpoints, name="checkpoints")
 app.add_typer(storage.store, name="store")

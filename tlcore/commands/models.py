@@ -99,7 +99,7 @@ def _find(word: str, storage: str) -> str:
     return found
 
 
-def _load(checkpoint: str, storage: str, place: str | None = None, test: str | None = None) -> TrainedModel:
+def load_trained(checkpoint: str, storage: str, place: str | None = None, test: str | None = None) -> TrainedModel:
     """`place`: data that will be read; `test`: data that the test split is to be."""
     found = _find(checkpoint, storage)
     _prepare(found, *(each for each in (place, test) if each is not None))
@@ -205,7 +205,7 @@ def evaluate(
         raise RequestError(
             f"--data stands in place of the test split, and --split is {split.value}", hint="take --split out"
         )
-    found = _load(checkpoint, storage, test=data).evaluate(split.value)
+    found = load_trained(checkpoint, storage, test=data).evaluate(split.value)
     if as_json:
         print_json(found)
         return
@@ -233,10 +233,10 @@ def predict(
 
     _check_asked(inputs, file, out)
     if file is not None:
-        _predict_rows(_load(checkpoint, storage, None if file == "-" else file), file, out)
+        _predict_rows(load_trained(checkpoint, storage, None if file == "-" else file), file, out)
         return
     inputs = inputs or []
-    answers = _load(checkpoint, storage).predict(inputs)
+    answers = load_trained(checkpoint, storage).predict(inputs)
     found = [{"input": given, **answer} for given, answer in zip(inputs, answers, strict=True)]
     if as_json:
         print_json(found)
