@@ -36,8 +36,8 @@ class Block(nn.Module):
 
 
 class Small(nn.Module):
-    """Embedding tied to the output, blocks, a frozen block, a scale of one element and a buffer that training changes; odd
-    sizes, so that partitions cut through parameters."""
+    """Embedding tied to the output, blocks, a frozen block, scales of one element, with and without a dimension, and a buffer that
+    training changes; odd sizes, so that partitions cut through parameters."""
 
     def __init__(self, width: int = WIDTH, seed: int = 0) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Small(nn.Module):
         self.blocks = nn.ModuleList([Block(width) for _ in range(3)])
         self.out = nn.Linear(width, 701, bias=False)
         self.out.weight = self.embed.weight
-        self.scale = nn.Parameter(torch.ones(1))
+        self.scale, self.heat = nn.Parameter(torch.ones(1)), nn.Parameter(torch.tensor(0.1))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.blocks[1].requires_grad_(False)
 
@@ -56,7 +56,7 @@ class Small(nn.Module):
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
-        return (self.out(x) * self.scale).float()
+        return (self.out(x) * self.scale * self.heat.exp()).float()
 
 
 def recipe_for(case: dict[str, Any]) -> Recipe:

@@ -123,6 +123,21 @@ def test_a_csvs_column_is_numbers_only_where_every_file_says_so(tmp_path: Path, 
     assert [row["label"] for row in read_split(str(folder), ["text", "label"], texts=["text"])] == ["1", "2", " 3", "x"]
 
 
+def test_categories_may_differ_from_block_to_block(tmp_path: Path, large: Path) -> None:
+    parts = [
+        pa.table({"text": pa.array([f"{name} text"] * 5), "label": pa.array([name] * 5).dictionary_encode()})
+        for name in "abc"
+    ]
+    with pyarrow.parquet.ParquetWriter(tmp_path / "a.parquet", parts[0].schema) as sink:
+        for part in parts:
+            sink.write_table(part)
+    [file] = find_files(str(tmp_path / "a.parquet"))
+    blocks = list(tables_of(filesystem("x"), file, ["label"], block_bytes=1))
+    assert len({str(block.column("label").chunk(0).dictionary) for block in blocks}) > 1
+    found = read_split(str(tmp_path / "a.parquet"), ["text", "label"], texts=["text"])
+    assert found.data.table.column("label").to_pylist() == [name for name in "abc" for _ in range(5)]
+
+
 def test_mapped_rows_take_no_memory(tmp_path: Path, large: Path) -> None:
     path = write(tmp_path, "a.jsonl", [{"text": "x" * 10_000, "label": "a"} for _ in range(1000)])
     before = pa.total_allocated_bytes()

@@ -106,9 +106,15 @@ def test_what_nobody_asked_for_in_a_month_goes_with_the_next_fetch(tmp_path: Pat
     long_ago = (tmp_path / "old.proof").stat().st_mtime - UNUSED_S - 60
     for name in ("old", "used"):
         os.utime(tmp_path / f"{name}.proof", (long_ago, long_ago))
+    for half, age_s in (
+        (".lost-x", UNUSED_S + 60),
+        (".fetched-x", 60),
+    ):  # of a process that was killed, of one that runs
+        (tmp_path / half).mkdir()
+        os.utime(tmp_path / half, (long_ago + UNUSED_S - age_s,) * 2)
     shelved(tmp_path, "used", Source())
     shelved(tmp_path, "new", Source())
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["new", "used"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [".fetched-x", "new", "used"]
 
 
 @pytest.mark.parametrize("strategy", ["full", "lora"])

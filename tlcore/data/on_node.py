@@ -61,18 +61,19 @@ def tables_on_node(url: str, files: Sequence[DataFile], columns: Sequence[str]) 
         for number, file in enumerate(files):
             tables = tables_of(opened, file, columns)
             first = next(tables)
+            # a stream: in Arrow's files all blocks of a column of categories would need the same ones
             with (
                 pa.OSFile(str(folder / f"{number:06d}.arrow"), "wb") as out,
-                pa.ipc.new_file(out, first.schema) as sink,
+                pa.ipc.new_stream(out, first.schema) as sink,
             ):
                 sink.write_table(first)
                 for table in tables:
                     sink.write_table(table)
 
     content = [url, *(f"{file.path} {file.size_bytes} {file.stamp}" for file in files), *columns]
-    folder = _shelved(f"table-{_digest(content)}", fill, url)
+    folder = _shelved(f"table-{_digest([*content, *_made_by('pyarrow')])}", fill, url)
     parts = sorted(folder.glob("*.arrow"))
-    return [pa.ipc.open_file(pa.memory_map(str(part))).read_all() for part in parts]
+    return [pa.ipc.open_stream(pa.memory_map(str(part))).read_all() for part in parts]
 
 
 def arrays_on_node(kind: type[Arrays], content: Sequence[object], place: str, make: Callable[[], Arrays]) -> Arrays:
@@ -80,7 +81,7 @@ def arrays_on_node(kind: type[Arrays], content: Sequence[object], place: str, ma
 
     Args:
         kind: a dataclass of arrays, numbers, None and such dataclasses.
-        content: everything that the result depends on, as text; the versions of this library and of tokenizers apart.
+        content: everything that the result depends on, the versions of packages apart.
         place: where the data is from, for messages.
 
     Raises DataError: the disk cannot be written; what `make` raises.
@@ -91,7 +92,7 @@ def arrays_on_node(kind: type[Arrays], content: Sequence[object], place: str, ma
         _write(make(), folder, "", facts)
         (folder / _FACTS).write_text(json.dumps(facts))
 
-    made_by = [f"{package} {version(package)}" for package in ("tlcore", "transformers", "tokenizers", "numpy")]
+    made_by = _made_by("transformers", "tokenizers", "numpy")
     name = f"{kind.__name__.lower()}-{_digest([kind.__qualname__, *map(repr, content), *made_by])}"
     folder = _shelved(name, fill, place)
     found: Arrays = _read(kind, folder, "", json.loads((folder / _FACTS).read_text()))
@@ -120,6 +121,11 @@ def no_room(what: str, error: OSError) -> DataError:
         f"{what} is too large to be held in memory, and cannot be kept on this node's disk in {data_shelf()}: {error}",
         hint="free space there, or let HOME be where there is room",
     )
+
+
+def _made_by(*packages: str) -> list[str]:
+    """What another version of would make something else of the same data."""
+    return [f"{package} {version(package)}" for package in ("tlcore", *packages)]
 
 
 def _digest(lines: Sequence[str]) -> str:

@@ -144,6 +144,7 @@ def _note_use(proof: Path) -> None:
 
 
 def _remove_unused(shelf: Path, name: str, unused_s: float) -> None:
+    """What nobody asked for since, and what was left half made that long ago by processes that were killed."""
     before = time.time() - unused_s
     for proof in shelf.glob("*.proof"):
         other = proof.name.removesuffix(".proof")
@@ -151,6 +152,10 @@ def _remove_unused(shelf: Path, name: str, unused_s: float) -> None:
             if other != name and proof.stat().st_mtime < before:
                 proof.unlink()
                 shutil.rmtree(shelf / other, ignore_errors=True)
+    for half in shelf.glob(".*-*"):
+        with suppress(OSError):
+            if half.stat().st_mtime < before:
+                shutil.rmtree(half, ignore_errors=True)
 
 
 @contextmanager
