@@ -115,8 +115,7 @@ def leftovers(trace, cpus):
 def _leftovers(trace, cpus):
     found = [f"rank with pid {pid}" for pid in sorted({line["pid"] for line in trace}) if _alive(pid)]
     actors = ray._private.state.actors().values()
-    # Ray Train's PlacementGroupCleaner is not ours to count: after a kill it asks the dashboard, which is not there, for ever
-    ours = {"Slot", "Mailbox", "Board", "RayTrainWorker", "TrainController"}
+    ours = {"Slot", "Mailbox", "Board", "RayTrainWorker", "TrainController", "PlacementGroupCleaner"}
     found += [str(one["ActorClassName"]) for one in actors if one["State"] == "ALIVE" and one["ActorClassName"] in ours]
     free = ray.available_resources().get("CPU", 0.0)
     return found + ([] if free == cpus else [f"{cpus - free} CPUs still reserved"])

@@ -186,9 +186,8 @@ class _CachedTask:
         close = _CLOSE[self._kept["train"].rows.dtype] * (1 + whole.abs())
         wrong = torch.tensor([float(not (whole - given).abs() <= close)], device=whole.device)
         if sum_over_ranks(wrong).item():
-            raise _refused(
-                f"but its head reads more than the last block's output: the loss is {whole:.4g}, with features {given:.4g}"
-            )
+            found = "does not take such" if given.isnan() else f"with features {given:.4g}"
+            raise _refused(f"but its head reads more than the last block's output: the loss is {whole:.4g}, {found}")
 
 
 class _CachedMetrics:

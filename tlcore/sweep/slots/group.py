@@ -14,7 +14,6 @@ once the trials have ended by `examination.py`: it is the slot then.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -25,15 +24,13 @@ from typing import Any
 import ray
 import ray.train
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, OutOfMemoryError, RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util import remove_placement_group
 
 from tlcore.engine.process import GPU_SHARE
 from tlcore.errors import OutOfMemory, SlotFailed, SweepError
 from tlcore.sweep.cluster.growth import waits_for_room
-from tlcore.sweep.cluster.resources import Shape, label_selector
-from tlcore.sweep.slots.controller import NoRestart, ProcessGroup, StartWatch, in_words, root_of
+from tlcore.sweep.cluster.resources import Shape
+from tlcore.sweep.slots.controller import in_words, root_of
 from tlcore.sweep.slots.failures import (
     PATIENCE,
     LossKind,
@@ -45,7 +42,8 @@ from tlcore.sweep.slots.failures import (
 )
 from tlcore.sweep.slots.kernel import has_killed, oom_kills_on
 from tlcore.sweep.slots.mailbox import RankFailure, RankInfo, Status, open_mailbox
-from tlcore.sweep.slots.worker import HEARTBEAT_S, worker_loop
+from tlcore.sweep.slots.trainer import run_ranks
+from tlcore.sweep.slots.worker import HEARTBEAT_S
 
 POLL_S = 5.0
 START_S = 900.0
@@ -127,36 +125,19 @@ class WorkerGroup:
         self._thread.start()
 
     def _fit(self) -> None:
-        # Ray Train propagates these from here to its controller; the default poll of 2 s is most of a recovery
-        os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
-        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-        shape = self.settings.shape
+        settings = self.settings
+        loop = {"mailbox": self.mailbox, "session": settings.session, "board": settings.board}
+        environment = worker_environment(settings.shape)
         try:
-            # not `TorchTrainer`, which is this with a backend that loads torch here too: see controller.py
-            DataParallelTrainer(
-                worker_loop,
-                train_loop_config={
-                    "mailbox": self.mailbox,
-                    "session": self.settings.session,
-                    "board": self.settings.board,
-                },
-                backend_config=ProcessGroup("nccl" if shape.gpus else "gloo", self.settings.collective_s),
-                scaling_config=ScalingConfig(
-                    num_workers=shape.workers,
-                    use_gpu=shape.gpus > 0,
-                    resources_per_worker=shape.per_worker,
-                    placement_strategy=shape.placement.upper(),
-                    label_selector=label_selector(shape, self.settings.avoid),
-                    accelerator_type=shape.accelerator,
-                ),
-                run_config=RunConfig(
-                    name=self.settings.name,
-                    storage_path=str(self.settings.scratch),
-                    failure_config=FailureConfig(max_failures=-1),
-                    callbacks=[NoRestart(self.mailbox), StartWatch(self.mailbox)],
-                    worker_runtime_env={"env_vars": worker_environment(shape)},
-                ),
-            ).fit()
+            run_ranks(
+                settings.shape,
+                loop,
+                settings.name,
+                settings.scratch,
+                settings.collective_s,
+                settings.avoid,
+                environment,
+            )
         except Exception as error:  # noqa: BLE001 (a thread's edge: `await_ranks` and `run` raise it in the slot)
             self._ended = error
 

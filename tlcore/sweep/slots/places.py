@@ -6,7 +6,8 @@ room. Until its ranks have joined, the slot itself does not know which one it is
 whether that actor is dead, though its public table leaves both out. So a group is freed when its maker is dead, whoever that was,
 and no living slot can lose the one that it has just asked for. What the driver and Tune ask for was made by no actor.
 
-Ray Train's own cleaner asks the dashboard, which a machine alone does not have, and knows no group before its workers started.
+Ray Train's own cleaner, one process for each group, is left out (`trainer.py`): it asks the dashboard, which a machine alone does
+not have, and knows no group before its workers started.
 
 Called by the driver's watching thread, every few seconds: Ray learns of a controller's death a moment after the slot's.
 """
