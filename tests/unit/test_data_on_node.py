@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -273,7 +274,8 @@ def test_told_tokens_are_counted_alike_in_any_blocks(lengths: list[int], seed: i
 
 @given(parts=st.lists(st.lists(st.integers(-5, 5), max_size=30), max_size=20), held=st.sampled_from([1, 40, 1 << 20]))
 def test_a_growing_array_is_what_was_appended(parts: list[list[int]], held: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as home:
+        patch.setenv("HOME", home)
         patch.setattr(growing, "_HELD_BYTES", held)
         array = GrowingArray(np.int64)
         for part in parts:

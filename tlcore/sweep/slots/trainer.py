@@ -3,12 +3,12 @@
 Owns Ray Train's names and settings. Called by `group.py`, in a thread of the slot.
 
 Ray Train starts four processes beside each run's controller and ranks. In one of them the ranks meet. The other three are left
-out here; each is 200 MB, and 2 s of processor time that the ranks' start waits for where cores are few:
+out here; each is 110 MB, and 2 to 3 s of processor time that the ranks' start waits for where cores are few:
 
 * its cleaner of placement groups, on the head. Where a controller was killed, it stays for ever: without a dashboard it cannot
   ask whether the controller lives, and when it knows that it does not, it ends its thread in place of its process. `places.py`
   frees what is left, also of groups whose workers had not started yet.
-* the manager of `ray.data` sets, of which there are none here. For its sake every rank would import `ray.data`, too.
+* the manager of `ray.data` sets, of which there are none here.
 * the watcher for nodes that are about to be taken away, whose word nobody asks for.
 """
 
