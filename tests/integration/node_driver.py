@@ -1,8 +1,9 @@
-"""A driver with a cluster of several nodes of its own: `node_driver.py DIRECTORY` leaves what befell three sweeps in `found.json`.
+"""A driver with a cluster of several nodes of its own: `node_driver.py DIRECTORY` leaves what befell its sweeps in `found.json`.
 
-The first asks for a node by its label, which somebody else holds until the sweep says that it waits, while the other node is free.
-In the second, workers die again and again on one node, the only one with free processors, until those of another one are given back
-when the sweep says that it avoids the first. In the third, the node on which a trial's ranks are dies.
+Two have their workers on one node, and on two. The next asks for a node by its label, which somebody else holds until the sweep
+says that it waits, while the other node is free. In another, workers die again and again on one node, the only one with free
+processors, until those of another one are given back when the sweep says that it avoids the first. In the last, the node on
+which a trial's ranks are dies.
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ def tenant_on(node):
     tenant = Tenant.options(scheduling_strategy=where).remote()
     ray.get(tenant.ready.remote())
     return tenant
+
+
+def placed(directory, placement):
+    """The node of each rank."""
+    resources = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 2, "placement": placement}
+    found = run(directory, lambda event: None, resources=resources)
+    ranks = {line["rank"]: line["node"] for line in read_trace(directory) if line["event"] == "settings"}
+    return {"status": found["status"], "ranks": [ranks[rank] for rank in sorted(ranks)]}
 
 
 def labelled(cluster, directory):
@@ -108,6 +117,7 @@ def main(directory):
     )
     try:
         found = {
+            "placed": {each: placed(Path(directory) / each, each) for each in ("strict_pack", "spread")},
             "labelled": labelled(cluster, Path(directory) / "labelled"),
             "avoided": avoided(cluster, Path(directory) / "avoided"),
             "lost": lost(cluster, Path(directory) / "lost"),

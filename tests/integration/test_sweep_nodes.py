@@ -1,4 +1,4 @@
-"""Nodes on a real cluster: one asked for by its label, one that keeps failing and is avoided, one that dies with two ranks."""
+"""Nodes on a real cluster: workers on one or on two of them; one with a label, one that keeps failing, one that dies with two ranks."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def found(tmp_path_factory):
 
 def of(events, kind):
     return [event for event in events if event["kind"] == kind]
+
+
+def test_workers_are_packed_on_a_node_or_spread_over_two(found):
+    seen = found["placed"]
+    assert {each["status"] for each in seen.values()} == {"completed"}
+    assert [len(each["ranks"]) for each in seen.values()] == [2, 2]
+    assert {placement: len(set(each["ranks"])) for placement, each in seen.items()} == {"strict_pack": 1, "spread": 2}
 
 
 def test_workers_wait_for_the_node_with_their_label_while_another_is_free_and_that_costs_nothing(found):
