@@ -1,4 +1,4 @@
-"""Nodes on a real cluster: workers on one or two of them; one with a label, one that keeps failing, one that dies with two ranks."""
+"""Nodes on a real cluster: workers on one or two; one with a label, one that keeps failing, one that dies with two ranks."""
 
 from __future__ import annotations
 
