@@ -28,6 +28,7 @@ from tlcore.sweep.slots import slot as slots
 from tlcore.sweep.slots.group import GroupLost
 from tlcore.sweep.slots.slot import POINTER, REPORT, Slot
 from tlcore.train.cadence import ends_interval
+from tlcore.train.divergence import LossWatch
 from tlcore.train.group import process_group
 from tlcore.train.saving import Saver
 from tlcore.train.session import TrialSession
@@ -90,6 +91,7 @@ class Session(TrialSession):
         self.model, self.step, self.ticks = Trained(), parent.step if parent else 0, 0
         self._saver = Saver(store, trial, chosen, {}, 0, 1, parent)
         self._loss, self._samples_per_s, self._fell_back = 0.5, 1.0, []
+        self._watch = LossWatch(chosen, trial)
         self._prepared, self._leaves = True, False
 
     def train_step(self):

@@ -96,7 +96,7 @@ class SessionHost:
         session, op = self._session, self._op
         if session is None or op not in {"advance", "test"}:
             # in `start` data are read and tokenized, which for large ones takes hours once on a node
-            return Stand(None, op, blocks_done())
+            return Stand(None, op, blocks_done() if op == "start" else 0)
         return Stand(getattr(session, "step", None), getattr(session, "phase", op), getattr(session, "ticks", 0))
 
     def perform(self, command: dict[str, Any]) -> Any:
