@@ -104,8 +104,8 @@ TASKS = ("image-segmentation", "object-detection")
 MAKERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     **{f"{name}/{task}": below(make, task, SIDES.get(name, SIDE)) for name, make in NETWORKS.items() for task in TASKS},
     **{f"efficientnet-lite/{task}": lite(task) for task in TASKS},
-    # so slowly that rounding stays small: at 5e-3 losses of some processors were 11 % apart after five steps
-    "mobilenet_v2/image-segmentation": below(mobilenet_v2, "image-segmentation", learning_rate=1e-3),
+    # so slowly that rounding stays small: at 5e-3 losses were 11 % apart after five steps, at 1e-3 0.9 %
+    "mobilenet_v2/image-segmentation": below(mobilenet_v2, "image-segmentation", learning_rate=2e-4),
     "upernet/image-segmentation": upernet,
 }
 """Row's name -> makes the model under a directory and returns the recipe's sections that differ."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from tlcore.engine.formats import move_buffers
@@ -55,7 +56,16 @@ class _PartByPart(deepspeed.zero.Init):
                 self._take_part(parameter, dtype)
             else:
                 parameter.data = parameter.data.to(device=self._device, dtype=dtype)
-                self._zero_init_param(parameter)
+                self._take_from_rank_0(parameter)
+
+    def _take_from_rank_0(self, parameter: Any) -> None:
+        if parameter.dim():
+            self._zero_init_param(parameter)
+            return
+        # the same without a view of its bytes, which torch has none of where there is no dimension
+        self._convert_to_deepspeed_param(parameter)
+        dist.broadcast(parameter.data.view(1), group_src=0, group=self.get_partition_dp_group(parameter))
+        parameter.partition()
 
     def _take_part(self, parameter: Any, dtype: torch.dtype) -> None:
         whole = parameter.data

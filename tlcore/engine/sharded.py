@@ -41,6 +41,7 @@ from tlcore.engine.restore import (
     states_of_masters,
     stored_steps,
 )
+from tlcore.engine.scalars import allow_scalars
 from tlcore.engine.stale import forget_engine
 from tlcore.recipe import BatchPlan, Recipe
 
@@ -84,6 +85,7 @@ class ShardedModel:
         trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
         _skip_inference_op()
         gather_by_broadcast()
+        allow_scalars()
         # Stage 3 replaces it for good, by one that rounds otherwise: the next trial of this process must not meet that.
         self._linear = torch.nn.functional.linear
         config = deepspeed_config(recipe, batch, self.precision, device.type, trained)
