@@ -10,12 +10,13 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from tlcore.commands.models import Checkpoint, load_trained
+from tlcore.commands.models import Checkpoint, check_new, load_trained
 from tlcore.commands.options import DEFAULT_STORAGE, Storage
 from tlcore.errors import RequestError
 
@@ -54,19 +55,20 @@ def caption(
     """Captions of what is said: words with their times, in lines and pauses; of stdin as soon as each piece has been said."""
     from tlcore.report.captions import VTT_HEAD, as_srt, as_vtt, captions
 
-    if out is not None and (Path(out).exists() or not Path(out).absolute().parent.is_dir()):
-        fault = "exists" if Path(out).exists() else "lies in no directory"
-        raise RequestError(f"--out {out} {fault}", hint="name a new file in a directory that is there")
+    if out is not None:
+        check_new(out)
     trained = load_trained(checkpoint, storage)
     if trained.recipe.task not in _TASKS:
         raise RequestError(
             f"{checkpoint} was trained for {trained.recipe.task}, which says nothing of words",
             hint=f"captions are of {' and '.join(_TASKS)}",
         )
+    answers = _answers(trained, sound, rate)
+    first = list(islice(answers, 1))  # before there is a file: of a model that tells no times nothing is to be left
     written, write = 1, {Captions.srt: as_srt, Captions.vtt: as_vtt}[form]
     with contextlib.nullcontext(sys.stdout) if out is None else Path(out).open("x", encoding="utf-8") as stream:
         stream.write(VTT_HEAD if form is Captions.vtt else "")
-        for answer, until_s in _answers(trained, sound, rate):
+        for answer, until_s in chain(first, answers):
             shown = captions(answer["words"], _between(answer), until_s)
             for block in write(shown, written):
                 stream.write(block)

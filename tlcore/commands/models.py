@@ -247,8 +247,6 @@ def predict(
 
 def _check_asked(inputs: list[str] | None, file: str | None, out: str | None) -> None:
     """Raise RequestError for inputs that do not go together, before a model is read."""
-    from pathlib import Path
-
     if bool(inputs) == (file is not None):
         said = "there is no INPUT" if file is None else f"--file {file} and INPUT exclude each other"
         raise RequestError(f"{said}, so nothing says what to predict for", hint="give inputs, or --file PLACE")
@@ -256,6 +254,13 @@ def _check_asked(inputs: list[str] | None, file: str | None, out: str | None) ->
         return
     if file is None:
         raise RequestError(f"--out {out} is for what --file gives", hint="give --file PLACE, or take --out out")
+    check_new(out)
+
+
+def check_new(out: str) -> None:
+    """Raise RequestError where `--out` names no new file in a directory that is there."""
+    from pathlib import Path
+
     if Path(out).exists() or not Path(out).absolute().parent.is_dir():
         fault = "exists" if Path(out).exists() else "lies in no directory"
         raise RequestError(f"--out {out} {fault}", hint="name a new file in a directory that is there")
